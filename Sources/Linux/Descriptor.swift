@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+
+/// An open file descriptor that closes itself. Every one is close-on-exec.
+package struct Descriptor: ~Copyable, Sendable {
+  package private(set) var number: Int32
+
+  /// Takes over a descriptor number that nothing else will close.
+  package init(adopting number: Int32) { self.number = number }
+
+  deinit {
+    // `discard self` is not to be had in Embedded Swift: −1 marks a released one.
+    if number >= 0 { _ = clx_close(number) }
+  }
+
+  /// Gives the number up; the caller closes it.
+  package consuming func release() -> Int32 {
+    var me = self
+    let number = me.number
+    me.number = -1
+    return number
+  }
+
+  package func duplicate() throws(Errno) -> Descriptor {
+    Descriptor(adopting: Int32(try check(clx_dup_cloexec(number, 10))))
+  }
+
+  /// Reads up to `limit` bytes; an empty array is the end of the file.
+  package func read(upTo limit: Int) throws(Errno) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: limit)
+    // SAFETY: the kernel writes at most `limit` bytes into a buffer of `limit` bytes.
+    let count = try retrying { bytes.withUnsafeMutableBytes { clx_read(number, $0.baseAddress, limit) } }
+    bytes.removeLast(limit - count)
+    return bytes
+  }
+
+  package func read(at offset: UInt64, upTo limit: Int) throws(Errno) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: limit)
+    let count = try retrying {
+      bytes.withUnsafeMutableBytes { clx_pread(number, $0.baseAddress, limit, Int64(offset)) }
+    }
+    bytes.removeLast(limit - count)
+    return bytes
+  }
+
+  /// Reads to the end; EFBIG-like `messageTooLong` past `limit` bytes.
+  package func readAll(limit: Int) throws(Errno) -> [UInt8] {
+    var all: [UInt8] = []
+    while true {
+      let part = try read(upTo: 65_536)
+      if part.isEmpty { return all }
+      all += part
+      if all.count > limit { throw .messageTooLong }
+    }
+  }
+
+  package func write(_ bytes: [UInt8]) throws(Errno) {
+    var done = 0
+    while done < bytes.count {
+      done += try retrying {
+        bytes.withUnsafeBytes { clx_write(number, $0.baseAddress! + done, bytes.count - done) }
+      }
+    }
+  }
+
+  /// One write(2), which may take fewer bytes than offered; for non-blocking descriptors.
+  package func writeSome(_ bytes: ArraySlice<UInt8>) throws(Errno) -> Int {
+    try retrying { bytes.withUnsafeBytes { clx_write(number, $0.baseAddress, bytes.count) } }
+  }
+
+  package func sync() throws(Errno) { try retrying { clx_fsync(number) } }
+  package func truncate(to size: UInt64) throws(Errno) { try retrying { clx_ftruncate(number, Int64(size)) } }
+
+  /// The path by which another call can name this descriptor's object.
+  package var procPath: String { "/proc/self/fd/\(number)" }
+}
+
+/// A descriptor that several places hold; closed with the last of them.
+package final class Handle: Sendable {
+  package let descriptor: Descriptor
+  package init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
+}
+
+/// A pipe, close-on-exec at both ends.
+package struct Pipe: ~Copyable {
+  package let reading: Descriptor
+  package let writing: Descriptor
+
+  package init(nonblocking: Bool = false) throws(Errno) {
+    var pair: [Int32] = [-1, -1]
+    try check(pair.withUnsafeMutableBufferPointer { clx_pipe2($0.baseAddress, nonblocking ? Int32(CLX_O_NONBLOCK) : 0) })
+    reading = Descriptor(adopting: pair[0])
+    writing = Descriptor(adopting: pair[1])
+  }
+
+  package consuming func ends() -> Ends { Ends(reading: Handle(reading), writing: Handle(writing)) }
+
+  package struct Ends {
+    package let reading: Handle
+    package let writing: Handle
+  }
+}

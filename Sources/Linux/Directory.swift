@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+
+/// Flags of open(2), as the kernel numbers them.
+package struct OpenFlags: OptionSet, Sendable {
+  package let rawValue: Int32
+  package init(rawValue: Int32) { self.rawValue = rawValue }
+  package static let readOnly: OpenFlags = []
+  package static let writeOnly = OpenFlags(rawValue: Int32(CLX_O_WRONLY))
+  package static let readWrite = OpenFlags(rawValue: Int32(CLX_O_RDWR))
+  package static let create = OpenFlags(rawValue: Int32(CLX_O_CREAT))
+  package static let exclusive = OpenFlags(rawValue: Int32(CLX_O_EXCL))
+  package static let truncate = OpenFlags(rawValue: Int32(CLX_O_TRUNC))
+  package static let append = OpenFlags(rawValue: Int32(CLX_O_APPEND))
+  package static let directory = OpenFlags(rawValue: Int32(CLX_O_DIRECTORY))
+  package static let path = OpenFlags(rawValue: Int32(CLX_O_PATH))
+  package static let noFollow = OpenFlags(rawValue: Int32(CLX_O_NOFOLLOW))
+  package static let nonBlocking = OpenFlags(rawValue: Int32(CLX_O_NONBLOCK))
+  package static let noTerminal = OpenFlags(rawValue: Int32(CLX_O_NOCTTY))
+}
+
+/// How openat2(2) may walk a path.
+package struct Resolution: OptionSet, Sendable {
+  package let rawValue: UInt64
+  package init(rawValue: UInt64) { self.rawValue = rawValue }
+  package static let noMountCrossing = Resolution(rawValue: UInt64(CLX_RESOLVE_NO_XDEV))
+  package static let noMagicLinks = Resolution(rawValue: UInt64(CLX_RESOLVE_NO_MAGICLINKS))
+  package static let noSymlinks = Resolution(rawValue: UInt64(CLX_RESOLVE_NO_SYMLINKS))
+  package static let beneath = Resolution(rawValue: UInt64(CLX_RESOLVE_BENEATH))
+  package static let inRoot = Resolution(rawValue: UInt64(CLX_RESOLVE_IN_ROOT))
+}
+
+/// What fstat(2) tells, as far as Carrel asks.
+package struct FileStatus: Sendable {
+  package enum Kind: Sendable { case regular, directory, symlink, characterDevice, blockDevice, fifo, socket }
+  package let kind: Kind
+  package let permissions: UInt32
+  package let uid: UInt32
+  package let gid: UInt32
+  package let size: UInt64
+  package let inode: UInt64
+  package let device: UInt64
+  package let major: UInt32
+  package let minor: UInt32
+}
+
+extension Descriptor {
+  /// Opens an absolute path, or one relative to the working directory.
+  package static func open(_ path: String, _ flags: OpenFlags, mode: UInt32 = 0) throws(Errno) -> Descriptor {
+    let number = try retrying { path.withCString { clx_openat(Int32(CLX_AT_FDCWD), $0, flags.rawValue, mode) } }
+    return Descriptor(adopting: Int32(number))
+  }
+
+  package func open(_ path: String, _ flags: OpenFlags, mode: UInt32 = 0) throws(Errno) -> Descriptor {
+    let number = try retrying { path.withCString { clx_openat(self.number, $0, flags.rawValue, mode) } }
+    return Descriptor(adopting: Int32(number))
+  }
+
+  /// openat2(2). A race that the kernel detects answers EAGAIN; it is tried again, a bounded number of times.
+  package func open(_ path: String, _ flags: OpenFlags, mode: UInt32 = 0, resolving: Resolution) throws(Errno)
+    -> Descriptor
+  {
+    var attempts = 0
+    while true {
+      let result = path.withCString { clx_openat2(self.number, $0, flags.rawValue, mode, resolving.rawValue) }
+      if result == Int(-EINTR) || (result == Int(-EAGAIN) && attempts < 64) {
+        attempts += 1
+        continue
+      }
+      return Descriptor(adopting: Int32(try check(result)))
+    }
+  }
+
+  package func status(_ path: String = "") throws(Errno) -> FileStatus {
+    var raw = clx_file()
+    try check(path.withCString { clx_fstatat(number, $0, &raw) })
+    let kind: FileStatus.Kind =
+      switch raw.mode & 0o170000 {
+      case 0o040000: .directory
+      case 0o120000: .symlink
+      case 0o020000: .characterDevice
+      case 0o060000: .blockDevice
+      case 0o010000: .fifo
+      case 0o140000: .socket
+      default: .regular
+      }
+    return FileStatus(
+      kind: kind, permissions: raw.mode & 0o7777, uid: raw.uid, gid: raw.gid, size: raw.size, inode: raw.inode,
+      device: raw.device, major: raw.major, minor: raw.minor)
+  }
+
+  package func makeDirectory(_ path: String, mode: UInt32) throws(Errno) {
+    try check(path.withCString { clx_mkdirat(number, $0, mode) })
+  }
+  package func makeSymlink(_ path: String, to target: String) throws(Errno) {
+    try check(path.withCString { p in target.withCString { clx_symlinkat($0, number, p) } })
+  }
+  package func makeHardLink(_ path: String, to existing: String, in folder: borrowing Descriptor) throws(Errno) {
+    let from = folder.number
+    try check(path.withCString { p in existing.withCString { clx_linkat(from, $0, number, p) } })
+  }
+  package func makeWhiteout(_ path: String) throws(Errno) {
+    try check(path.withCString { clx_mknodat(number, $0, 0o020000, 0) })
+  }
+  package func remove(_ path: String, directory: Bool = false) throws(Errno) {
+    try check(path.withCString { clx_unlinkat(number, $0, directory ? Int32(CLX_AT_REMOVEDIR) : 0) })
+  }
+  package func rename(_ from: String, to: String) throws(Errno) {
+    try check(from.withCString { f in to.withCString { clx_renameat(number, f, number, $0) } })
+  }
+  package func readLink(_ path: String) throws(Errno) -> String {
+    var bytes = [UInt8](repeating: 0, count: 4096)
+    let count = try check(
+      path.withCString { p in
+        bytes.withUnsafeMutableBytes { clx_readlinkat(number, p, $0.baseAddress!.assumingMemoryBound(to: CChar.self), 4096) }
+      })
+    return String(decoding: bytes[..<count], as: UTF8.self)
+  }
+  package func setOwner(_ uid: UInt32, _ gid: UInt32, _ path: String = "") throws(Errno) {
+    try check(path.withCString { clx_fchownat(number, $0, uid, gid) })
+  }
+  package func setMode(_ mode: UInt32) throws(Errno) { try check(clx_fchmod(number, mode)) }
+  package func setMode(_ mode: UInt32, _ path: String) throws(Errno) {
+    try check(path.withCString { clx_fchmodat(number, $0, mode) })
+  }
+  package func setModificationTime(_ seconds: Int64, _ path: String) throws(Errno) {
+    try check(path.withCString { clx_utimens(number, $0, seconds) })
+  }
+  package func exists(_ path: String) -> Bool {
+    path.withCString { clx_access(number, $0, 0) } == 0
+  }
+
+  /// Writes a file so that a crash leaves the old one or the new one whole:
+  /// a temporary file, fsync, rename, fsync of the folder.
+  package func replace(_ name: String, with bytes: [UInt8], mode: UInt32 = 0o600, durable: Bool = true) throws(Errno) {
+    let temporary = ".\(name).tmp"
+    do {
+      let file = try open(temporary, [.writeOnly, .create, .truncate, .noFollow], mode: mode)
+      try file.write(bytes)
+      if durable { try file.sync() }
+    }
+    try rename(temporary, to: name)
+    if durable { try sync() }
+  }
+
+  /// Takes an exclusive lock for as long as this descriptor is open; `again` if another process holds it.
+  package func lock() throws(Errno) { try retrying { clx_flock(number, 2 | 4) } }
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+
+/// A system call's error number (errno(3)).
+package struct Errno: Error, Equatable, Sendable {
+  package let code: Int32
+
+  package init(_ code: Int32) { self.code = code }
+
+  /// The C library's sentence for the number. Not for use inside a container root: it may load a locale.
+  package var sentence: String { String(cString: clx_strerror(code)) }
+
+  package static let perm = Errno(EPERM)
+  package static let noEntry = Errno(ENOENT)
+  package static let interrupted = Errno(EINTR)
+  package static let io = Errno(EIO)
+  package static let argumentsTooLong = Errno(E2BIG)
+  package static let notExecutable = Errno(ENOEXEC)
+  package static let again = Errno(EAGAIN)
+  package static let access = Errno(EACCES)
+  package static let exists = Errno(EEXIST)
+  package static let notDirectory = Errno(ENOTDIR)
+  package static let isDirectory = Errno(EISDIR)
+  package static let invalid = Errno(EINVAL)
+  package static let noSpace = Errno(ENOSPC)
+  package static let readOnly = Errno(EROFS)
+  package static let loop = Errno(ELOOP)
+  package static let notSupported = Errno(ENOTSUP)
+  package static let noSuchProcess = Errno(ESRCH)
+  package static let noChild = Errno(ECHILD)
+  package static let connectionRefused = Errno(ECONNREFUSED)
+  package static let messageTooLong = Errno(EMSGSIZE)
+  package static let busy = Errno(EBUSY)
+  package static let notSupportedHere = Errno(ENOSYS)
+}
+
+/// Turns the kernel's convention (≥ 0, or −errno) into a value or an error.
+@discardableResult
+func check(_ result: Int) throws(Errno) -> Int {
+  if result < 0 { throw Errno(Int32(-result)) }
+  return result
+}
+
+/// Repeats a call that a signal interrupted.
+@discardableResult
+func retrying(_ call: () -> Int) throws(Errno) -> Int {
+  while true {
+    let result = call()
+    if result != Int(-EINTR) { return try check(result) }
+  }
+}

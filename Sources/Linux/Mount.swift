@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+
+/// Attributes of a mount (mount_setattr(2)).
+package struct MountAttributes: OptionSet, Sendable {
+  package let rawValue: UInt64
+  package init(rawValue: UInt64) { self.rawValue = rawValue }
+  package static let readOnly = MountAttributes(rawValue: UInt64(CLX_ATTR_RDONLY))
+  package static let noSetuid = MountAttributes(rawValue: UInt64(CLX_ATTR_NOSUID))
+  package static let noDevices = MountAttributes(rawValue: UInt64(CLX_ATTR_NODEV))
+  package static let noExec = MountAttributes(rawValue: UInt64(CLX_ATTR_NOEXEC))
+}
+
+/// File system kinds by the magic number that statfs(2) reports.
+package enum FileSystemMagic {
+  package static let proc = Int(CLX_SUPER_PROC)
+  package static let devpts = Int(CLX_SUPER_DEVPTS)
+  package static let cgroup2 = Int(CLX_SUPER_CGROUP2)
+}
+
+/// A mount that is attached nowhere yet, or was attached through `attach(to:)`.
+///
+/// Nothing here mounts by a path that a container could have changed: sources
+/// become descriptors, targets are descriptors (CVE-2021-30465 and its kin).
+package enum Mount {
+  /// Clones the mount under `path`; the source is pinned from then on.
+  package static func clone(
+    _ folder: borrowing Descriptor, _ path: String = "", recursive: Bool = false
+  ) throws(Errno) -> Descriptor {
+    let number = folder.number
+    var flags = UInt32(CLX_OPEN_TREE_CLONE) | UInt32(path.isEmpty ? CLX_AT_EMPTY_PATH : 0)
+    if recursive { flags |= UInt32(CLX_AT_RECURSIVE) }
+    return Descriptor(adopting: Int32(try check(path.withCString { clx_open_tree(number, $0, flags) })))
+  }
+
+  /// Makes a new file system instance. An option with an empty value is a flag.
+  package static func make(
+    _ type: String, _ options: [(String, String)] = [], attributes: MountAttributes = []
+  ) throws(Errno) -> Descriptor {
+    let context = Descriptor(adopting: Int32(try check(type.withCString { clx_fsopen($0) })))
+    let number = context.number
+    for (key, value) in options {
+      let result = key.withCString { k in
+        value.isEmpty
+          ? clx_fsconfig(number, UInt32(CLX_FSCONFIG_SET_FLAG), k, nil)
+          : value.withCString { clx_fsconfig(number, UInt32(CLX_FSCONFIG_SET_STRING), k, $0) }
+      }
+      try check(result)
+    }
+    try check(clx_fsconfig(number, UInt32(CLX_FSCONFIG_CMD_CREATE), nil, nil))
+    return Descriptor(adopting: Int32(try check(clx_fsmount(number, UInt32(attributes.rawValue)))))
+  }
+
+  package static func setAttributes(
+    _ mount: borrowing Descriptor, _ attributes: MountAttributes, recursive: Bool = false
+  ) throws(Errno) {
+    try check(
+      clx_mount_setattr(mount.number, recursive ? UInt32(CLX_AT_RECURSIVE) : 0, attributes.rawValue, 0, 0, -1))
+  }
+
+  /// Shows the files of a detached mount under other ids: those that `userNamespace` maps.
+  package static func mapIDs(_ mount: borrowing Descriptor, by userNamespace: borrowing Descriptor) throws(Errno) {
+    try check(clx_mount_setattr(mount.number, 0, UInt64(CLX_ATTR_IDMAP), 0, 0, userNamespace.number))
+  }
+
+  package static func attach(_ mount: borrowing Descriptor, to target: borrowing Descriptor) throws(Errno) {
+    try check(clx_move_mount(mount.number, target.number))
+  }
+
+  /// mount(2) of an overlay. Only for paths that the caller made itself and nobody else can reach.
+  package static func overlay(at target: String, options: String) throws(Errno) {
+    // nosuid, nodev
+    try check(
+      target.withCString { t in
+        options.withCString { o in "overlay".withCString { clx_mount($0, t, $0, 2 | 4, o) } }
+      })
+  }
+
+  /// Stops mount events from flowing back to where this mount namespace was copied from.
+  package static func makeSlave() throws(Errno) {
+    try check(clx_make_slave())
+  }
+
+  package static func detach(_ path: String) throws(Errno) {
+    try check(path.withCString { clx_umount2($0, Int32(CLX_MNT_DETACH) | Int32(CLX_UMOUNT_NOFOLLOW)) })
+  }
+
+  /// pivot_root(2) with both paths ".", the old root stacked under the new one and then detached.
+  package static func pivot(into root: borrowing Descriptor) throws(Errno) {
+    try check(clx_fchdir(root.number))
+    try check(".".withCString { clx_pivot_root($0, $0) })
+    try check(".".withCString { clx_umount2($0, Int32(CLX_MNT_DETACH)) })
+    try check("/".withCString { clx_chdir($0) })
+  }
+
+  package static func isFileSystem(_ file: borrowing Descriptor, _ magic: Int) throws(Errno) -> Bool {
+    try check(clx_super_magic(file.number)) == magic
+  }
+
+  package static func isReadOnly(_ file: borrowing Descriptor) throws(Errno) -> Bool {
+    try check(clx_super_readonly(file.number)) != 0
+  }
+}

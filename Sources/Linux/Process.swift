@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+
+/// Kinds of namespace (namespaces(7)).
+package struct Namespaces: OptionSet, Sendable {
+  package let rawValue: UInt64
+  package init(rawValue: UInt64) { self.rawValue = rawValue }
+  package static let mount = Namespaces(rawValue: UInt64(CLX_NEWNS))
+  package static let cgroup = Namespaces(rawValue: UInt64(CLX_NEWCGROUP))
+  package static let uts = Namespaces(rawValue: UInt64(CLX_NEWUTS))
+  package static let ipc = Namespaces(rawValue: UInt64(CLX_NEWIPC))
+  package static let user = Namespaces(rawValue: UInt64(CLX_NEWUSER))
+  package static let pid = Namespaces(rawValue: UInt64(CLX_NEWPID))
+  package static let network = Namespaces(rawValue: UInt64(CLX_NEWNET))
+}
+
+/// How a process ended.
+package enum ExitStatus: Equatable, Sendable {
+  case exited(Int32)
+  case signalled(Int32)
+}
+
+package struct Child: ~Copyable {
+  package let pid: Int32
+  package let descriptor: Descriptor
+
+  package func signal(_ number: Int32) throws(Errno) {
+    try check(clx_pidfd_send_signal(descriptor.number, number))
+  }
+}
+
+/// Calls on the calling process. Those that fork need a single-threaded caller: the helper.
+package enum Process {
+  /// clone3(2) into new namespaces: nil in the child, the child in the parent.
+  package static func clone(into namespaces: Namespaces) throws(Errno) -> Child? {
+    var pidfd: Int32 = -1
+    let pid = try check(clx_clone3(namespaces.rawValue, &pidfd, -1))
+    return pid == 0 ? nil : Child(pid: Int32(pid), descriptor: Descriptor(adopting: pidfd))
+  }
+
+  /// A plain fork by clone(2): inside a workspace clone3 answers ENOSYS, for the sake of old C libraries.
+  package static func fork() throws(Errno) -> Int32 { Int32(try check(clx_fork())) }
+
+  package static func unshare(_ namespaces: Namespaces) throws(Errno) {
+    try check(clx_unshare(UInt(namespaces.rawValue)))
+  }
+
+  /// Reaps one child that has ended; nil when none has.
+  package static func reap(_ pid: Int32 = -1, wait: Bool = false) throws(Errno) -> (pid: Int32, status: ExitStatus)? {
+    var status: Int32 = 0
+    let ended = try retrying { clx_wait4(pid, &status, wait ? 0 : Int32(CLX_WNOHANG)) }
+    if ended == 0 { return nil }
+    let signal = clx_exit_signal(status)
+    return (Int32(ended), signal >= 0 ? .signalled(signal) : .exited(clx_exit_code(status)))
+  }
+
+  package static var id: Int32 { Int32(clx_getpid()) }
+  package static var effectiveUser: UInt32 { UInt32(clx_geteuid()) }
+  package static func kill(_ pid: Int32, _ signal: Int32) throws(Errno) { try check(clx_kill(pid, signal)) }
+  package static func open(pid: Int32) throws(Errno) -> Descriptor {
+    Descriptor(adopting: Int32(try check(clx_pidfd_open(pid))))
+  }
+  package static func signal(_ process: borrowing Descriptor, _ number: Int32) throws(Errno) {
+    try check(clx_pidfd_send_signal(process.number, number))
+  }
+  package static func exit(_ code: Int32) -> Never { clx_exit(code) }
+
+  package static func setName(_ name: String) { _ = name.withCString { clx_set_process_name($0) } }
+  package static func becomeUndumpable() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_DUMPABLE), 0, 0)) }
+  package static func becomeSubreaper() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_CHILD_SUBREAPER), 1, 0)) }
+  package static func forbidNewPrivileges() throws(Errno) {
+    try check(clx_prctl(Int32(CLX_PR_SET_NO_NEW_PRIVS), 1, 0))
+  }
+  /// Lets set*id calls leave the capabilities alone, so that root can act under another effective id.
+  package static func keepCapabilitiesAcrossSetID() throws(Errno) {
+    try check(clx_prctl(Int32(CLX_PR_SET_SECUREBITS), UInt(CLX_SECBIT_NO_SETUID_FIXUP), 0))
+  }
+  package static func setEffectiveIDs(_ uid: UInt32, _ gid: UInt32) throws(Errno) {
+    try check(clx_setresgid(.max, gid, .max))
+    try check(clx_setresuid(.max, uid, .max))
+  }
+  package static func setIDs(uid: UInt32, gid: UInt32, groups: [UInt32]) throws(Errno) {
+    try check(groups.withUnsafeBufferPointer { clx_setgroups($0.count, $0.baseAddress) })
+    try check(clx_setresgid(gid, gid, gid))
+    try check(clx_setresuid(uid, uid, uid))
+  }
+  package static func dropBoundingCapabilities() throws(Errno) {
+    for capability in 0..<64 {
+      let result = clx_prctl(Int32(CLX_PR_CAPBSET_DROP), UInt(capability), 0)
+      if result == Int(-EINVAL) { return }  // past the kernel's last capability
+      try check(result)
+    }
+  }
+  /// Empties the effective, permitted, inheritable and ambient sets.
+  package static func clearCapabilities() throws(Errno) {
+    try check(clx_prctl(Int32(CLX_PR_CAP_AMBIENT), 4, 0))
+    try check(clx_capabilities_clear())
+  }
+  /// Loads a compiled classic BPF program, eight bytes an instruction.
+  package static func loadFilter(_ program: [UInt8]) throws(Errno) {
+    try check(program.withUnsafeBytes { clx_seccomp_load($0.baseAddress, UInt16($0.count / 8)) })
+  }
+  package static func setLimit(_ resource: Int32, soft: UInt64, hard: UInt64) throws(Errno) {
+    try check(clx_setrlimit(resource, soft, hard))
+  }
+  package static func limit(_ resource: Int32) throws(Errno) -> (soft: UInt64, hard: UInt64) {
+    var pair: [UInt64] = [0, 0]
+    try check(pair.withUnsafeMutableBufferPointer { clx_getrlimit(resource, $0.baseAddress) })
+    return (pair[0], pair[1])
+  }
+  package static func newSessionKeyring() throws(Errno) { try check(clx_new_session_keyring()) }
+  package static func setHostname(_ name: String) throws(Errno) {
+    try check(name.withCString { clx_sethostname($0, name.utf8.count) })
+  }
+  package static func changeDirectory(_ path: String) throws(Errno) { try check(path.withCString { clx_chdir($0) }) }
+  package static func changeDirectory(_ folder: borrowing Descriptor) throws(Errno) { try check(clx_fchdir(folder.number)) }
+  /// The kernel's own answer, which starts with "(unreachable)" outside the root (CVE-2024-21626).
+  package static func workingDirectoryIsInsideRoot() -> Bool {
+    var bytes = [UInt8](repeating: 0, count: 4096)
+    let count = bytes.withUnsafeMutableBytes { clx_getcwd($0.baseAddress!.assumingMemoryBound(to: CChar.self), 4096) }
+    return count > 0 && bytes[0] == UInt8(ascii: "/")
+  }
+  package static func setFileMask(_ mask: UInt32) { _ = clx_umask(mask) }
+  package static func newSession() throws(Errno) { try check(clx_setsid()) }
+  package static func setControllingTerminal(_ number: Int32) throws(Errno) { try check(clx_set_controlling_terminal(number)) }
+  package static func place(_ number: Int32, at target: Int32) throws(Errno) { try check(clx_dup3(number, target)) }
+  /// Marks every descriptor from `first` up close-on-exec: nothing of ours leaks, whatever was opened by whom.
+  package static func closeOnExec(from first: UInt32) throws(Errno) {
+    try check(clx_close_range(first, UInt32(CLX_CLOSE_RANGE_CLOEXEC)))
+  }
+
+  package static func isExecutableFile(_ path: String) -> Bool {
+    path.withCString { clx_access(Int32(CLX_AT_FDCWD), $0, 0) } == 0
+  }
+
+  /// execve(2); returns only to throw.
+  package static func execute(_ path: String, _ arguments: CStrings, _ environment: CStrings) throws(Errno) {
+    try check(path.withCString { clx_execve($0, arguments.pointers, environment.pointers) })
+  }
+
+  /// posix_spawn(3) with `first`, `second` and `third` at descriptors 3, 4 and 5, in a session of its own.
+  package static func spawn(
+    _ path: String, _ arguments: CStrings, _ environment: CStrings,
+    _ first: borrowing Descriptor, _ second: borrowing Descriptor, _ third: borrowing Descriptor, errors: Int32
+  ) throws(Errno) -> Int32 {
+    let (a, b, c) = (first.number, second.number, third.number)
+    return Int32(
+      try check(path.withCString { clx_spawn3($0, arguments.pointers, environment.pointers, a, b, c, errors) }))
+  }
+
+  /// The arguments this program was started with.
+  package static var arguments: [String] {
+    (0..<clx_argument_count()).map { String(cString: clx_argument($0)) }
+  }
+}
+
+/// A NULL-terminated array of C strings for execve(2), built before the fork.
+package final class CStrings {
+  package let pointers: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>
+  private let count: Int
+
+  package init(_ strings: [String]) {
+    count = strings.count
+    pointers = .allocate(capacity: count + 1)
+    for (index, string) in strings.enumerated() { pointers[index] = string.withCString { strdup($0) } }
+    pointers[count] = nil
+  }
+
+  deinit {
+    // SAFETY: each pointer came from strdup, the array from allocate, and both are freed once, here.
+    for index in 0..<count { free(pointers[index]) }
+    pointers.deallocate()
+  }
+}
+
+package enum Signals {
+  package static let hangup: Int32 = SIGHUP
+  package static let kill: Int32 = SIGKILL
+  package static let terminate: Int32 = SIGTERM
+  package static let child: Int32 = SIGCHLD
+
+  package static func blockAll() throws(Errno) { try check(clx_block_all_signals()) }
+  package static func unblockAll() throws(Errno) { try check(clx_unblock_all_signals()) }
+  package static func resetAll() { clx_default_signals() }
+  package static func ignorePipe() { _ = clx_ignore_sigpipe() }
+  /// A descriptor that reads every blocked signal.
+  package static func descriptor() throws(Errno) -> Descriptor {
+    Descriptor(adopting: Int32(try check(clx_signalfd_all())))
+  }
+  package static func next(_ descriptor: borrowing Descriptor) -> Int32? {
+    let number = clx_signalfd_next(descriptor.number)
+    return number > 0 ? Int32(number) : nil
+  }
+}
+
+package enum Clock {
+  package static var realtime: Int64 { clx_clock(Int32(CLX_CLOCK_REALTIME)) }
+  package static var monotonic: Int64 { clx_clock(Int32(CLX_CLOCK_MONOTONIC)) }
+  /// Nanoseconds since boot, suspension included.
+  package static var boottime: Int64 { clx_clock(Int32(CLX_CLOCK_BOOTTIME)) }
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+
+/// Unix sockets that keep message boundaries (SOCK_SEQPACKET) and carry descriptors.
+package enum Socket {
+  package struct Peer: Sendable {
+    package let pid: Int32
+    package let uid: UInt32
+  }
+
+  package struct Message {
+    package let bytes: [UInt8]
+    package let descriptors: [Handle]
+  }
+
+  /// The largest message that the helper's protocols carry, in bytes.
+  package static let messageLimit = 131_072
+
+  package static func pair() throws(Errno) -> (Handle, Handle) {
+    var ends: [Int32] = [-1, -1]
+    try check(ends.withUnsafeMutableBufferPointer { clx_socketpair(Int32(CLX_SOCK_SEQPACKET), $0.baseAddress) })
+    return (Handle(Descriptor(adopting: ends[0])), Handle(Descriptor(adopting: ends[1])))
+  }
+
+  /// Binds and listens at `name` in `folder`; by descriptor, because a path of over 107 bytes does not fit an address.
+  package static func listen(_ name: String, in folder: borrowing Descriptor, stream: Bool = false) throws(Errno) -> Descriptor {
+    let type = stream ? Int32(CLX_SOCK_STREAM) : Int32(CLX_SOCK_SEQPACKET)
+    let socket = Descriptor(adopting: Int32(try check(clx_socket(type | Int32(CLX_SOCK_NONBLOCK)))))
+    let number = socket.number
+    let path = "\(folder.procPath)/\(name)"
+    // 0600 from the first moment: a mode set after bind would leave a gap.
+    let mask = clx_umask(0o177)
+    let result = path.withCString { clx_bind(number, $0) }
+    _ = clx_umask(UInt32(mask))
+    try check(result)
+    try check(clx_listen(number, 128))
+    return socket
+  }
+
+  package static func connect(_ name: String, in folder: borrowing Descriptor, stream: Bool = false) throws(Errno) -> Descriptor {
+    let type = stream ? Int32(CLX_SOCK_STREAM) : Int32(CLX_SOCK_SEQPACKET)
+    let socket = Descriptor(adopting: Int32(try check(clx_socket(type))))
+    let number = socket.number
+    let path = "\(folder.procPath)/\(name)"
+    try retrying { path.withCString { clx_connect(number, $0) } }
+    return socket
+  }
+
+  package static func accept(_ listener: borrowing Descriptor) throws(Errno) -> Descriptor {
+    let number = listener.number
+    return Descriptor(adopting: Int32(try retrying { clx_accept(number, Int32(CLX_SOCK_NONBLOCK)) }))
+  }
+
+  package static func peer(_ socket: borrowing Descriptor) throws(Errno) -> Peer {
+    var raw = clx_peer()
+    try check(clx_peer(socket.number, &raw))
+    return Peer(pid: raw.pid, uid: raw.uid)
+  }
+
+  package static func send(
+    _ socket: borrowing Descriptor, _ bytes: [UInt8], passing: [Handle] = [], wait: Bool = true
+  ) throws(Errno) {
+    let number = socket.number
+    let passed = passing.map { $0.descriptor.number }
+    try retrying {
+      bytes.withUnsafeBytes { body in
+        passed.withUnsafeBufferPointer {
+          clx_send(number, body.baseAddress, body.count, $0.baseAddress, Int32($0.count), wait ? 0 : Int32(CLX_MSG_DONTWAIT))
+        }
+      }
+    }
+  }
+
+  /// Nil when the other side has closed.
+  package static func receive(_ socket: borrowing Descriptor, wait: Bool = true) throws(Errno) -> Message? {
+    let number = socket.number
+    var bytes = [UInt8](repeating: 0, count: messageLimit)
+    var passed: [Int32] = [-1, -1, -1, -1]
+    var count: Int32 = 0
+    let length = try retrying {
+      bytes.withUnsafeMutableBytes { body in
+        passed.withUnsafeMutableBufferPointer {
+          clx_receive(number, body.baseAddress, body.count, $0.baseAddress, &count, wait ? 0 : Int32(CLX_MSG_DONTWAIT))
+        }
+      }
+    }
+    let handles = passed.prefix(Int(count)).map { Handle(Descriptor(adopting: $0)) }
+    if length == 0 { return nil }
+    bytes.removeLast(bytes.count - length)
+    return Message(bytes: bytes, descriptors: handles)
+  }
+}
+
+/// poll(2) over a set of descriptors.
+package struct Poller {
+  private var entries: [pollfd] = []
+
+  package init() {}
+
+  package mutating func removeAll() { entries.removeAll(keepingCapacity: true) }
+
+  /// Returns the index to ask `isReady` with.
+  package mutating func add(_ handle: Handle) -> Int {
+    entries.append(pollfd(fd: handle.descriptor.number, events: Int16(CLX_POLLIN), revents: 0))
+    return entries.count - 1
+  }
+
+  package mutating func wait(milliseconds: Int32 = -1) throws(Errno) {
+    let result = entries.withUnsafeMutableBufferPointer { clx_poll($0.baseAddress, UInt($0.count), milliseconds) }
+    if result == Int(-EINTR) {
+      for index in entries.indices { entries[index].revents = 0 }
+      return
+    }
+    try check(result)
+  }
+
+  package func isReady(_ index: Int) -> Bool { entries[index].revents != 0 }
+}
+
+package enum Terminal {
+  /// A new pseudo-terminal of the devpts that `ptmx` belongs to.
+  package static func open(_ ptmx: String) throws(Errno) -> (master: Handle, slave: Handle) {
+    let master = try Descriptor.open(ptmx, [.readWrite, .noTerminal])
+    try check(clx_terminal_unlock(master.number))
+    let slave = Descriptor(adopting: Int32(try check(clx_terminal_peer(master.number))))
+    return (Handle(master), Handle(slave))
+  }
+
+  package static func resize(_ terminal: borrowing Descriptor, rows: UInt16, columns: UInt16) throws(Errno) {
+    try check(clx_terminal_resize(terminal.number, rows, columns))
+  }
+}
