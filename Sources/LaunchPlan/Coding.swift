@@ -66,7 +66,7 @@ extension Plan {
   }
 }
 
-extension [UInt8] {
+package extension [UInt8] {
   mutating func append(number: UInt64, width: Int) {
     for index in 0..<width { append(UInt8(truncatingIfNeeded: number >> UInt64(8 * index))) }
   }
@@ -77,27 +77,27 @@ extension [UInt8] {
 }
 
 /// Reads forward through encoded bytes; every length is checked before it is used.
-struct Reader {
+package struct Reader {
   private let bytes: [UInt8]
-  private(set) var position = 0
+  package private(set) var position = 0
 
-  init(_ bytes: [UInt8]) { self.bytes = bytes }
+  package init(_ bytes: [UInt8]) { self.bytes = bytes }
 
-  func error(_ problem: PlanError.Problem) -> PlanError { PlanError(problem: problem, offset: position) }
+  package func error(_ problem: PlanError.Problem) -> PlanError { PlanError(problem: problem, offset: position) }
 
-  mutating func byte() throws(PlanError) -> UInt8 {
+  package mutating func byte() throws(PlanError) -> UInt8 {
     if position >= bytes.count { throw error(.truncated) }
     position += 1
     return bytes[position - 1]
   }
 
-  mutating func number(width: Int) throws(PlanError) -> UInt64 {
+  package mutating func number(width: Int) throws(PlanError) -> UInt64 {
     var value: UInt64 = 0
     for index in 0..<width { value |= UInt64(try byte()) << UInt64(8 * index) }
     return value
   }
 
-  mutating func counted() throws(PlanError) -> [UInt8] {
+  package mutating func counted() throws(PlanError) -> [UInt8] {
     let count = Int(try number(width: 4))
     if count > bytes.count - position { throw error(.truncated) }
     position += count
@@ -108,28 +108,28 @@ struct Reader {
     if try byte() != kind { throw error(.wrongField) }
   }
 
-  mutating func number() throws(PlanError) -> UInt64 {
+  package mutating func number() throws(PlanError) -> UInt64 {
     try expect(1)
     return try number(width: 8)
   }
 
-  mutating func number32() throws(PlanError) -> UInt32 {
+  package mutating func number32() throws(PlanError) -> UInt32 {
     let value = try number()
     if value > UInt64(UInt32.max) { throw error(.numberOutOfRange) }
     return UInt32(value)
   }
 
-  mutating func text() throws(PlanError) -> String {
+  package mutating func text() throws(PlanError) -> String {
     try expect(2)
     return try plainText()
   }
 
-  mutating func content() throws(PlanError) -> [UInt8] {
+  package mutating func content() throws(PlanError) -> [UInt8] {
     try expect(3)
     return try counted()
   }
 
-  mutating func list() throws(PlanError) -> [String] {
+  package mutating func list() throws(PlanError) -> [String] {
     try expect(4)
     let count = try number(width: 4)
     var list: [String] = []
@@ -173,7 +173,7 @@ extension Operation {
     case 8: return .secrets(target: try reader.text(), bytes: try reader.number())
     case 9: return .proc
     case 10: return .sysfs
-    case 11: return .cgroupFileSystem
+    case 11: return .cgroupFileSystem(controllers: try reader.list())
     case 12:
       return .tmpfs(
         target: try reader.text(), bytes: try reader.number(), inodes: try reader.number(),

@@ -83,21 +83,16 @@ package final class Handle: Sendable {
 }
 
 /// A pipe, close-on-exec at both ends.
-package struct Pipe: ~Copyable {
-  package let reading: Descriptor
-  package let writing: Descriptor
+package final class Pipe {
+  package let reading: Handle
+  package private(set) var writing: Handle?
 
-  package init(nonblocking: Bool = false) throws(Errno) {
+  package init() throws(Errno) {
     var pair: [Int32] = [-1, -1]
-    try check(pair.withUnsafeMutableBufferPointer { clx_pipe2($0.baseAddress, nonblocking ? Int32(CLX_O_NONBLOCK) : 0) })
-    reading = Descriptor(adopting: pair[0])
-    writing = Descriptor(adopting: pair[1])
+    try check(pair.withUnsafeMutableBufferPointer { clx_pipe2($0.baseAddress, 0) })
+    reading = Handle(Descriptor(adopting: pair[0]))
+    writing = Handle(Descriptor(adopting: pair[1]))
   }
 
-  package consuming func ends() -> Ends { Ends(reading: Handle(reading), writing: Handle(writing)) }
-
-  package struct Ends {
-    package let reading: Handle
-    package let writing: Handle
-  }
+  package func closeWriting() { writing = nil }
 }

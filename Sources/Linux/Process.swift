@@ -21,13 +21,11 @@ package enum ExitStatus: Equatable, Sendable {
   case signalled(Int32)
 }
 
-package struct Child: ~Copyable {
+package struct Child: Sendable {
   package let pid: Int32
-  package let descriptor: Descriptor
+  package let handle: Handle
 
-  package func signal(_ number: Int32) throws(Errno) {
-    try check(clx_pidfd_send_signal(descriptor.number, number))
-  }
+  package func signal(_ number: Int32) throws(Errno) { try Process.signal(handle.descriptor, number) }
 }
 
 /// Calls on the calling process. Those that fork need a single-threaded caller: the helper.
@@ -36,7 +34,7 @@ package enum Process {
   package static func clone(into namespaces: Namespaces) throws(Errno) -> Child? {
     var pidfd: Int32 = -1
     let pid = try check(clx_clone3(namespaces.rawValue, &pidfd, -1))
-    return pid == 0 ? nil : Child(pid: Int32(pid), descriptor: Descriptor(adopting: pidfd))
+    return pid == 0 ? nil : Child(pid: Int32(pid), handle: Handle(Descriptor(adopting: pidfd)))
   }
 
   /// A plain fork by clone(2): inside a workspace clone3 answers ENOSYS, for the sake of old C libraries.
@@ -127,10 +125,20 @@ package enum Process {
   package static func place(_ number: Int32, at target: Int32) throws(Errno) { try check(clx_dup3(number, target)) }
   /// Marks every descriptor from `first` up close-on-exec: nothing of ours leaks, whatever was opened by whom.
   package static func closeOnExec(from first: UInt32) throws(Errno) {
-    try check(clx_close_range(first, UInt32(CLX_CLOSE_RANGE_CLOEXEC)))
+    try check(clx_close_range(first, .max, UInt32(CLX_CLOSE_RANGE_CLOEXEC)))
   }
 
-  package static func isExecutableFile(_ path: String) -> Bool {
+  /// Closes every descriptor from 3 up but these.
+  package static func closeAll(except kept: [Handle]) throws(Errno) {
+    var next: UInt32 = 3
+    for number in kept.map({ UInt32($0.descriptor.number) }).sorted() {
+      if number > next { try check(clx_close_range(next, number - 1, 0)) }
+      next = number + 1
+    }
+    try check(clx_close_range(next, .max, 0))
+  }
+
+  package static func exists(_ path: String) -> Bool {
     path.withCString { clx_access(Int32(CLX_AT_FDCWD), $0, 0) } == 0
   }
 

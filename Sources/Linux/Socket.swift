@@ -47,6 +47,9 @@ package enum Socket {
     return socket
   }
 
+  /// Makes an inherited listening socket this process's own, for SO_PEERCRED.
+  package static func relisten(_ number: Int32) throws(Errno) { try check(clx_listen(number, 128)) }
+
   package static func accept(_ listener: borrowing Descriptor) throws(Errno) -> Descriptor {
     let number = listener.number
     return Descriptor(adopting: Int32(try retrying { clx_accept(number, Int32(CLX_SOCK_NONBLOCK)) }))

@@ -1,1 +1,35 @@
-print("x")
+// SPDX-License-Identifier: Apache-2.0
+//
+// carrel-shim ID: the supervisor of one workspace. Started by carreld with the workspace's directory at
+// descriptor 3, the socket to listen on at 4 and the directory of its log at 5; reads the launch plan from
+// the file `plan`.
+
+runSupervisor()
+
+func runSupervisor() {
+  Process.setName("carrel-shim")
+  Signals.ignorePipe()
+  let folder = Handle(Descriptor(adopting: 3))
+  do throws(Errno) {
+    try Process.closeOnExec(from: 3)
+    try Signals.blockAll()
+    let file = try folder.descriptor.open("plan", [.readOnly, .noFollow])
+    let bytes = try file.readAll(limit: Plan.sizeLimit)
+    // Listening again makes this process the one that a peer's SO_PEERCRED names.
+    try Socket.relisten(4)
+    do throws(PlanError) {
+      let plan = try Plan(decoding: bytes)
+      Supervisor(
+        folder: folder, listener: Handle(Descriptor(adopting: 4)), logs: Handle(Descriptor(adopting: 5)), plan: plan
+      ).run()
+    } catch {
+      record(StepFailure("decode the plan", .invalid), folder)
+    }
+  } catch {
+    record(StepFailure("read the plan", error), folder)
+  }
+}
+
+func record(_ failure: StepFailure, _ folder: Handle) {
+  do throws(Errno) { try ExitRecord.failed(failure).write(in: folder.descriptor) } catch {}
+}

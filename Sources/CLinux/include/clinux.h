@@ -213,7 +213,7 @@ static inline long clx_getcwd(char *to, size_t n) { return clx_result(syscall(SY
 static inline long clx_umask(unsigned mask) { return syscall(SYS_umask, mask); }
 static inline long clx_setsid(void) { return clx_result(syscall(SYS_setsid)); }
 static inline long clx_execve(const char *path, char *const *argv, char *const *envp) { return clx_result(syscall(SYS_execve, path, argv, envp)); }
-static inline long clx_close_range(unsigned first, unsigned flags) { return clx_result(syscall(436, first, ~0U, flags)); }
+static inline long clx_close_range(unsigned first, unsigned last, unsigned flags) { return clx_result(syscall(436, first, last, flags)); }
 static inline _Noreturn void clx_exit(int code) { for (;;) syscall(SYS_exit_group, code); }
 
 // posix_spawn with three descriptors placed at 3, 4 and 5, in a session of its own, with the signal

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  package import Linux
+#endif
+
+/// How a workspace's tool ended, written by its supervisor before anyone is told: lines of `key=value` in the
+/// file `exit` of the workspace's directory, durable before the supervisor itself ends.
+package enum ExitRecord: Equatable, Sendable {
+  case ended(ExitStatus)
+  case failed(StepFailure)
+
+  package static let fileName = "exit"
+
+  package func write(in folder: borrowing Descriptor) throws(Errno) {
+    var text = "version=1\n"
+    switch self {
+    case .ended(.exited(let code)): text += "exited=\(code)\n"
+    case .ended(.signalled(let signal)): text += "signalled=\(signal)\n"
+    case .failed(let failure): text += "failed=\(failure.errno)\nstep=\(failure.step)\n"
+    }
+    text += "realtime=\(Clock.realtime)\nboottime=\(Clock.boottime)\n"
+    try folder.replace(ExitRecord.fileName, with: Array(text.utf8))
+  }
+
+  /// Nil when there is none, or when it is not whole: an unknown exit is never guessed.
+  package static func read(in folder: borrowing Descriptor) -> ExitRecord? {
+    do throws(Errno) {
+      let file = try folder.open(fileName, [.readOnly, .noFollow])
+      return parse(String(decoding: try file.readAll(limit: 65_536), as: UTF8.self))
+    } catch {
+      return nil
+    }
+  }
+
+  static func parse(_ text: String) -> ExitRecord? {
+    var found: ExitRecord?
+    var errno: Int32?
+    var complete = false
+    for line in text.split(separator: "\n") {
+      guard let equals = line.firstIndex(of: "=") else { return nil }
+      let value = line[line.index(after: equals)...]
+      switch line[..<equals] {
+      case "version": if value != "1" { return nil }
+      case "exited": if let code = Int32(value) { found = .ended(.exited(code)) }
+      case "signalled": if let signal = Int32(value) { found = .ended(.signalled(signal)) }
+      case "failed": errno = Int32(value)
+      case "step": if let errno { found = .failed(StepFailure(String(value), Errno(errno))) }
+      case "boottime": complete = true
+      default: break
+      }
+    }
+    return complete ? found : nil
+  }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  package import LaunchPlan
+  package import Linux
+#endif
+
+/// What travels between agent and supervisor, and between supervisor and PID 1: one message a datagram.
+///
+/// Descriptors ride beside `exec` (its standard streams) and `execStarted` (a terminal's master).
+package enum Message: Equatable, Sendable {
+  // Requests.
+  case proceed
+  case start
+  case signal(Int32)
+  case kill
+  case putSecret(name: String, content: [UInt8])
+  case getSecret(name: String)
+  case exec(
+    session: UInt32, arguments: [String], environment: [String], directory: String, terminal: Bool, rows: UInt16,
+    columns: UInt16)
+  case execSignal(session: UInt32, signal: Int32)
+
+  // Answers and reports.
+  case preparing
+  case created(pid: Int32)
+  case waiting
+  case started(pid: Int32)
+  case failed(StepFailure)
+  case exited(ExitStatus)
+  case secret([UInt8])
+  case done
+  case refused(Int32)
+  case execStarted(session: UInt32)
+  case execFailed(session: UInt32, failure: StepFailure)
+  case execExited(session: UInt32, status: ExitStatus)
+}
+
+/// The step of a launch that failed, with its error number.
+package struct StepFailure: Error, Equatable, Sendable {
+  /// The operation's name, with its path where it has one.
+  package let step: String
+  package let errno: Int32
+
+  package init(_ step: String, _ error: Errno) {
+    self.step = step
+    errno = error.code
+  }
+}
+
+extension Message {
+  package func encoded() -> [UInt8] {
+    var bytes: [UInt8] = []
+    func head(_ code: UInt8) { bytes.append(code) }
+    func number(_ value: Int64) { bytes.append(number: UInt64(bitPattern: value), width: 8) }
+    func text(_ value: String) { bytes.append(counted: Array(value.utf8)) }
+    func texts(_ values: [String]) {
+      number(Int64(values.count))
+      for value in values { text(value) }
+    }
+    func status(_ value: ExitStatus) {
+      switch value {
+      case .exited(let code): bytes.append(0); number(Int64(code))
+      case .signalled(let signal): bytes.append(1); number(Int64(signal))
+      }
+    }
+    func failure(_ value: StepFailure) {
+      text(value.step)
+      number(Int64(value.errno))
+    }
+    switch self {
+    case .proceed: head(1)
+    case .start: head(2)
+    case .signal(let signal): head(3); number(Int64(signal))
+    case .kill: head(4)
+    case .putSecret(let name, let content): head(5); text(name); bytes.append(counted: content)
+    case .getSecret(let name): head(6); text(name)
+    case .exec(let session, let arguments, let environment, let directory, let terminal, let rows, let columns):
+      head(7); number(Int64(session)); texts(arguments); texts(environment); text(directory)
+      number(terminal ? 1 : 0); number(Int64(rows)); number(Int64(columns))
+    case .execSignal(let session, let signal): head(8); number(Int64(session)); number(Int64(signal))
+    case .preparing: head(20)
+    case .created(let pid): head(21); number(Int64(pid))
+    case .waiting: head(22)
+    case .started(let pid): head(23); number(Int64(pid))
+    case .failed(let value): head(24); failure(value)
+    case .exited(let value): head(25); status(value)
+    case .secret(let content): head(26); bytes.append(counted: content)
+    case .done: head(27)
+    case .refused(let code): head(28); number(Int64(code))
+    case .execStarted(let session): head(29); number(Int64(session))
+    case .execFailed(let session, let value): head(30); number(Int64(session)); failure(value)
+    case .execExited(let session, let value): head(31); number(Int64(session)); status(value)
+    }
+    return bytes
+  }
+
+  package init(decoding bytes: [UInt8]) throws(PlanError) {
+    var reader = Reader(bytes)
+    self = try Message.read(from: &reader)
+    if reader.position != bytes.count { throw reader.error(.trailingBytes) }
+  }
+
+  private static func read(from reader: inout Reader) throws(PlanError) -> Message {
+    switch try reader.byte() {
+    case 1: return .proceed
+    case 2: return .start
+    case 3: return .signal(try reader.int32())
+    case 4: return .kill
+    case 5: return .putSecret(name: try reader.string(), content: try reader.counted())
+    case 6: return .getSecret(name: try reader.string())
+    case 7:
+      return .exec(
+        session: try reader.uint32(), arguments: try reader.strings(), environment: try reader.strings(),
+        directory: try reader.string(), terminal: try reader.int32() != 0,
+        rows: UInt16(clamping: try reader.int32()), columns: UInt16(clamping: try reader.int32()))
+    case 8: return .execSignal(session: try reader.uint32(), signal: try reader.int32())
+    case 20: return .preparing
+    case 21: return .created(pid: try reader.int32())
+    case 22: return .waiting
+    case 23: return .started(pid: try reader.int32())
+    case 24: return .failed(try reader.failure())
+    case 25: return .exited(try reader.status())
+    case 26: return .secret(try reader.counted())
+    case 27: return .done
+    case 28: return .refused(try reader.int32())
+    case 29: return .execStarted(session: try reader.uint32())
+    case 30: return .execFailed(session: try reader.uint32(), failure: try reader.failure())
+    case 31: return .execExited(session: try reader.uint32(), status: try reader.status())
+    default: throw reader.error(.unknownOperation)
+    }
+  }
+}
+
+extension Reader {
+  fileprivate mutating func int32() throws(PlanError) -> Int32 {
+    guard let value = Int32(exactly: Int64(bitPattern: try number(width: 8))) else { throw error(.numberOutOfRange) }
+    return value
+  }
+  fileprivate mutating func uint32() throws(PlanError) -> UInt32 {
+    guard let value = UInt32(exactly: try number(width: 8)) else { throw error(.numberOutOfRange) }
+    return value
+  }
+  fileprivate mutating func string() throws(PlanError) -> String {
+    let raw = try counted()
+    for byte in raw where byte == 0 { throw error(.textHoldsNUL) }
+    return String(decoding: raw, as: UTF8.self)
+  }
+  fileprivate mutating func strings() throws(PlanError) -> [String] {
+    let count = try number(width: 8)
+    var all: [String] = []
+    for _ in 0..<count { all.append(try string()) }
+    return all
+  }
+  fileprivate mutating func status() throws(PlanError) -> ExitStatus {
+    try byte() == 0 ? .exited(try int32()) : .signalled(try int32())
+  }
+  fileprivate mutating func failure() throws(PlanError) -> StepFailure {
+    StepFailure(try string(), Errno(try int32()))
+  }
+}
+
+/// A socket that carries messages.
+package struct MessageSocket: Sendable {
+  package let handle: Handle
+  package init(_ handle: Handle) { self.handle = handle }
+
+  package func send(_ message: Message, passing: [Handle] = [], wait: Bool = true) throws(Errno) {
+    try Socket.send(handle.descriptor, message.encoded(), passing: passing, wait: wait)
+  }
+
+  package struct Received {
+    package let message: Message
+    package let descriptors: [Handle]
+  }
+
+  /// The next message; nil when the other side has closed. What does not decode counts as `invalid`.
+  package func receive(wait: Bool = true) throws(Errno) -> Received? {
+    guard let raw = try Socket.receive(handle.descriptor, wait: wait) else { return nil }
+    do throws(PlanError) {
+      return Received(message: try Message(decoding: raw.bytes), descriptors: raw.descriptors)
+    } catch {
+      throw Errno.invalid
+    }
+  }
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  package import Linux
+#endif
+
+/// A tool's output on disk, in lines of the format that CRI uses:
+/// `2026-01-02T03:04:05.000000006Z stdout F text`, `P` in place of `F` for a line that goes on in the next.
+///
+/// The log is one stream of bytes cut into segment files, each named by the offset at which it begins, so a
+/// reader finds an offset by name. The oldest segments are removed: a flood costs the same disk as a whisper.
+package final class OutputLog {
+  package enum Stream: Int { case stdout = 0, stderr = 1 }
+
+  private static let lineLimit = 16_384
+
+  private let folder: Handle
+  private let segmentBytes: UInt64
+  private let segments: Int
+  private let bytesPerSecond: Int64
+  private var current: Handle?
+  private var currentSize: UInt64 = 0
+  private var offset: UInt64 = 0
+  private var starts: [UInt64] = []
+  private var partial: [[UInt8]] = [[], []]
+  private var allowance: Int64
+  private var refilled: Int64
+
+  package init(in folder: Handle, segmentBytes: UInt64, segments: UInt32, bytesPerSecond: UInt64) {
+    self.folder = folder
+    self.segmentBytes = max(segmentBytes, 65_536)
+    self.segments = Int(max(segments, 2))
+    self.bytesPerSecond = Int64(clamping: max(bytesPerSecond, 65_536))
+    allowance = self.bytesPerSecond
+    refilled = Clock.monotonic
+  }
+
+  /// Milliseconds to wait before more is read; 0 for now. Slowing the reader slows a flooding tool, for a
+  /// bounded time, instead of losing what it wrote.
+  package func pause() -> Int32 {
+    let now = Clock.monotonic
+    let elapsed = now - refilled
+    if elapsed > 10_000_000 {
+      let earned = min(elapsed, 1_000_000_000) / 1_000 * bytesPerSecond / 1_000_000
+      allowance = min(bytesPerSecond, allowance + earned)
+      refilled = now
+    }
+    return allowance > 0 ? 0 : 20
+  }
+
+  package func append(_ bytes: [UInt8], to stream: Stream) {
+    allowance -= Int64(bytes.count)
+    var lines: [UInt8] = []
+    let stamp = timestamp()
+    var rest = bytes[...]
+    while !rest.isEmpty {
+      let room = OutputLog.lineLimit - partial[stream.rawValue].count
+      let window = rest.prefix(room)
+      if let newline = window.firstIndex(of: UInt8(ascii: "\n")) {
+        partial[stream.rawValue] += rest[..<newline]
+        flush(stream, full: true, stamp: stamp, into: &lines)
+        rest = rest[(newline + 1)...]
+      } else {
+        partial[stream.rawValue] += window
+        rest = rest.dropFirst(window.count)
+        if window.count == room { flush(stream, full: false, stamp: stamp, into: &lines) }
+      }
+    }
+    // What does not end in a newline is shown at once, as a prompt or a progress bar expects.
+    if !partial[stream.rawValue].isEmpty { flush(stream, full: false, stamp: stamp, into: &lines) }
+    store(lines)
+  }
+
+  private func flush(_ stream: Stream, full: Bool, stamp: [UInt8], into lines: inout [UInt8]) {
+    lines += stamp
+    lines += Array(stream == .stdout ? " stdout ".utf8 : " stderr ".utf8)
+    lines.append(full ? UInt8(ascii: "F") : UInt8(ascii: "P"))
+    lines.append(UInt8(ascii: " "))
+    lines += partial[stream.rawValue]
+    lines.append(UInt8(ascii: "\n"))
+    partial[stream.rawValue] = []
+  }
+
+  /// A full disk costs log lines, never the tool: errors end here.
+  private func store(_ lines: [UInt8]) {
+    do throws(Errno) {
+      if current == nil || currentSize >= segmentBytes { try roll() }
+      try current?.descriptor.write(lines)
+      currentSize += UInt64(lines.count)
+      offset += UInt64(lines.count)
+    } catch {
+      current = nil
+    }
+  }
+
+  private func roll() throws(Errno) {
+    current = Handle(
+      try folder.descriptor.open(
+        OutputLog.segmentName(offset), [.writeOnly, .create, .truncate, .noFollow], mode: 0o600))
+    currentSize = 0
+    starts.append(offset)
+    while starts.count > segments {
+      let oldest = starts.removeFirst()
+      do throws(Errno) { try folder.descriptor.remove(OutputLog.segmentName(oldest)) } catch {}
+    }
+  }
+
+  package static func segmentName(_ offset: UInt64) -> String {
+    let digits = "\(offset)"
+    return String(repeating: "0", count: 20 - digits.utf8.count) + digits + ".log"
+  }
+
+  /// RFC 3339 in UTC with nanoseconds. No C library call: those read locale and zone files.
+  private func timestamp() -> [UInt8] {
+    let now = Clock.realtime
+    let (days, second) = (now / 86_400_000_000_000, now / 1_000_000_000 % 86_400)
+    let date = OutputLog.civil(days)
+    var text: [UInt8] = []
+    func digits(_ value: Int64, _ width: Int, _ suffix: UInt8) {
+      var place: Int64 = 1
+      for _ in 1..<width { place *= 10 }
+      while place > 0 {
+        text.append(UInt8(ascii: "0") + UInt8(value / place % 10))
+        place /= 10
+      }
+      text.append(suffix)
+    }
+    digits(date.year, 4, UInt8(ascii: "-"))
+    digits(date.month, 2, UInt8(ascii: "-"))
+    digits(date.day, 2, UInt8(ascii: "T"))
+    digits(second / 3600, 2, UInt8(ascii: ":"))
+    digits(second / 60 % 60, 2, UInt8(ascii: ":"))
+    digits(second % 60, 2, UInt8(ascii: "."))
+    digits(now % 1_000_000_000, 9, UInt8(ascii: "Z"))
+    return text
+  }
+
+  /// The proleptic Gregorian date of a day number since 1970-01-01, by counting in years that begin in March.
+  static func civil(_ days: Int64) -> (year: Int64, month: Int64, day: Int64) {
+    let shifted = days + 719_468
+    let era = shifted / 146_097
+    let dayOfEra = shifted % 146_097
+    let yearOfEra = (dayOfEra - dayOfEra / 1460 + dayOfEra / 36_524 - dayOfEra / 146_096) / 365
+    let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
+    let shiftedMonth = (5 * dayOfYear + 2) / 153
+    let month = shiftedMonth < 10 ? shiftedMonth + 3 : shiftedMonth - 9
+    return (yearOfEra + era * 400 + (month <= 2 ? 1 : 0), month, dayOfYear - (153 * shiftedMonth + 2) / 5 + 1)
+  }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  internal import Linux
+#endif
+
+/// A program about to be executed in the workspace. Everything is built before the fork.
+struct Payload {
+  struct Streams {
+    let input: Handle
+    let output: Handle
+    let errors: Handle
+    let isTerminal: Bool
+  }
+
+  private let candidates: [String]
+  private let arguments: CStrings
+  private let environment: CStrings
+  private let directory: String
+
+  init(arguments: [String], environment: [String], directory: String) {
+    candidates = Payload.candidates(arguments.first ?? "", environment)
+    self.arguments = CStrings(arguments)
+    self.environment = CStrings(environment)
+    self.directory = directory
+  }
+
+  /// The paths to try, as execvp(3) does: the name itself if it holds a slash, else in each folder of PATH.
+  static func candidates(_ name: String, _ environment: [String]) -> [String] {
+    if name.utf8.contains(UInt8(ascii: "/")) { return [name] }
+    var search: Substring = "/usr/local/bin:/usr/bin:/bin"
+    for entry in environment where entry.utf8.starts(with: "PATH=".utf8) { search = entry.dropFirst(5) }
+    return search.split(separator: ":").map { String($0) + "/" + name }
+  }
+
+  /// Forks and executes; returns when the program runs, throws when it could not.
+  func start(_ streams: Streams) throws(StepFailure) -> Int32 {
+    let failure: StepFailure
+    do throws(Errno) {
+      let pipe = try Pipe()
+      let pid = try Process.fork()
+      if pid == 0 {
+        let failure = become(streams)
+        let report = [UInt8(truncatingIfNeeded: failure.errno)] + Array(failure.step.utf8)
+        do throws(Errno) { try pipe.writing?.descriptor.write(report) } catch {}
+        Process.exit(127)
+      }
+      // This process's own writing end would keep the read from ever ending.
+      pipe.closeWriting()
+      let report = try pipe.reading.descriptor.readAll(limit: 65_536)
+      if report.isEmpty { return pid }  // close-on-exec: the program runs
+      failure = StepFailure(String(decoding: report.dropFirst(), as: UTF8.self), Errno(Int32(report[0])))
+    } catch {
+      throw StepFailure("fork", error)
+    }
+    throw failure
+  }
+
+  /// In the forked child; returns only if the program could not be executed.
+  private func become(_ streams: Streams) -> StepFailure {
+    var step = "set up standard streams"
+    do throws(Errno) {
+      try Process.newSession()
+      try Process.place(streams.input.descriptor.number, at: 0)
+      try Process.place(streams.output.descriptor.number, at: 1)
+      try Process.place(streams.errors.descriptor.number, at: 2)
+      if streams.isTerminal { try Process.setControllingTerminal(0) }
+      step = "close descriptors"
+      try Process.closeOnExec(from: 3)
+      step = "enter directory " + directory
+      try Process.changeDirectory(directory)
+      if !Process.workingDirectoryIsInsideRoot() { throw .perm }
+      step = "execute " + (candidates.last ?? "")
+      Signals.resetAll()
+      try Signals.unblockAll()
+    } catch {
+      return StepFailure(step, error)
+    }
+    var worst = Errno.noEntry
+    for path in candidates {
+      do throws(Errno) {
+        try Process.execute(path, arguments, environment)
+      } catch {
+        if error == .noEntry, Process.exists(path) {
+          return StepFailure("find the interpreter of " + path, error)
+        }
+        // Like execvp(3): a file that is there and may not be run says more than one that is not there.
+        if error != .noEntry && error != .notDirectory { worst = error }
+      }
+    }
+    return StepFailure(step, worst)
+  }
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  package import LaunchPlan
+  package import Linux
+#endif
+
+/// The body of `carrel-shim`: one for each workspace, single-threaded. It launches by a plan, keeps the tool's
+/// output, serves the agent through the workspace's socket, and makes the exit durable. It outlives the agent:
+/// a new agent connects to the same socket, and being accepted there is the proof that this process lives.
+package final class Supervisor {
+  private let folder: Handle
+  private let listener: Handle
+  private let plan: Plan
+  private let host: HostPart
+  private var connections: [Connection] = []
+  private var nextSession: UInt32 = 1
+  private var status: Message = .preparing
+  private var child: ChildHandle?
+  private var outputs: [(handle: Handle, stream: OutputLog.Stream)] = []
+  private let log: OutputLog
+
+  private struct Connection {
+    let socket: MessageSocket
+    var session: UInt32?
+    let id: Int
+  }
+
+  private struct ChildHandle {
+    let control: MessageSocket
+    let process: Handle
+    let pid: Int32
+  }
+
+  /// More than an agent needs; a bound on what a faulty one can take.
+  private static let connectionLimit = 64
+
+  package init(folder: Handle, listener: Handle, logs: Handle, plan: Plan) {
+    self.folder = folder
+    self.listener = listener
+    self.plan = plan
+    host = HostPart(plan)
+    var bounds: (UInt64, UInt32, UInt64) = (1 << 20, 8, 16 << 20)
+    for operation in plan.operations {
+      if case .log(let bytes, let segments, let rate) = operation { bounds = (bytes, segments, rate) }
+    }
+    log = OutputLog(in: logs, segmentBytes: bounds.0, segments: bounds.1, bytesPerSecond: bounds.2)
+  }
+
+  /// Launches, supervises, and returns when the workspace has ended and its end is on disk.
+  package func run() {
+    do throws(StepFailure) {
+      try launch()
+      supervise()
+    } catch {
+      finish(.failed(error), report: .failed(error))
+    }
+  }
+
+  // ---------------------------------------------------------------- launching
+
+  private func launch() throws(StepFailure) {
+    try host.prepare()
+    let control: (Handle, Handle)
+    let output: Pipe
+    let errors: Pipe
+    do throws(Errno) {
+      control = try Socket.pair()
+      output = try Pipe()
+      errors = try Pipe()
+      // Blocked here, so that none is lost between the clone and the signal descriptor of PID 1.
+      try Signals.blockAll()
+    } catch {
+      throw StepFailure("make pipes", error)
+    }
+    guard let process = try host.clone() else {
+      becomeInit(MessageSocket(control.1), output: output.writing, errors: errors.writing)
+    }
+    let pid = process.pid
+    let socket = MessageSocket(control.0)
+    // A child that waits for `proceed` for ever must not be left behind.
+    do throws(StepFailure) {
+      try host.complete(child: process)
+    } catch {
+      do throws(Errno) { try process.signal(Signals.kill) } catch {}
+      throw error
+    }
+    child = ChildHandle(control: socket, process: process.handle, pid: pid)
+    outputs = [(output.reading, .stdout), (errors.reading, .stderr)]
+    output.closeWriting()
+    errors.closeWriting()
+    host.closeMounts()
+    status = .created(pid: pid)
+    do throws(Errno) { try socket.send(.proceed) } catch { throw StepFailure("enter namespaces", error) }
+  }
+
+  /// The child's side of the clone, up to its end.
+  private func becomeInit(_ control: MessageSocket, output: Handle?, errors: Handle?) -> Never {
+    do throws(StepFailure) {
+      try enter(control)
+      var payload: Payload?
+      for operation in plan.operations {
+        if case .execute(let arguments, let environment, let directory) = operation {
+          payload = Payload(arguments: arguments, environment: environment, directory: directory)
+        }
+      }
+      guard let payload, let output, let errors else { throw StepFailure("execute", .invalid) }
+      // From here on, PID 1 holds its socket, its signals and the tool's output, nothing of the host. The
+      // objects that owned the closed numbers live as long as this process: this never returns.
+      do throws(Errno) {
+        try Process.closeAll(except: [control.handle, output, errors])
+      } catch {
+        throw StepFailure("close descriptors", error)
+      }
+      var process = try Init(control, payload, output: output, errors: errors)
+      process.run()
+    } catch {
+      do throws(Errno) { try control.send(.failed(error)) } catch {}
+      Process.exit(1)
+    }
+  }
+
+  /// Apart, so that what it opened is closed before the numbers are used again.
+  private func enter(_ control: MessageSocket) throws(StepFailure) {
+    var part = ChildPart(plan, host, control)
+    try part.enter()
+  }
+
+  // -------------------------------------------------------------- supervising
+
+  private func supervise() {
+    var poller = Poller()
+    while let child {
+      poller.removeAll()
+      let fromChild = poller.add(child.control.handle)
+      let fromListener = connections.count < Supervisor.connectionLimit ? poller.add(listener) : nil
+      let fromConnections = connections.map { (id: $0.id, index: poller.add($0.socket.handle)) }
+      let pause = log.pause()
+      let fromOutputs = pause == 0 ? outputs.map { poller.add($0.handle) } : []
+      do throws(Errno) { try poller.wait(milliseconds: pause == 0 ? -1 : pause) } catch { continue }
+      for (index, slot) in fromOutputs.enumerated().reversed() where poller.isReady(slot) { readOutput(index) }
+      if let fromListener, poller.isReady(fromListener) { accept() }
+      for entry in fromConnections where poller.isReady(entry.index) { serve(entry.id) }
+      if poller.isReady(fromChild) { hear(child) }
+    }
+  }
+
+  private func readOutput(_ index: Int) {
+    let (handle, stream) = outputs[index]
+    do throws(Errno) {
+      let bytes = try handle.descriptor.read(upTo: 65_536)
+      if bytes.isEmpty { outputs.remove(at: index) } else { log.append(bytes, to: stream) }
+    } catch {
+      outputs.remove(at: index)
+    }
+  }
+
+  private func accept() {
+    do throws(Errno) {
+      let socket = try Socket.accept(listener.descriptor)
+      // The socket lies in a 0700 directory; this is the second lock on the same door.
+      guard try Socket.peer(socket).uid == Process.effectiveUser else { return }
+      let connection = Connection(socket: MessageSocket(Handle(socket)), id: Int(nextSession))
+      nextSession += 1
+      try connection.socket.send(status, wait: false)
+      connections.append(connection)
+    } catch {}
+  }
+
+  /// Reports of PID 1.
+  private func hear(_ child: ChildHandle) {
+    let received: MessageSocket.Received?
+    do throws(Errno) { received = try child.control.receive() } catch { received = nil }
+    guard let received else {
+      // PID 1 is gone without a word: killed from outside, with all that ran in the workspace.
+      var ended = ExitStatus.signalled(Signals.kill)
+      do throws(Errno) { if let reaped = try Process.reap(child.pid, wait: true) { ended = reaped.status } } catch {}
+      conclude(child, .ended(ended), .exited(ended), reaped: true)
+      return
+    }
+    switch received.message {
+    case .waiting, .started:
+      status = received.message
+      broadcast(status)
+    case .failed(let failure): conclude(child, .failed(failure), received.message, reaped: false)
+    case .exited(let ended): conclude(child, .ended(ended), received.message, reaped: false)
+    case .execStarted(let session), .execFailed(let session, _), .execExited(let session, _):
+      for connection in connections where connection.session == session {
+        do throws(Errno) {
+          try connection.socket.send(received.message, passing: received.descriptors, wait: false)
+        } catch {}
+      }
+    default: break
+    }
+  }
+
+  private func broadcast(_ message: Message) {
+    for connection in connections { do throws(Errno) { try connection.socket.send(message, wait: false) } catch {} }
+  }
+
+  private func conclude(_ child: ChildHandle, _ record: ExitRecord, _ report: Message, reaped: Bool) {
+    if !reaped {
+      do throws(Errno) {
+        // PID 1 ends right after its report; the kill is for the case that it does not.
+        try Process.signal(child.process.descriptor, Signals.kill)
+        _ = try Process.reap(child.pid, wait: true)
+      } catch {}
+    }
+    // The namespace is empty now, so nothing writes any more: what is in the pipes is all there will be.
+    for (handle, stream) in outputs { drain(handle, stream) }
+    outputs = []
+    finish(record, report: report)
+    self.child = nil
+  }
+
+  private func drain(_ handle: Handle, _ stream: OutputLog.Stream) {
+    do throws(Errno) {
+      while true {
+        let bytes = try handle.descriptor.read(upTo: 65_536)
+        if bytes.isEmpty { return }
+        log.append(bytes, to: stream)
+      }
+    } catch {}
+  }
+
+  /// First on disk, then told.
+  private func finish(_ record: ExitRecord, report: Message) {
+    do throws(Errno) { try record.write(in: folder.descriptor) } catch {}
+    status = report
+    do throws(Errno) { while true { acceptLate(try Socket.accept(listener.descriptor)) } } catch {}
+    broadcast(report)
+  }
+
+  /// Someone who connected before the end and was not accepted yet still hears it.
+  private func acceptLate(_ socket: consuming Descriptor) {
+    connections.append(Connection(socket: MessageSocket(Handle(socket)), id: Int(nextSession)))
+    nextSession += 1
+  }
+
+  // ------------------------------------------------------------------ serving
+
+  private func serve(_ id: Int) {
+    guard let index = connections.firstIndex(where: { $0.id == id }) else { return }
+    let socket = connections[index].socket
+    do throws(Errno) {
+      guard let received = try socket.receive(wait: false) else { return close(index) }
+      switch received.message {
+      case .start: try child?.control.send(.start)
+      case .signal(let number): try child?.control.send(.signal(number))
+      case .kill: if let child { try Process.signal(child.process.descriptor, Signals.kill) }
+      case .putSecret(let name, let content): try answer(socket) { () throws(Errno) in try putSecret(name, content); return .done }
+      case .getSecret(let name): try answer(socket) { () throws(Errno) in .secret(try getSecret(name)) }
+      case .exec(_, let arguments, let environment, let directory, let terminal, let rows, let columns):
+        let session = nextSession
+        nextSession += 1
+        connections[index].session = session
+        try child?.control.send(
+          .exec(
+            session: session, arguments: arguments, environment: environment, directory: directory,
+            terminal: terminal, rows: rows, columns: columns), passing: received.descriptors)
+      case .execSignal(_, let number):
+        if let session = connections[index].session {
+          try child?.control.send(.execSignal(session: session, signal: number))
+        }
+      default: break
+      }
+    } catch {
+      if error != .again { close(index) }
+    }
+  }
+
+  private func close(_ index: Int) {
+    // Whoever asked for the program is gone: it ends, as a terminal's programs do when it is closed.
+    if let session = connections[index].session {
+      do throws(Errno) { try child?.control.send(.execSignal(session: session, signal: Signals.kill)) } catch {}
+    }
+    connections.remove(at: index)
+  }
+
+  private func answer(_ socket: MessageSocket, _ body: () throws(Errno) -> Message) throws(Errno) {
+    let reply: Message
+    do throws(Errno) { reply = try body() } catch { reply = .refused(error.code) }
+    try socket.send(reply, wait: false)
+  }
+
+  // ------------------------------------------------------------------ secrets
+
+  private var secretsOwner: (uid: UInt32, gid: UInt32) {
+    var first: UInt32 = 0
+    for operation in plan.operations {
+      if case .userNamespace(let start, _) = operation { first = start }
+      if case .user(let uid, let gid, _, _) = operation { return (first + uid, first + gid) }
+    }
+    return (first, first)
+  }
+
+  /// Replaced by rename: a reader finds the old content or the new one, never a part.
+  private func putSecret(_ name: String, _ content: [UInt8]) throws(Errno) {
+    guard let folder = host.secrets else { throw .notSupported }
+    if name.isEmpty || name.utf8.first == UInt8(ascii: ".") || name.utf8.contains(UInt8(ascii: "/")) { throw .invalid }
+    let temporary = ".new"
+    do throws(Errno) { try folder.descriptor.remove(temporary) } catch {}
+    do throws(Errno) {
+      let file = try folder.descriptor.open(temporary, [.writeOnly, .create, .exclusive, .noFollow], mode: 0o400)
+      try file.write(content)
+      let owner = secretsOwner
+      try file.setOwner(owner.uid, owner.gid)
+      try folder.descriptor.rename(temporary, to: name)
+    } catch {
+      do throws(Errno) { try folder.descriptor.remove(temporary) } catch {}
+      throw error
+    }
+  }
+
+  private func getSecret(_ name: String) throws(Errno) -> [UInt8] {
+    guard let folder = host.secrets else { throw .notSupported }
+    return try folder.descriptor.open(name, [.readOnly, .noFollow]).readAll(limit: Socket.messageLimit)
+  }
+}
