@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import LaunchPlan
+internal import Linux
+
+/// Everything about a workspace that its launch plan depends on. Nothing in it is looked up any more.
+package struct Enclosure: Sendable {
+  package struct Bind: Sendable {
+    package let source: String
+    package let target: String
+    package let writable: Bool
+    package let executable: Bool
+    package let ids: IDMapping?
+    package init(source: String, target: String, writable: Bool, executable: Bool, ids: IDMapping?) {
+      self.source = source
+      self.target = target
+      self.writable = writable
+      self.executable = executable
+      self.ids = ids
+    }
+  }
+
+  /// Directories of the cgroup hierarchies to join.
+  package var cgroups: [String] = []
+  /// v1 controllers to show inside; empty for cgroup v2.
+  package var cgroupControllers: [String] = []
+  /// The first of 65,536 host ids.
+  package var firstID: UInt32 = 0
+  package var uid: UInt32 = 1000
+  package var gid: UInt32 = 1000
+  /// Unpacked layers, the topmost first.
+  package var layers: [String] = []
+  package var binds: [Bind] = []
+  package var secretsPath = "/run/carrel/credentials"
+  package var scratchBytes: UInt64 = 1 << 30
+  package var shmBytes: UInt64 = 64 << 20
+  package var hostname = "workspace"
+  package var hosts: [UInt8] = []
+  package var resolver: [UInt8] = []
+  package var openFiles: UInt64 = 65_536
+  package var arguments: [String] = []
+  package var environment: [String] = []
+  package var directory = "/"
+  package var logSegmentBytes: UInt64 = 2 << 20
+  package var logSegments: UInt32 = 8
+  package var logBytesPerSecond: UInt64 = 8 << 20
+
+  package init() {}
+}
+
+/// The default isolation as a straight list of steps. Where an order matters, the reason stands beside it.
+package enum PlanCompiler {
+  /// Host ids of one workspace.
+  package static let idCount: UInt32 = 65_536
+
+  static let devices: [(String, UInt32, UInt32)] = [
+    ("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0),
+  ]
+
+  /// Paths that tell about the host or reach its hardware: the field's common list.
+  static let masked = [
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+  ]
+  static let readOnly = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+  /// RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_MEMLOCK as Linux numbers them (getrlimit(2)).
+  private static let coreLimit: UInt32 = 4
+  private static let fileLimit: UInt32 = 7
+  private static let lockLimit: UInt32 = 8
+
+  package static func compile(_ box: Enclosure, seccomp: [UInt8]) -> Plan {
+    let hard = MountAttributes([.noSetuid, .noDevices]).rawValue
+    let harder = MountAttributes([.noSetuid, .noDevices, .noExec]).rawValue
+    let namespaces: Namespaces = [.mount, .pid, .ipc, .uts, .network]
+    var steps: [Operation] = []
+
+    steps += box.cgroups.map { .cgroup(path: $0) }
+    steps += [
+      .userNamespace(first: box.firstID, count: idCount),
+      .namespaces(namespaces.rawValue),
+      // The kernel takes a workspace before it takes the agent.
+      .outOfMemoryScore(500),
+      // After joining, so that the workspace's own cgroup is the root that it sees.
+      .cgroupNamespace,
+    ]
+    steps += box.layers.map { .layer(path: $0) }
+    steps += [
+      .root(scratchBytes: box.scratchBytes, scratchInodes: max(box.scratchBytes / 4096, 65_536)),
+      .proc,
+      .sysfs,
+      .cgroupFileSystem(controllers: box.cgroupControllers),
+      // The image's own /dev is never seen: it could hold links to anywhere.
+      .tmpfs(target: "/dev", bytes: 65_536, inodes: 128, mode: 0o755, attributes: MountAttributes([.noSetuid, .noExec]).rawValue),
+    ]
+    steps += devices.map { .device(path: "/dev/\($0.0)", major: $0.1, minor: $0.2) }
+    steps += [
+      .devpts,
+      .tmpfs(target: "/dev/shm", bytes: box.shmBytes, inodes: max(box.shmBytes / 4096, 1024), mode: 0o1777, attributes: harder),
+      .mqueue,
+      .symlink(path: "/dev/ptmx", target: "pts/ptmx"),
+      .symlink(path: "/dev/fd", target: "/proc/self/fd"),
+      .symlink(path: "/dev/stdin", target: "/proc/self/fd/0"),
+      .symlink(path: "/dev/stdout", target: "/proc/self/fd/1"),
+      .symlink(path: "/dev/stderr", target: "/proc/self/fd/2"),
+      .directory(path: "/tmp", mode: 0o1777, uid: 0, gid: 0),
+      .directory(path: "/var/tmp", mode: 0o1777, uid: 0, gid: 0),
+      .directory(path: "/run", mode: 0o755, uid: 0, gid: 0),
+      .file(path: "/etc/hostname", mode: 0o644, content: Array("\(box.hostname)\n".utf8)),
+      .file(path: "/etc/hosts", mode: 0o644, content: box.hosts),
+      .file(path: "/etc/resolv.conf", mode: 0o644, content: box.resolver),
+    ]
+    for bind in box.binds {
+      var attributes = bind.executable ? hard : harder
+      if !bind.writable { attributes |= MountAttributes.readOnly.rawValue }
+      steps.append(.bind(source: bind.source, target: bind.target, attributes: attributes, ids: bind.ids))
+    }
+    steps += [
+      .secrets(target: box.secretsPath, bytes: 8 << 20),
+      .hostname(box.hostname),
+      // While /proc/sys can still be written: no namespaces in the namespace, and ping without raw sockets.
+      .sysctl(key: "user.max_user_namespaces", value: "0"),
+      .sysctl(key: "user.max_mnt_namespaces", value: "0"),
+      .sysctl(key: "user.max_net_namespaces", value: "0"),
+      .sysctl(key: "net.ipv4.ping_group_range", value: "\(box.gid) \(box.gid)"),
+      .sysctl(key: "net.ipv4.ip_unprivileged_port_start", value: "0"),
+    ]
+    steps += masked.map { .mask(path: $0) }
+    steps += readOnly.map { .readOnly(path: $0) }
+    steps += [
+      .pivotRoot,
+      // No core files: the host's core_pattern may be a pipe to a program outside.
+      .resourceLimit(resource: coreLimit, soft: 0, hard: 0),
+      .resourceLimit(resource: fileLimit, soft: box.openFiles, hard: box.openFiles),
+      .resourceLimit(resource: lockLimit, soft: 64 << 20, hard: 64 << 20),
+      .sessionKeyring,
+      .awaitStart,
+      // Dropping from the bounding set needs a capability, so it comes before the change of user that ends all.
+      .capabilities,
+      .user(uid: box.uid, gid: box.gid, groups: [box.gid], mask: 0o022),
+      // After the ids: setresuid sets the flag anew.
+      .undumpable,
+      // Before the filter: without CAP_SYS_ADMIN the kernel takes a filter only from who gave up privileges.
+      .noNewPrivileges,
+      // Last: what follows needs only what the workspace itself may do.
+      .seccomp(program: seccomp),
+      .log(segmentBytes: box.logSegmentBytes, segments: box.logSegments, bytesPerSecond: box.logBytesPerSecond),
+      .execute(arguments: box.arguments, environment: box.environment, directory: box.directory),
+    ]
+    return Plan(steps)
+  }
+}
