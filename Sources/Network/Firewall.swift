@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CNftables
+internal import Synchronization
+
+/// The agent's own nftables table. Nothing outside it is touched, and it is replaced in one transaction.
+///
+/// What it says, in words: a workspace speaks only with its own address and only on its own link; it never
+/// reaches another workspace, the host, a link-local or a metadata address; it reaches the rest if its policy
+/// is open. The host reaches every workspace.
+final class Firewall: Sendable {
+  struct Member: Sendable {
+    let link: String
+    let address: IPv4Address
+    let open: Bool
+  }
+
+  /// SAFETY: libnftables keeps no thread-bound state; the lock gives the context to one caller at a time.
+  private struct Context: @unchecked Sendable { let pointer: OpaquePointer }
+  private let context: Mutex<Context>
+  private let table: String
+
+  init(table: String) throws {
+    guard let pointer = nft_ctx_new(0) else { throw NetworkError(description: "libnftables: no context") }
+    nft_ctx_buffer_output(pointer)
+    nft_ctx_buffer_error(pointer)
+    context = Mutex(Context(pointer: pointer))
+    self.table = table
+  }
+
+  deinit { context.withLock { nft_ctx_free($0.pointer) } }
+
+  static let linkPrefix = "crl"
+
+  /// Replaces the whole table with these members.
+  func replace(subnet: Subnet, members: [Member]) throws {
+    let links = "\"\(Firewall.linkPrefix)*\""
+    let sources = members.map { "\"\($0.link)\" . \($0.address)" }.joined(separator: ", ")
+    let open = members.filter(\.open).map { "\"\($0.link)\"" }.joined(separator: ", ")
+    // Counters come before verdicts that end the rule, so that they count every packet.
+    try run(
+      """
+      add table inet \(table)
+      delete table inet \(table)
+      table inet \(table) {
+        set sources { type ifname . ipv4_addr; \(sources.isEmpty ? "" : "elements = { \(sources) }") }
+        set open { type ifname; \(open.isEmpty ? "" : "elements = { \(open) }") }
+        chain forward {
+          type filter hook forward priority filter; policy accept;
+          iifname \(links) jump outbound
+          oifname \(links) jump inbound
+        }
+        chain outbound {
+          meta nfproto ipv6 counter drop
+          iifname . ip saddr != @sources counter drop
+          ip daddr 169.254.0.0/16 counter drop
+          oifname \(links) counter drop
+          iifname @open accept
+          ct state established,related accept
+          counter drop
+        }
+        chain inbound {
+          ct state established,related accept
+          counter drop
+        }
+        chain input {
+          type filter hook input priority filter; policy accept;
+          iifname \(links) jump host
+        }
+        chain host {
+          iifname . ip saddr @sources ct state established,related accept
+          ip6 daddr fd00:ec2::254 counter drop
+          counter drop
+        }
+        chain postrouting {
+          type nat hook postrouting priority srcnat; policy accept;
+          ip saddr \(subnet) oifname != \(links) masquerade
+        }
+      }
+      """)
+  }
+
+  func add(_ member: Member) throws {
+    var commands = "add element inet \(table) sources { \"\(member.link)\" . \(member.address) }\n"
+    if member.open { commands += "add element inet \(table) open { \"\(member.link)\" }\n" }
+    try run(commands)
+  }
+
+  /// A member that is not there is no error: what is asked is that it be gone.
+  func remove(_ member: Member) {
+    try? run("delete element inet \(table) sources { \"\(member.link)\" . \(member.address) }\n")
+    if member.open { try? run("delete element inet \(table) open { \"\(member.link)\" }\n") }
+  }
+
+  func destroy() throws { try run("add table inet \(table)\ndelete table inet \(table)\n") }
+
+  private func run(_ commands: String) throws {
+    try context.withLock { context in
+      guard nft_run_cmd_from_buffer(context.pointer, commands) == 0 else {
+        let message = nft_ctx_get_error_buffer(context.pointer).map { String(cString: $0) } ?? ""
+        throw NetworkError(description: "nftables: \(message.split(separator: "\n").first.map(String.init) ?? "refused")")
+      }
+    }
+  }
+}

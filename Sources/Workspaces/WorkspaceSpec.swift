@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// What a workspace shall be, as its controller asks for it. The same fields as YAML (`manifests/`) and as
+/// protobuf (`carrel.v1.WorkspaceSpec`).
+package struct WorkspaceSpec: Codable, Equatable, Sendable {
+  package var id: String
+  package var owner: Owner
+  package var tool: String
+  package var image: String
+  package var resources = Resources()
+  package var storage = Storage()
+  /// Names of the credential files; their contents come with the request and are never part of a spec.
+  package var credentials: [String] = []
+  package var environment: [String: String] = [:]
+  package var labels: [String: String] = [:]
+  package var lifecycle = Lifecycle()
+  package var network: NetworkPolicy?
+  /// For tools that run what the spec says (batch).
+  package var command: [String] = []
+
+  package struct Owner: Codable, Equatable, Sendable {
+    package var name: String
+    package var uid: UInt32
+    package var gid: UInt32
+    package init(name: String, uid: UInt32, gid: UInt32) {
+      self.name = name
+      self.uid = uid
+      self.gid = gid
+    }
+  }
+
+  /// Quantities as text, in Kubernetes' notation; nil for the tool's or the agent's default.
+  package struct Resources: Codable, Equatable, Sendable {
+    package var memory: String?
+    package var cpu: String?
+    package var pids: String?
+    package var shm: String?
+    package var scratch: String?
+    package init() {}
+  }
+
+  package struct Storage: Codable, Equatable, Sendable {
+    /// An absolute path on the host; nil for the owner's folder among the configured homes.
+    package var home: String?
+    package var datasets: [Dataset] = []
+    package init() {}
+  }
+
+  package struct Dataset: Codable, Equatable, Sendable {
+    package var source: String
+    package var target: String
+    package var writable: Bool
+    package init(source: String, target: String, writable: Bool) {
+      self.source = source
+      self.target = target
+      self.writable = writable
+    }
+  }
+
+  package struct Lifecycle: Codable, Equatable, Sendable {
+    /// Between SIGTERM and SIGKILL; nil for the tool's.
+    package var gracePeriodSeconds: UInt32?
+    /// Nil for no end.
+    package var maxLifetimeSeconds: UInt64?
+    package var restartPolicy: RestartPolicy = .never
+    package init() {}
+  }
+
+  package enum RestartPolicy: String, Codable, CaseIterable, Sendable { case never, onFailure, always }
+  package enum NetworkPolicy: String, Codable, CaseIterable, Sendable { case none, open }
+
+  package init(id: String, owner: Owner, tool: String, image: String) {
+    self.id = id
+    self.owner = owner
+    self.tool = tool
+    self.image = image
+  }
+}
+
+/// Secret material of a request. Its description never shows the content.
+package struct Credential: Sendable, CustomStringConvertible {
+  package let name: String
+  package let content: [UInt8]
+
+  package init(name: String, content: [UInt8]) {
+    self.name = name
+    self.content = content
+  }
+
+  package var description: String { "credential \(name)" }
+}
+
+/// A field that is wrong: its path, and what was expected there.
+package struct InvalidField: Error, Equatable, Sendable, CustomStringConvertible {
+  package let path: String
+  package let problem: String
+  /// Where it stands, for specs that came as text.
+  package let line: Int?
+
+  package init(_ path: String, _ problem: String, line: Int? = nil) {
+    self.path = path
+    self.problem = problem
+    self.line = line
+  }
+
+  package var description: String {
+    (line.map { "line \($0): " } ?? "") + (path.isEmpty ? "" : "\(path): ") + problem
+  }
+}
