@@ -64,6 +64,7 @@ let package = Package(
     system("CSystemd", "libsystemd", "libsystemd-dev"),
     system("CArchive", "libarchive", "libarchive-dev"),
     system("CNftables", "libnftables", "libnftables-dev"),
+    system("CCrypto", "libcrypto", "libssl-dev"),
     system("CNetlink", "libnl-route-3.0", "libnl-route-3-dev"),
 
     // The isolation core. `carrel-shim` compiles the same three folders once more,
@@ -84,7 +85,7 @@ let package = Package(
       name: "Workspaces", dependencies: [.product(name: "Yams", package: "Yams")],
       swiftSettings: strict),
     .target(
-      name: "Images", dependencies: ["CArchive", "Linux"], swiftSettings: strict),
+      name: "Images", dependencies: ["CArchive", "CCrypto", "CLinux", "Linux"], swiftSettings: strict),
     .target(
       name: "Journal", dependencies: [.product(name: "GRDB", package: "GRDB.swift")],
       swiftSettings: strict),

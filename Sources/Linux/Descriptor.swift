@@ -64,6 +64,17 @@ package struct Descriptor: ~Copyable, Sendable {
     }
   }
 
+  /// Writes all of `bytes` at an offset.
+  package func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(Errno) {
+    var done = 0
+    while done < bytes.count {
+      // SAFETY: `done` is less than the count, so the address lies in the caller's buffer.
+      done += try retrying {
+        clx_pwrite(number, bytes.baseAddress! + done, bytes.count - done, Int64(offset) + Int64(done))
+      }
+    }
+  }
+
   /// One write(2), which may take fewer bytes than offered; for non-blocking descriptors.
   package func writeSome(_ bytes: ArraySlice<UInt8>) throws(Errno) -> Int {
     try retrying { bytes.withUnsafeBytes { clx_write(number, $0.baseAddress, bytes.count) } }

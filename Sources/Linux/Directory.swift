@@ -131,6 +131,12 @@ extension Descriptor {
     path.withCString { clx_access(number, $0, 0) } == 0
   }
 
+  package func setExtendedAttribute(_ name: String, _ value: [UInt8]) throws(Errno) {
+    try check(name.withCString { n in value.withUnsafeBytes { clx_fsetxattr(number, n, $0.baseAddress, $0.count) } })
+  }
+  /// Writes everything of this file system to its disk.
+  package func syncFileSystem() throws(Errno) { try retrying { clx_syncfs(number) } }
+
   /// Writes a file so that a crash leaves the old one or the new one whole:
   /// a temporary file, fsync, rename, fsync of the folder.
   package func replace(_ name: String, with bytes: [UInt8], mode: UInt32 = 0o600, durable: Bool = true) throws(Errno) {

@@ -112,6 +112,9 @@ static inline long clx_fchownat(int dir, const char *path, unsigned uid, unsigne
   return clx_result(syscall(SYS_fchownat, dir, path, uid, gid, CLX_AT_SYMLINK_NOFOLLOW | (path[0] ? 0 : CLX_AT_EMPTY_PATH)));
 }
 static inline long clx_access(int dir, const char *path, int mode) { return clx_result(syscall(SYS_faccessat, dir, path, mode)); }
+static inline long clx_fsetxattr(int fd, const char *name, const void *value, size_t n) { return clx_result(syscall(SYS_fsetxattr, fd, name, value, n, 0)); }
+static inline long clx_syncfs(int fd) { return clx_result(syscall(SYS_syncfs, fd)); }
+static inline long clx_pwrite(int fd, const void *from, size_t n, int64_t at) { return clx_result(syscall(SYS_pwrite64, fd, from, n, at)); }
 static inline long clx_utimens(int dir, const char *path, int64_t seconds) {
   struct timespec t[2] = { { seconds, 0 }, { seconds, 0 } };
   return clx_result(syscall(SYS_utimensat, dir, path, t, CLX_AT_SYMLINK_NOFOLLOW));

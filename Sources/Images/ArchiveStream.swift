@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CArchive
+internal import Linux
+
+/// Bounds on what an archive may make of this host (a 10 KB file can hold 10 GB).
+package struct UnpackLimits: Sendable {
+  package var bytes: UInt64 = 64 << 30
+  package var entries = 2_000_000
+  package var pathBytes = 4_096
+  package var depth = 256
+  package var ratio: UInt64 = 1_000
+  package init() {}
+}
+
+/// A tar stream, possibly compressed with gzip or zstd, that is hashed as it is decompressed: the digest of
+/// what comes out is what an image calls the layer's diff_id.
+///
+/// Two libarchive readers stand behind each other: the outer only decompresses, the inner reads the tar.
+final class ArchiveStream {
+  struct Entry {
+    enum Kind { case file, directory, symlink, hardlink, other }
+    let path: String
+    let kind: Kind
+    let linkTarget: String
+    let mode: UInt32
+    let uid: Int64
+    let gid: Int64
+    let modified: Int64
+    let attributes: [(name: String, value: [UInt8])]
+  }
+
+  private let outer: OpaquePointer
+  private let inner: OpaquePointer
+  private let hasher = Hasher256()
+  private let limits: UnpackLimits
+  private let compressedSize: UInt64
+  private var produced: UInt64 = 0
+  private var entries = 0
+  private var failure: ImageError?
+  private let name: String
+
+  init(_ file: borrowing Descriptor, name: String, limits: UnpackLimits) throws {
+    self.name = name
+    self.limits = limits
+    compressedSize = try file.status().size
+    outer = archive_read_new()
+    inner = archive_read_new()
+    archive_read_support_filter_gzip(outer)
+    archive_read_support_filter_zstd(outer)
+    archive_read_support_format_raw(outer)
+    archive_read_support_format_empty(outer)
+    archive_read_support_format_tar(inner)
+    archive_read_support_format_empty(inner)
+    try succeed(archive_read_open_fd(outer, file.number, 1 << 17), outer)
+    var entry: OpaquePointer?
+    let header = archive_read_next_header(outer, &entry)
+    if header != ARCHIVE_OK && header != ARCHIVE_EOF { try succeed(header, outer) }
+    let me = Unmanaged.passUnretained(self).toOpaque()
+    let opened = archive_read_open(
+      inner, me, nil,
+      { _, client, buffer in
+        // SAFETY: `client` is the ArchiveStream that owns the reader, and lives as long as it.
+        guard let client, let buffer else { return -1 }
+        return Unmanaged<ArchiveStream>.fromOpaque(client).takeUnretainedValue().pull(into: buffer)
+      }, nil)
+    if let failure { throw failure }
+    try succeed(opened, inner)
+  }
+
+  deinit {
+    archive_read_free(inner)
+    archive_read_free(outer)
+  }
+
+  private func pull(into buffer: UnsafeMutablePointer<UnsafeRawPointer?>) -> Int {
+    var block: UnsafeRawPointer?
+    var size = 0
+    var offset: Int64 = 0
+    let result = archive_read_data_block(outer, &block, &size, &offset)
+    if result == ARCHIVE_EOF { return 0 }
+    guard result == ARCHIVE_OK, let block else {
+      failure = ImageError(.dataLoss, "\(name): \(message(outer))")
+      return -1
+    }
+    produced += UInt64(size)
+    if produced > limits.bytes || (produced > 1 << 26 && produced / limits.ratio > compressedSize) {
+      failure = ImageError(.resourceExhausted, "\(name): unpacks to more than its limit (\(produced) bytes and more)")
+      return -1
+    }
+    hasher.update(UnsafeRawBufferPointer(start: block, count: size))
+    buffer.pointee = block
+    return size
+  }
+
+  func next() throws -> Entry? {
+    var raw: OpaquePointer?
+    let result = archive_read_next_header(inner, &raw)
+    if let failure { throw failure }
+    if result == ARCHIVE_EOF { return nil }
+    guard result == ARCHIVE_OK || result == ARCHIVE_WARN, let raw else {
+      throw ImageError(.dataLoss, "\(name): \(message(inner))")
+    }
+    entries += 1
+    if entries > limits.entries { throw ImageError(.resourceExhausted, "\(name): holds more than \(limits.entries) entries") }
+    let path = text(archive_entry_pathname(raw))
+    let link = archive_entry_hardlink(raw)
+    let kind: Entry.Kind =
+      if link != nil { .hardlink } else {
+        switch archive_entry_filetype(raw) {
+        case 0o100000: .file
+        case 0o040000: .directory
+        case 0o120000: .symlink
+        default: .other
+        }
+      }
+    return Entry(
+      path: path, kind: kind, linkTarget: text(link ?? archive_entry_symlink(raw)),
+      mode: UInt32(archive_entry_perm(raw)), uid: archive_entry_uid(raw), gid: archive_entry_gid(raw),
+      modified: Int64(archive_entry_mtime(raw)), attributes: attributes(raw))
+  }
+
+  /// The present entry's content, in blocks with their offsets.
+  func content(_ each: (UnsafeRawBufferPointer, UInt64) throws -> Void) throws {
+    while true {
+      var block: UnsafeRawPointer?
+      var size = 0
+      var offset: Int64 = 0
+      let result = archive_read_data_block(inner, &block, &size, &offset)
+      if let failure { throw failure }
+      if result == ARCHIVE_EOF { return }
+      guard result == ARCHIVE_OK || result == ARCHIVE_WARN else {
+        throw ImageError(.dataLoss, "\(name): \(message(inner))")
+      }
+      try each(UnsafeRawBufferPointer(start: block, count: size), UInt64(offset))
+    }
+  }
+
+  /// Reads what follows the last entry, so that the digest is over all of it.
+  func finish() throws -> Digest {
+    var ignored: UnsafeRawPointer?
+    while true {
+      let count = pull(into: &ignored)
+      if let failure { throw failure }
+      if count <= 0 { return hasher.finish() }
+    }
+  }
+
+  private func attributes(_ raw: OpaquePointer) -> [(name: String, value: [UInt8])] {
+    var found: [(String, [UInt8])] = []
+    archive_entry_xattr_reset(raw)
+    var name: UnsafePointer<CChar>?
+    var value: UnsafeRawPointer?
+    var size = 0
+    while archive_entry_xattr_next(raw, &name, &value, &size) == ARCHIVE_OK, let attribute = name {
+      let content = UnsafeRawBufferPointer(start: value, count: size)
+      found.append((String(cString: attribute), Array(content)))
+    }
+    return found
+  }
+
+  private func text(_ pointer: UnsafePointer<CChar>?) -> String { pointer.map { String(cString: $0) } ?? "" }
+
+  private func message(_ archive: OpaquePointer) -> String { text(archive_error_string(archive)) }
+
+  private func succeed(_ result: Int32, _ archive: OpaquePointer) throws {
+    if result != ARCHIVE_OK && result != ARCHIVE_WARN {
+      throw ImageError(.failedPrecondition, "\(name): is no tar archive: \(message(archive))")
+    }
+  }
+}

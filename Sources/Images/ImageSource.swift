@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Linux
+
+/// An image as it was given: a layout directory, or an archive already spread out into one.
+struct ImageSource {
+  /// A layer blob and what the image says about it.
+  struct Layer {
+    let path: String
+    /// Nil for docker-archives, whose layers are named only by their diff_id.
+    let digest: Digest?
+    let size: UInt64?
+    let diffID: Digest
+  }
+
+  let name: String?
+  /// Of the manifest; for docker-archives of the config.
+  let digest: Digest
+  let config: OCIConfig
+  let configBytes: [UInt8]
+  let layers: [Layer]
+
+  static let documentLimit = 4 << 20
+  static let layerLimit = 128
+
+  init(root: borrowing Descriptor) throws {
+    if root.exists("oci-layout") {
+      try self.init(layout: root)
+    } else if root.exists("manifest.json") {
+      try self.init(dockerArchive: root)
+    } else {
+      throw ImageError(.failedPrecondition, "neither oci-layout nor manifest.json: this is no OCI layout and no docker-archive")
+    }
+  }
+
+  // ------------------------------------------------------------------- OCI
+
+  private init(layout root: borrowing Descriptor) throws {
+    struct Layout: Decodable { let imageLayoutVersion: String }
+    let layout: Layout = try ImageSource.decode(try ImageSource.read(root, "oci-layout", limit: 4096), "oci-layout")
+    guard layout.imageLayoutVersion == "1.0.0" else {
+      throw ImageError(.failedPrecondition, "oci-layout: version \(layout.imageLayoutVersion); expected 1.0.0")
+    }
+    let index: OCIDocument = try ImageSource.decode(try ImageSource.read(root, "index.json", limit: ImageSource.documentLimit), "index.json")
+    guard let entries = index.manifests, index.layers == nil else {
+      throw ImageError(.invalid, "index.json: expected a list of manifests and no layers")
+    }
+    guard entries.count == 1 else {
+      throw ImageError(.failedPrecondition, "index.json: names \(entries.count) images; expected one")
+    }
+    name = entries[0].annotations?["org.opencontainers.image.ref.name"]
+    var chosen = entries[0]
+    var document: OCIDocument = try ImageSource.document(root, chosen)
+    if let platforms = document.manifests {
+      let fitting = platforms.filter { $0.platform?.os == "linux" && $0.platform?.architecture == "amd64" }
+      guard fitting.count == 1 else {
+        throw ImageError(.failedPrecondition, "the image's index names \(fitting.count) manifests for linux/amd64; expected one")
+      }
+      chosen = fitting[0]
+      document = try ImageSource.document(root, chosen)
+    }
+    guard let configEntry = document.config, let layerEntries = document.layers, document.manifests == nil else {
+      throw ImageError(.invalid, "manifest \(chosen.digest): expected config and layers, and no manifests")
+    }
+    guard let manifestDigest = Digest(chosen.digest) else { throw ImageSource.badDigest(chosen.digest) }
+    digest = manifestDigest
+    if let type = configEntry.mediaType, !MediaType.configs.contains(type) {
+      throw ImageError(.unimplemented, "config: media type \(type) is not that of an image")
+    }
+    configBytes = try ImageSource.blob(root, configEntry)
+    config = try ImageSource.decode(configBytes, "config \(configEntry.digest)")
+    layers = try ImageSource.layers(layerEntries, config)
+  }
+
+  private static func layers(_ entries: [OCIDescriptor], _ config: OCIConfig) throws -> [Layer] {
+    try checkCount(entries.count, config)
+    return try zip(entries, config.rootfs.diff_ids).map { entry, diffID in
+      if let type = entry.mediaType, !MediaType.layers.contains(type) {
+        throw ImageError(.unimplemented, "layer \(entry.digest): media type \(type); nothing is fetched from elsewhere")
+      }
+      guard let digest = Digest(entry.digest) else { throw badDigest(entry.digest) }
+      guard let diff = Digest(diffID) else { throw badDigest(diffID) }
+      return Layer(path: "blobs/sha256/\(digest.hex)", digest: digest, size: entry.size, diffID: diff)
+    }
+  }
+
+  private static func document(_ root: borrowing Descriptor, _ entry: OCIDescriptor) throws -> OCIDocument {
+    let document: OCIDocument = try decode(try blob(root, entry), entry.digest)
+    if document.layers != nil && document.manifests != nil {
+      throw ImageError(.invalid, "\(entry.digest): holds both layers and manifests")
+    }
+    return document
+  }
+
+  private static func blob(_ root: borrowing Descriptor, _ entry: OCIDescriptor) throws -> [UInt8] {
+    guard let digest = Digest(entry.digest) else { throw badDigest(entry.digest) }
+    guard entry.size <= UInt64(ImageSource.documentLimit) else {
+      throw ImageError(.resourceExhausted, "\(entry.digest): declares \(entry.size) bytes; at most \(ImageSource.documentLimit)")
+    }
+    let bytes = try read(root, "blobs/sha256/\(digest.hex)", limit: ImageSource.documentLimit)
+    guard UInt64(bytes.count) == entry.size, Hasher256.digest(bytes) == digest else {
+      throw ImageError(.dataLoss, "blob \(entry.digest): content does not have this digest and size")
+    }
+    return bytes
+  }
+
+  // ---------------------------------------------------------------- docker
+
+  private init(dockerArchive root: borrowing Descriptor) throws {
+    let manifests: [DockerManifest] = try ImageSource.decode(
+      try ImageSource.read(root, "manifest.json", limit: ImageSource.documentLimit), "manifest.json")
+    guard manifests.count == 1 else {
+      throw ImageError(.failedPrecondition, "manifest.json: names \(manifests.count) images; expected one")
+    }
+    let manifest = manifests[0]
+    name = manifest.RepoTags?.first
+    configBytes = try ImageSource.read(root, manifest.Config, limit: ImageSource.documentLimit)
+    config = try ImageSource.decode(configBytes, manifest.Config)
+    digest = Hasher256.digest(configBytes)
+    try ImageSource.checkCount(manifest.Layers.count, config)
+    layers = try zip(manifest.Layers, config.rootfs.diff_ids).map { path, diffID in
+      guard let diff = Digest(diffID) else { throw ImageSource.badDigest(diffID) }
+      return Layer(path: path, digest: nil, size: nil, diffID: diff)
+    }
+  }
+
+  // ----------------------------------------------------------------- parts
+
+  private static func checkCount(_ count: Int, _ config: OCIConfig) throws {
+    guard (1...layerLimit).contains(count) else {
+      throw ImageError(count == 0 ? .failedPrecondition : .resourceExhausted, "the image has \(count) layers; expected 1 to \(layerLimit)")
+    }
+    guard count == config.rootfs.diff_ids.count else {
+      throw ImageError(.invalid, "the manifest has \(count) layers, the config names \(config.rootfs.diff_ids.count)")
+    }
+    if let architecture = config.architecture, architecture != "amd64" {
+      throw ImageError(.failedPrecondition, "the image is for \(architecture); this host runs amd64")
+    }
+  }
+
+  private static func badDigest(_ text: String) -> ImageError {
+    ImageError(.invalid, "\(text.prefix(100)) is not sha256: and 64 lower-case hex digits")
+  }
+
+  /// A blob is a regular file inside the layout: no symlink, FIFO or directory in its place is followed or waited for.
+  static func open(_ root: borrowing Descriptor, _ path: String) throws -> Descriptor {
+    do throws(Errno) {
+      let file = try root.open(path, [.readOnly, .nonBlocking, .noFollow], resolving: [.beneath, .noSymlinks])
+      guard try file.status().kind == .regular else { throw .invalid }
+      return file
+    } catch {
+      if error == .invalid || error == .loop { throw ImageError(.invalid, "\(path): is not a regular file inside the layout") }
+      throw ImageError(path, error)
+    }
+  }
+
+  private static func read(_ root: borrowing Descriptor, _ path: String, limit: Int) throws -> [UInt8] {
+    let file = try open(root, path)
+    do throws(Errno) {
+      return try file.readAll(limit: limit)
+    } catch {
+      if error == .messageTooLong { throw ImageError(.resourceExhausted, "\(path): has more than \(limit) bytes") }
+      throw ImageError(path, error)
+    }
+  }
+
+  private static func decode<T: Decodable>(_ bytes: [UInt8], _ what: String) throws -> T {
+    do {
+      return try JSONDecoder().decode(T.self, from: Data(bytes))
+    } catch let error as DecodingError {
+      throw ImageError(.invalid, "\(what): \(explain(error))")
+    }
+  }
+
+  private static func explain(_ error: DecodingError) -> String {
+    switch error {
+    case .keyNotFound(let key, _): "\(key.stringValue) is missing"
+    case .typeMismatch(_, let context), .valueNotFound(_, let context):
+      "\(context.codingPath.map(\.stringValue).joined(separator: ".")): has another type than the specification's"
+    default: "is not JSON"
+    }
+  }
+}
+

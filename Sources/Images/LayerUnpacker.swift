@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Linux
+
+/// Unpacks a layer into a fresh directory, by descriptor, never leaving it; deletions become what overlayfs
+/// reads: a 0:0 character device for a whiteout, `user.overlay.opaque` for an opaque directory (image-spec,
+/// "Whiteouts"; kernel, overlayfs.rst, "userxattr").
+struct LayerUnpacker {
+  /// What was left out, by policy.
+  struct Report: Equatable {
+    var devices = 0
+    var setuidBits = 0
+    var attributes = 0
+    var bytes: UInt64 = 0
+    var entries = 0
+  }
+
+  private let root: Handle
+  private let limits: UnpackLimits
+  private let name: String
+  private var parent: (path: String, handle: Handle)?
+  private(set) var report = Report()
+  /// Times of directories are set at the end: every file made in one changes it again.
+  private var directories: [(path: String, modified: Int64)] = []
+
+  init(into root: Handle, name: String, limits: UnpackLimits) {
+    self.root = root
+    self.limits = limits
+    self.name = name
+  }
+
+  mutating func unpack(_ stream: ArchiveStream) throws {
+    while let entry = try stream.next() { try unpack(entry, stream) }
+    for directory in directories.reversed() {
+      do throws(Errno) {
+        let folder = try root.descriptor.open(directory.path, [.readOnly, .directory], resolving: [.inRoot, .noSymlinks])
+        try folder.setModificationTime(directory.modified, ".")
+      } catch {
+        if error != .noEntry && error != .loop && error != .notDirectory { throw ImageError("\(name): \(directory.path)", error) }
+      }
+    }
+  }
+
+  private mutating func unpack(_ entry: ArchiveStream.Entry, _ stream: ArchiveStream) throws {
+    let parts = try components(entry.path)
+    guard let last = parts.last else { return }  // the root itself
+    report.entries += 1
+    let folderPath = parts.dropLast().joined(separator: "/")
+    do throws(Errno) {
+      let folder = try parentFolder(folderPath)
+      if last.hasPrefix(".wh.") { return try whiteOut(last, in: folder) }
+    } catch {
+      throw ImageError("\(name): \(entry.path)", error)
+    }
+    guard (0..<65_536).contains(entry.uid), (0..<65_536).contains(entry.gid) else {
+      throw ImageError(.invalid, "\(name): \(entry.path): uid \(entry.uid), gid \(entry.gid) are not below 65536")
+    }
+    do {
+      try make(entry, last, stream)
+    } catch let error as Errno {
+      throw ImageError("\(name): \(entry.path)", error)
+    }
+  }
+
+  private mutating func make(_ entry: ArchiveStream.Entry, _ last: String, _ stream: ArchiveStream) throws {
+    guard let folder = parent?.handle else { return }
+    let (uid, gid) = (UInt32(entry.uid), UInt32(entry.gid))
+    switch entry.kind {
+    case .directory:
+      if (try? folder.descriptor.status(last).kind) != .directory {
+        try clear(last, in: folder)
+        try folder.descriptor.makeDirectory(last, mode: 0o700)
+      }
+      let made = try folder.descriptor.open(last, [.readOnly, .directory, .noFollow])
+      try made.setOwner(uid, gid)
+      try made.setMode(entry.mode & 0o7777)
+      try keepAttributes(entry, on: made)
+      directories.append((try components(entry.path).joined(separator: "/"), entry.modified))
+    case .file:
+      try clear(last, in: folder)
+      let made = try folder.descriptor.open(last, [.writeOnly, .create, .exclusive, .noFollow], mode: 0o600)
+      var end: UInt64 = 0
+      try stream.content { block, offset in
+        try made.write(block, at: offset)
+        end = offset + UInt64(block.count)
+      }
+      report.bytes += end
+      try made.setOwner(uid, gid)
+      // After the owner: changing it would clear them anyway. They mean nothing under nosuid, and are not kept.
+      if entry.mode & 0o6000 != 0 { report.setuidBits += 1 }
+      try made.setMode(entry.mode & 0o1777)
+      try keepAttributes(entry, on: made)
+      try folder.descriptor.setModificationTime(entry.modified, last)
+    case .symlink:
+      guard !entry.linkTarget.isEmpty else { throw ImageError(.invalid, "\(name): \(entry.path): symlink to nothing") }
+      try clear(last, in: folder)
+      try folder.descriptor.makeSymlink(last, to: entry.linkTarget)
+      try folder.descriptor.setOwner(uid, gid, last)
+      try folder.descriptor.setModificationTime(entry.modified, last)
+    case .hardlink: try link(entry, last, folder)
+    case .other: report.devices += 1
+    }
+  }
+
+  /// A hard link may only name a regular file that this layer has already made, by a path without symlinks.
+  private func link(_ entry: ArchiveStream.Entry, _ last: String, _ folder: Handle) throws {
+    let parts = try components(entry.linkTarget)
+    guard let targetName = parts.last else { throw ImageError(.invalid, "\(name): \(entry.path): hard link to the root") }
+    do throws(Errno) {
+      let path = parts.dropLast().joined(separator: "/")
+      let targetFolder = try root.descriptor.open(
+        path.isEmpty ? "." : path, [.path, .directory], resolving: [.inRoot, .noSymlinks])
+      guard try targetFolder.status(targetName).kind == .regular else { throw .invalid }
+      try clear(last, in: folder)
+      try folder.descriptor.makeHardLink(last, to: targetName, in: targetFolder)
+    } catch {
+      throw ImageError(
+        .invalid, "\(name): \(entry.path): hard link to \(entry.linkTarget), which is no regular file of this layer before it")
+    }
+  }
+
+  private func whiteOut(_ marker: String, in folder: Handle) throws(Errno) {
+    if marker == ".wh..wh..opq" {
+      let opened = try folder.descriptor.open(".", [.readOnly, .directory])
+      return try opened.setExtendedAttribute("user.overlay.opaque", [UInt8(ascii: "y")])
+    }
+    let hidden = String(marker.dropFirst(4))
+    // ".wh..", ".wh..." and ".wh." would name the folder, its parent or nothing.
+    if hidden.isEmpty || hidden == "." || hidden == ".." || hidden.hasPrefix(".wh.") { throw .invalid }
+    try clear(hidden, in: folder)
+    try folder.descriptor.makeWhiteout(hidden)
+  }
+
+  /// Extended attributes of users only; never the ones that steer overlayfs.
+  private mutating func keepAttributes(_ entry: ArchiveStream.Entry, on file: borrowing Descriptor) throws(Errno) {
+    for (key, value) in entry.attributes {
+      if key.hasPrefix("user.") && !key.hasPrefix("user.overlay.") && value.count <= 65_536 {
+        try file.setExtendedAttribute(key, value)
+      } else {
+        report.attributes += 1
+      }
+    }
+  }
+
+  private func clear(_ last: String, in folder: Handle) throws(Errno) {
+    do throws(Errno) {
+      try folder.descriptor.remove(last)
+    } catch {
+      if error == .noEntry { return }
+      guard error == .isDirectory else { throw error }
+      try folder.descriptor.remove(last, directory: true)
+    }
+  }
+
+  /// The folder of the entry, kept for the next: archives come in folders. Links on the way that this layer
+  /// made are followed inside the layer and nowhere else.
+  private mutating func parentFolder(_ path: String) throws(Errno) -> Handle {
+    if let parent, parent.path == path { return parent.handle }
+    let handle = Handle(try openFolder(path))
+    parent = (path, handle)
+    return handle
+  }
+
+  private func openFolder(_ path: String) throws(Errno) -> Descriptor {
+    if path.isEmpty { return try root.descriptor.open(".", [.path, .directory]) }
+    do throws(Errno) {
+      return try root.descriptor.open(path, [.path, .directory], resolving: [.inRoot, .noMagicLinks])
+    } catch {
+      guard error == .noEntry else { throw error }
+    }
+    // An entry without its folder's entry: make it, as tar does.
+    let parts = path.split(separator: "/")
+    let above = try openFolder(parts.dropLast().joined(separator: "/"))
+    do throws(Errno) {
+      try above.makeDirectory(String(parts.last ?? "."), mode: 0o755)
+    } catch {
+      if error != .exists { throw error }
+    }
+    return try root.descriptor.open(path, [.path, .directory], resolving: [.inRoot, .noMagicLinks])
+  }
+
+  private func components(_ path: String) throws -> [String] {
+    guard path.utf8.count <= limits.pathBytes else {
+      throw ImageError(.invalid, "\(name): a path of \(path.utf8.count) bytes; at most \(limits.pathBytes)")
+    }
+    guard !path.hasPrefix("/") else { throw ImageError(.invalid, "\(name): \(path): is an absolute path") }
+    let parts = path.split(separator: "/").filter { $0 != "." }.map(String.init)
+    guard !parts.contains("..") else { throw ImageError(.invalid, "\(name): \(path): leaves the layer by '..'") }
+    guard parts.count <= limits.depth else {
+      throw ImageError(.invalid, "\(name): a path \(parts.count) deep; at most \(limits.depth)")
+    }
+    return parts
+  }
+}

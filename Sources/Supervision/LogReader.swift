@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Linux
+internal import Sandbox
+
+/// Reads the segments that a supervisor writes. Offsets count bytes since the log's beginning.
+package struct LogReader: Sendable {
+  private let folder: Handle
+  private let path: String
+
+  init(_ folder: consuming Descriptor, path: String) {
+    self.folder = Handle(folder)
+    self.path = path
+  }
+
+  package struct Chunk: Sendable {
+    /// Where `bytes` begin: past the asked offset if what stood there was rotated away.
+    package let offset: UInt64
+    package let bytes: [UInt8]
+  }
+
+  /// Whole lines from `offset` on, up to about `limit` bytes; nil if there is nothing (yet).
+  package func read(from offset: UInt64, limit: Int = 262_144) throws -> Chunk? {
+    let starts = try segments()
+    guard let first = starts.first else { return nil }
+    let wanted = max(offset, first)
+    guard let start = starts.last(where: { $0 <= wanted }) else { return nil }
+    let file = try folder.descriptor.open(OutputLog.segmentName(start), [.readOnly, .noFollow])
+    var bytes = try file.read(at: wanted - start, upTo: limit)
+    if bytes.isEmpty {
+      // The end of this segment: go on in the next, if there is one.
+      guard let next = starts.first(where: { $0 > wanted || ($0 == wanted && $0 != start) }) else { return nil }
+      return try read(from: next, limit: limit)
+    }
+    // A writer may be in the middle of a line.
+    guard let end = bytes.lastIndex(of: 0x0A) else { return nil }
+    bytes.removeLast(bytes.count - end - 1)
+    return Chunk(offset: wanted, bytes: bytes)
+  }
+
+  private func segments() throws -> [UInt64] {
+    try FileManager.default.contentsOfDirectory(atPath: path)
+      .compactMap { $0.hasSuffix(".log") ? UInt64($0.dropLast(4)) : nil }.sorted()
+  }
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import LaunchPlan
+package import Linux
+package import Sandbox
+
+/// The directory of a running workspace, `<state>/workspaces/<id>/`, mode 0700: `plan`, `shim.sock`, `exit`, and
+/// the output under `log/`. It is the truth about what runs.
+package struct WorkspaceFolder: Sendable {
+  package let path: String
+  private let folder: Handle
+
+  static let socketName = "shim.sock"
+
+  /// Opens the directory, making it if asked to.
+  package init(path: String, create: Bool = false) throws(Errno) {
+    self.path = path
+    let parent = try Descriptor.open("/", [.path, .directory])
+    if create {
+      for part in [path, path + "/log"] {
+        do throws(Errno) { try parent.makeDirectory(part, mode: 0o700) } catch { if error != .exists { throw error } }
+      }
+    }
+    folder = Handle(try Descriptor.open(path, [.readOnly, .directory, .noFollow]))
+  }
+
+  /// What the supervisor left behind; nil while it runs, or if it was killed.
+  package var exitRecord: ExitRecord? { ExitRecord.read(in: folder.descriptor) }
+
+  /// Clears the traces of an earlier attempt, except its output.
+  package func reset() {
+    for name in [WorkspaceFolder.socketName, ExitRecord.fileName, "plan"] { try? folder.descriptor.remove(name) }
+  }
+
+  /// Starts a supervisor by this plan. It listens before this returns.
+  package func spawn(_ plan: Plan, id: String, helper: String, errors: Int32) throws(StepFailure) -> SupervisorLink {
+    do throws(Errno) {
+      // Not synced: after a crash of the host nothing runs that could want to read it.
+      try folder.descriptor.replace("plan", with: plan.encoded(), durable: false)
+      let listener = try Socket.listen(WorkspaceFolder.socketName, in: folder.descriptor)
+      let log = try folder.descriptor.open("log", [.readOnly, .directory])
+      _ = try Process.spawn(
+        helper, CStrings(["carrel-shim", id]), CStrings([]), folder.descriptor, listener, log, errors: errors)
+      return try connect()
+    } catch {
+      throw StepFailure("start \(helper)", error)
+    }
+  }
+
+  /// Connects to the supervisor. `connectionRefused` or `noEntry`: there is none.
+  package func connect() throws(Errno) -> SupervisorLink {
+    SupervisorLink(try Socket.connect(WorkspaceFolder.socketName, in: folder.descriptor))
+  }
+
+  package func log() throws(Errno) -> LogReader { LogReader(try folder.descriptor.open("log", [.readOnly, .directory]), path: path + "/log") }
+}
