@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Foundation
 internal import Linux
 
 /// A limit that could not be set, or that the kernel did not take as it was written.
@@ -28,6 +29,8 @@ package struct Usage: Sendable {
   package var pids: UInt64 = 0
   package var pidsLimit: UInt64 = 0
   package var outOfMemoryKills: UInt64 = 0
+
+  package init() {}
 }
 
 /// The cgroups of one workspace, in every hierarchy that the host's layout asks for.
@@ -47,7 +50,7 @@ package struct WorkspaceCgroup: Sendable {
   }
 
   /// The hierarchies: "" for the unified one of a pure v2 host.
-  private static func hierarchies(_ layout: CgroupLayout) -> [String] {
+  static func hierarchies(_ layout: CgroupLayout) -> [String] {
     switch layout {
     case .unified: [""]
     case .hybrid: ["memory", "cpu", "cpuacct", "pids", "unified"]
@@ -208,5 +211,24 @@ package struct WorkspaceCgroup: Sendable {
     var bytes = try Descriptor.open(path, [.readOnly]).readAll(limit: 1 << 20)
     while let last = bytes.last, last == 0x0A || last == 0x20 { bytes.removeLast() }
     return String(decoding: bytes, as: UTF8.self)
+  }
+}
+
+extension WorkspaceCgroup {
+  /// Ends and removes every cgroup below the parent that is not in `names`.
+  package static func sweep(layout: CgroupLayout, parent: String, keeping names: Set<String>) {
+    for hierarchy in hierarchies(layout) {
+      let folder = CgroupLayout.root + (hierarchy.isEmpty ? "" : "/" + hierarchy) + "/" + parent
+      for name in (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? [] where !names.contains(name) {
+        guard isDirectory(folder + "/" + name) else { continue }
+        let stray = WorkspaceCgroup(layout: layout, parent: parent, name: name)
+        stray.kill()
+        for _ in 0..<50 where !stray.remove() { Thread.sleep(forTimeInterval: 0.02) }
+      }
+    }
+  }
+
+  private static func isDirectory(_ path: String) -> Bool {
+    (try? Descriptor.open(path, [.path, .noFollow]).status().kind) == .directory
   }
 }

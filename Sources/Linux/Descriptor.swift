@@ -80,6 +80,7 @@ package struct Descriptor: ~Copyable, Sendable {
     try retrying { bytes.withUnsafeBytes { clx_write(number, $0.baseAddress, bytes.count) } }
   }
 
+  package func makeNonBlocking() throws(Errno) { try check(clx_set_nonblocking(number)) }
   package func sync() throws(Errno) { try retrying { clx_fsync(number) } }
   package func truncate(to size: UInt64) throws(Errno) { try retrying { clx_ftruncate(number, Int64(size)) } }
 

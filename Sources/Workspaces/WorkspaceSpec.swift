@@ -69,6 +69,13 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   package enum RestartPolicy: String, Codable, CaseIterable, Sendable { case never, onFailure, always }
   package enum NetworkPolicy: String, Codable, CaseIterable, Sendable { case none, open }
 
+  /// With the names of these credentials among its own.
+  package func naming(_ credentials: [Credential]) -> WorkspaceSpec {
+    var spec = self
+    spec.credentials = Array(Set(self.credentials + credentials.map(\.name))).sorted()
+    return spec
+  }
+
   package init(id: String, owner: Owner, tool: String, image: String) {
     self.id = id
     self.owner = owner

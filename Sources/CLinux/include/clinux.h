@@ -95,6 +95,10 @@ static inline long clx_pread(int fd, void *to, size_t n, int64_t at) { return cl
 static inline long clx_write(int fd, const void *from, size_t n) { return clx_result(syscall(SYS_write, fd, from, n)); }
 static inline long clx_dup3(int from, int to) { return clx_result(syscall(SYS_dup3, from, to, 0)); }
 static inline long clx_dup_cloexec(int fd, int minimum) { return clx_result(syscall(SYS_fcntl, fd, 1030, minimum)); }
+static inline long clx_set_nonblocking(int fd) {
+  long flags = clx_result(syscall(SYS_fcntl, fd, F_GETFL, 0));
+  return flags < 0 ? flags : clx_result(syscall(SYS_fcntl, fd, F_SETFL, flags | O_NONBLOCK));
+}
 static inline long clx_pipe2(int fds[2], int flags) { return clx_result(syscall(SYS_pipe2, fds, flags | CLX_O_CLOEXEC)); }
 static inline long clx_fsync(int fd) { return clx_result(syscall(SYS_fsync, fd)); }
 static inline long clx_ftruncate(int fd, int64_t size) { return clx_result(syscall(SYS_ftruncate, fd, size)); }

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import Network
+package import Workspaces
+
+/// The agent's configuration: one YAML file, every key of which `manifests/carreld.yaml` documents.
+package struct Configuration: Sendable {
+  package var socket = "/run/carrel/carrel.sock"
+  package var allowedUIDs: [UInt32] = []
+  package var state = "/var/lib/carrel"
+  package var homes = "/srv/carrel/homes"
+  package var tools = "/etc/carrel/tools"
+  package var helper = "/usr/libexec/carrel/carrel-shim"
+  package var nodeName = ""
+  package var maxWorkspaces = 500
+  package var reservedMemory = "512Mi"
+  package var firstID: UInt32 = 1_048_576
+  package var subnet = Subnet("10.87.0.0/16")!
+  package var networkDefault: WorkspaceSpec.NetworkPolicy = .open
+  package var firewallTable = "carrel"
+  package var cgroupParent = "carrel"
+  package var logSegment = "2Mi"
+  package var logSegments: UInt32 = 8
+  package var logRate = "8Mi"
+  package var defaults = WorkspaceSpec.Resources()
+
+  package init() {}
+
+  package init(yaml: String) throws(InvalidField) {
+    var reader = try YAMLReader(text: yaml)
+    socket = try Configuration.path(&reader, "socket") ?? socket
+    for text in try reader.texts("allowedUIDs") ?? [] {
+      guard let uid = UInt32(text), uid < UInt32(Int32.max) else {
+        throw InvalidField("allowedUIDs", "\(printable(text)) is no uid", line: reader.line(of: "allowedUIDs"))
+      }
+      allowedUIDs.append(uid)
+    }
+    state = try Configuration.path(&reader, "state") ?? state
+    homes = try Configuration.path(&reader, "homes") ?? homes
+    tools = try Configuration.path(&reader, "tools") ?? tools
+    helper = try Configuration.path(&reader, "helper") ?? helper
+    nodeName = try reader.text("nodeName") ?? nodeName
+    maxWorkspaces = Int(try reader.number("maxWorkspaces", in: 1...10_000) ?? UInt64(maxWorkspaces))
+    reservedMemory = try Configuration.quantity(&reader, "reservedMemory", 0...(1 << 50)) ?? reservedMemory
+    // Never below 100000, where a host's own users are; never so high that 10,000 ranges pass 2^32.
+    firstID = UInt32(try reader.number("firstID", in: 100_000...3_000_000_000) ?? UInt64(firstID))
+    _ = try reader.section("network") { (section: inout YAMLReader) throws(InvalidField) in try readNetwork(&section) }
+    cgroupParent = try reader.text("cgroupParent") ?? cgroupParent
+    guard !cgroupParent.isEmpty, cgroupParent.split(separator: "/").allSatisfy({ WorkspaceSpec.isID(String($0)) }) else {
+      throw InvalidField("cgroupParent", "expected a relative path such as carrel", line: reader.line(of: "cgroupParent"))
+    }
+    _ = try reader.section("log") { (section: inout YAMLReader) throws(InvalidField) in try readLog(&section) }
+    defaults = try reader.section("defaults", WorkspaceSpec.Resources.init(from:)) ?? defaults
+    try reader.finish()
+    guard UInt64(firstID) + UInt64(maxWorkspaces) * 65_536 <= UInt64(UInt32.max) else {
+      throw InvalidField("firstID", "leaves no room for \(maxWorkspaces) ranges of 65536 ids below 4294967296")
+    }
+    guard maxWorkspaces <= subnet.capacity else {
+      throw InvalidField("maxWorkspaces", "\(maxWorkspaces) is more than the \(subnet.capacity) addresses of \(subnet)")
+    }
+  }
+
+  private mutating func readNetwork(_ section: inout YAMLReader) throws(InvalidField) {
+    if let text = try section.text("subnet") {
+      guard let parsed = Subnet(text) else {
+        throw InvalidField(
+          "network.subnet", "expected ADDRESS/PREFIX with a prefix of 8 to 28, such as 10.87.0.0/16",
+          line: section.line(of: "subnet"))
+      }
+      subnet = parsed
+    }
+    networkDefault = try section.choice("default", WorkspaceSpec.NetworkPolicy.self) ?? networkDefault
+    firewallTable = try section.text("table") ?? firewallTable
+    guard !firewallTable.isEmpty, firewallTable.utf8.allSatisfy({ (0x61...0x7A).contains($0) || $0 == 0x5F }) else {
+      throw InvalidField("network.table", "expected lower-case letters and '_'", line: section.line(of: "table"))
+    }
+  }
+
+  private mutating func readLog(_ section: inout YAMLReader) throws(InvalidField) {
+    logSegment = try Configuration.quantity(&section, "segment", 65_536...(1 << 30)) ?? logSegment
+    logSegments = UInt32(try section.number("segments", in: 2...1000) ?? UInt64(logSegments))
+    logRate = try Configuration.quantity(&section, "rate", 65_536...(1 << 30)) ?? logRate
+  }
+
+  private static func path(_ reader: inout YAMLReader, _ key: String) throws(InvalidField) -> String? {
+    guard let value = try reader.text(key) else { return nil }
+    do throws(InvalidField) {
+      try WorkspaceSpec.validatePath(value, path: key)
+    } catch {
+      throw InvalidField(key, error.problem, line: reader.line(of: key))
+    }
+    return value
+  }
+
+  private static func quantity(_ reader: inout YAMLReader, _ key: String, _ range: ClosedRange<UInt64>) throws(InvalidField)
+    -> String?
+  {
+    guard let text = try reader.text(key) else { return nil }
+    guard let value = Quantity.whole(text), range.contains(value) else {
+      throw InvalidField(
+        key, "expected a quantity between \(range.lowerBound) and \(range.upperBound)", line: reader.line(of: key))
+    }
+    return text
+  }
+}

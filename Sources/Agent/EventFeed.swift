@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Journal
+internal import Synchronization
+
+/// Tells watchers that the journal has grown. They read the events themselves: the disk is the queue, so a slow
+/// watcher costs no memory and slows nobody.
+package final class EventFeed: Sendable {
+  private struct State {
+    var next = 0
+    var watchers: [Int: AsyncStream<Void>.Continuation] = [:]
+  }
+  private let state = Mutex(State())
+
+  func announce(_ event: JournalEvent) {
+    for watcher in state.withLock({ Array($0.watchers.values) }) { watcher.yield() }
+  }
+
+  /// A sequence with an element whenever there may be something new; several at once are one.
+  package func changes() -> AsyncStream<Void> {
+    let (stream, continuation) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
+    let id = state.withLock { state in
+      state.next += 1
+      state.watchers[state.next] = continuation
+      return state.next
+    }
+    continuation.onTermination = { [weak self] _ in self?.state.withLock { $0.watchers[id] = nil } }
+    return stream
+  }
+}

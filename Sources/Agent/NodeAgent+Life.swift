@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Images
+internal import LaunchPlan
+internal import Limits
+internal import Linux
+internal import Logging
+internal import Network
+internal import Sandbox
+internal import Storage
+internal import Supervision
+internal import Workspaces
+
+/// How a workspace is brought up, watched and brought down.
+extension NodeAgent {
+  /// A step of the preparation that failed, as the reason that the controller hears.
+  struct Refusal: Error {
+    let reason: Reason
+    init(_ code: Reason.Code, _ message: String) { reason = Reason(code, message) }
+  }
+
+  func begin(_ managed: Managed) {
+    managed.life = Task { await live(managed) }
+  }
+
+  /// Attempts, one after another, as long as the restart policy asks for another.
+  private func live(_ managed: Managed) async {
+    var quickEnds: UInt32 = 0
+    while true {
+      let begun = ContinuousClock.now
+      await attempt(managed)
+      guard shouldRestart(managed.record) else { return }
+      // Doubling from a second to five minutes; an attempt that lasted ten minutes was no loop.
+      quickEnds = begun.duration(to: .now) > .seconds(600) ? 0 : min(quickEnds + 1, 9)
+      do { try await Task.sleep(for: .seconds(min(300, (1 << quickEnds) >> 1))) } catch { return }
+      guard shouldRestart(managed.record), workspaces[managed.record.spec.id] === managed else { return }
+      managed.record.attempt += 1
+      managed.verdict = nil
+      managed.record.phases = []
+      managed.record.stopRequestedBy = nil
+      if let tool = tool(managed.record.spec.tool), tool.tokenFile != nil, managed.token == nil { return }
+      await transition(managed, .restartDecided)
+    }
+  }
+
+  private func shouldRestart(_ record: WorkspaceRecord) -> Bool {
+    guard record.stopRequestedBy == nil, record.state.isTerminal, let reason = record.reason else { return false }
+    // Credentials came with the request and are not kept: such a workspace needs a new launch.
+    guard record.spec.credentials.isEmpty, reason.code != .lifetime else { return false }
+    switch record.spec.lifecycle.restartPolicy {
+    case .never: return false
+    case .always: return true
+    case .onFailure: return !(reason.code == .exited && reason.exitCode == 0)
+    }
+  }
+
+  private func attempt(_ managed: Managed) async {
+    guard await transition(managed, .preparationBegan) else { return }
+    do {
+      let link = try await prepare(managed)
+      await supervise(managed, link)
+    } catch {
+      await clean(managed)
+      await transition(managed, .preparationFailed(error.reason))
+    }
+  }
+
+  // ---------------------------------------------------------------- preparing
+
+  private func prepare(_ managed: Managed) async throws(Refusal) -> SupervisorLink {
+    let spec = managed.record.spec
+    guard let tool = tool(spec.tool) else { throw Refusal(.internal, "there is no tool \(spec.tool) any more") }
+    var clock = PhaseClock()
+
+    let image = try await step(.imageNotFound) { [images] in try images.find(spec.image) }
+    managed.record.imageDigest = image.digest
+    managed.record.layers = image.layers
+    clock.lap("image", managed)
+
+    let home = homePath(spec)
+    try await step(.storage) {
+      try HostFolder.prepareHome(home, uid: spec.owner.uid, gid: spec.owner.gid)
+      for dataset in spec.storage.datasets { try HostFolder.checkDataset(dataset.source) }
+    }
+    clock.lap("storage", managed)
+
+    managed.record.bootID = facts.bootID
+    managed.record.cgroup = "\(spec.id)-\(UInt32.random(in: .min ... .max))"
+    let cgroup = cgroup(of: managed.record)
+    let amounts = managed.record.amounts
+    try await step(.limits) {
+      try cgroup.create()
+      try cgroup.apply(
+        LimitValues(memoryBytes: amounts.memoryBytes, milliCPUs: amounts.milliCPUs, pids: amounts.pids))
+    }
+    clock.lap("limits", managed)
+
+    let plan = compile(managed.record, tool, image)
+    let (folder, helper) = (managed.folder, configuration.helper)
+    folder.reset()
+    let link = try await step(.isolation) { try folder.spawn(plan, id: spec.id, helper: helper, errors: 2) }
+    managed.link = link
+    clock.lap("supervisor", managed)
+    return link
+  }
+
+  private func step<T: Sendable>(
+    _ code: Reason.Code, _ body: @escaping @Sendable () throws -> T
+  ) async throws(Refusal) -> T {
+    do {
+      return try await blocking(body)
+    } catch let error as StepFailure {
+      throw Refusal(code, NodeAgent.describe(error))
+    } catch {
+      throw Refusal(code, "\(error)")
+    }
+  }
+
+  // -------------------------------------------------------------- supervising
+
+  /// Follows a supervisor from where it is to its end, and settles the end.
+  func supervise(_ managed: Managed, _ link: SupervisorLink) async {
+    var clock = PhaseClock()
+    var outstanding = 0
+    var waiting = false
+    var connected = false
+    var probe: Task<Void, Never>?
+    var failure: Reason?
+    defer { probe?.cancel() }
+
+    for await received in link.messages {
+      switch received.message {
+      case .created(let pid):
+        do throws(Refusal) {
+          outstanding = try handOverSecrets(managed, link)
+          try await connect(managed, pid: pid)
+          connected = true
+        } catch {
+          failure = error.reason
+          try? link.send(.kill)
+        }
+        clock.lap("network", managed)
+      case .done: outstanding -= 1
+      case .refused(let code):
+        failure = Reason(.isolation, "a credential could not be stored: \(Errno(code).sentence)")
+        try? link.send(.kill)
+      case .waiting:
+        waiting = true
+        clock.lap("isolation", managed)
+      case .started:
+        clock.lap("execute", managed)
+        await transition(managed, .launched)
+        probe = startProbe(managed, clock)
+        watchLifetime(managed)
+      case .failed(let step):
+        failure = failure ?? Reason(step.step.hasPrefix("execute") || step.step.hasPrefix("find the") ? .executable : .isolation, NodeAgent.describe(step))
+      default: break
+      }
+      if waiting && connected && outstanding == 0 {
+        waiting = false
+        try? link.send(.start)
+        clock.lap("secrets", managed)
+      }
+    }
+    // The supervisor is gone, and with it the workspace: its record is on disk, or there is none.
+    probe?.cancel()
+    await settle(managed, failure: failure)
+  }
+
+  private func handOverSecrets(_ managed: Managed, _ link: SupervisorLink) throws(Refusal) -> Int {
+    var all = managed.credentials
+    if let name = tool(managed.record.spec.tool)?.tokenFile, let token = managed.token {
+      all.append(Credential(name: name, content: Array(token.utf8)))
+    }
+    for credential in all {
+      do throws(Errno) {
+        try link.send(.putSecret(name: credential.name, content: credential.content))
+      } catch {
+        throw Refusal(.isolation, "credential \(credential.name) could not be handed over: \(error.sentence)")
+      }
+    }
+    managed.credentials = []
+    return all.count
+  }
+
+  private func connect(_ managed: Managed, pid: Int32) async throws(Refusal) {
+    let attachment = attachment(managed.record)
+    try await step(.network) { [network] in
+      try network.attach(attachment, namespace: try Descriptor.open("/proc/\(pid)/ns/net", [.readOnly]))
+    }
+  }
+
+  func attachment(_ record: WorkspaceRecord) -> NetworkDriver.Attachment {
+    NetworkDriver.Attachment(slot: record.slot, open: networkPolicy(record.spec) == .open)
+  }
+
+  func startProbe(_ managed: Managed, _ clock: PhaseClock) -> Task<Void, Never>? {
+    let record = managed.record
+    guard let tool = tool(record.spec.tool) else { return nil }
+    return Task {
+      if let port = tool.port, let readiness = tool.readiness {
+        do {
+          try await ReadinessProbe.wait(host: record.address, port: port, probe: readiness)
+        } catch is CancellationError {
+          return
+        } catch {
+          await condemn(managed, Reason(.readinessTimeout, "\(error)"))
+          return
+        }
+      }
+      var clock = clock
+      clock.lap("ready", managed)
+      await transition(managed, .becameReady)
+    }
+  }
+
+  func watchLifetime(_ managed: Managed) {
+    guard let seconds = managed.record.spec.lifecycle.maxLifetimeSeconds else { return }
+    let attempt = managed.record.attempt
+    Task {
+      try? await Task.sleep(for: .seconds(seconds))
+      await expire(managed, attempt, seconds)
+    }
+  }
+
+  private func expire(_ managed: Managed, _ attempt: UInt32, _ seconds: UInt64) async {
+    guard managed.record.attempt == attempt, !managed.record.state.isTerminal else { return }
+    managed.verdict = Reason(.lifetime, "ended after its maximum lifetime of \(seconds) s")
+    _ = try? await stop(managed.record.spec.id, grace: nil, by: "the agent: maximum lifetime")
+  }
+
+  /// Ends a workspace for a reason of the agent's own.
+  private func condemn(_ managed: Managed, _ reason: Reason) async {
+    managed.verdict = reason
+    try? managed.link?.send(.kill)
+  }
+
+  // ------------------------------------------------------------------- ending
+
+  /// From what the supervisor left to the last event, and everything given back.
+  func settle(_ managed: Managed, failure: Reason?) async {
+    let usage = managed.record.cgroup.isEmpty ? Usage() : cgroup(of: managed.record).usage()
+    let record = managed.folder.exitRecord
+    await clean(managed)
+    if case .failed(let step)? = record, failure == nil, managed.record.state == .preparing {
+      await transition(managed, .preparationFailed(Reason(.isolation, NodeAgent.describe(step))))
+    } else if let failure, managed.record.state == .preparing {
+      await transition(managed, .preparationFailed(failure))
+    } else if let verdict = managed.verdict, verdict.code == .readinessTimeout {
+      await transition(managed, .preparationFailed(verdict))
+    } else {
+      await transition(managed, .ended(reason(managed, record, usage)))
+    }
+  }
+
+  private func reason(_ managed: Managed, _ record: ExitRecord?, _ usage: Usage) -> Reason {
+    var reason: Reason
+    switch record {
+    case .ended(.exited(let code))?:
+      reason = Reason(.exited, "the tool ended with status \(code)", exitCode: code)
+    case .ended(.signalled(let signal))?:
+      reason = Reason(.signalled, "the tool was ended by signal \(signal)", signal: signal)
+    case .failed(let step)?: reason = Reason(.isolation, NodeAgent.describe(step))
+    case nil:
+      reason =
+        managed.record.bootID == facts.bootID
+        ? Reason(.unknown, "the supervisor ended without a record; how the tool ended is not known")
+        : Reason(.lost, "the host was rebooted")
+    }
+    if usage.outOfMemoryKills > managed.record.outOfMemoryKills, reason.signal == 9 || reason.exitCode == 137 {
+      reason.code = .outOfMemory
+      reason.message =
+        "out of memory: the tool needed more than its limit of \(Quantity.describe(bytes: managed.record.amounts.memoryBytes)); peak \(Quantity.describe(bytes: usage.memoryPeakBytes))"
+    }
+    if reason.code != .lost, reason.code != .unknown {
+      reason.memoryLimitBytes = managed.record.amounts.memoryBytes
+      reason.memoryPeakBytes = usage.memoryPeakBytes
+    }
+    if let verdict = managed.verdict {
+      reason.code = verdict.code
+      reason.message = verdict.message
+    } else if let by = managed.record.stopRequestedBy, reason.code != .lost {
+      reason.code = .requested
+      reason.message = "stopped by \(by)"
+    }
+    return reason
+  }
+
+  /// Gives back what a workspace held on the host. Every part may be gone already.
+  func clean(_ managed: Managed) async {
+    managed.link?.close()
+    managed.link = nil
+    let attachment = attachment(managed.record)
+    let group = managed.record.cgroup.isEmpty ? nil : cgroup(of: managed.record)
+    try? await blocking { [network] in
+      network.detach(attachment)
+      guard let group else { return }
+      for attempt in 0..<50 where !group.remove() {
+        // Dying processes leave a cgroup a little late; what does not leave is ended.
+        if attempt == 5 { group.kill() }
+        Thread.sleep(forTimeInterval: 0.02)
+      }
+    }
+  }
+
+  /// Applies an occurrence by the state machine and makes it durable. False if the state does not allow it: it was
+  /// overtaken, and the one that overtook it stands.
+  @discardableResult
+  func transition(_ managed: Managed, _ occurrence: Occurrence) async -> Bool {
+    do {
+      let next = try StateMachine.apply(occurrence, to: managed.record.state)
+      managed.record.state = next.state
+      managed.record.reason = next.reason
+      if next.state.isTerminal { managed.token = managed.record.spec.lifecycle.restartPolicy == .never ? nil : managed.token }
+      var attributes = ["attempt": "\(managed.record.attempt)"]
+      if next.event == .ready, let total = managed.record.phases.map(\.milliseconds).reduce(0, +) as Double? {
+        attributes["milliseconds"] = String(format: "%.1f", total)
+      }
+      logger.info("workspace \(next.event.rawValue.lowercased())", metadata: [
+        "workspace": "\(managed.record.spec.id)", "state": "\(next.state.rawValue)",
+        "reason": "\(next.reason?.message ?? "")",
+      ])
+      try await commit(managed, next.event, attributes)
+      if next.state.isTerminal {
+        for waiter in managed.endWaiters { waiter.resume() }
+        managed.endWaiters = []
+      }
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  // ----------------------------------------------------------------- stopping
+
+  /// SIGTERM, and after the grace period SIGKILL to everything. Returns when the workspace has ended.
+  package func stop(_ id: String, grace: UInt32?, by: String) async throws -> WorkspaceRecord {
+    let managed = try find(id)
+    if managed.record.state.isTerminal {
+      // A stop of a workspace between two attempts ends the attempts.
+      managed.life?.cancel()
+      managed.record.stopRequestedBy = managed.record.stopRequestedBy ?? by
+      return managed.record
+    }
+    let seconds = grace ?? managed.record.spec.lifecycle.gracePeriodSeconds ?? tool(managed.record.spec.tool)?.gracePeriodSeconds ?? 10
+    if managed.record.state != .stopping {
+      managed.record.stopRequestedBy = by
+      await transition(managed, .stopRequested(by: by))
+    }
+    guard !managed.record.state.isTerminal else { return managed.record }
+    // Before the start there is no tool that could be asked.
+    if seconds > 0 { try? managed.link?.send(.signal(Signals.terminate)) }
+    let killer = Task {
+      try? await Task.sleep(for: .seconds(seconds))
+      while !Task.isCancelled, kill(managed) { try? await Task.sleep(for: .seconds(1)) }
+    }
+    await withCheckedContinuation { continuation in
+      if managed.record.state.isTerminal { continuation.resume() } else { managed.endWaiters.append(continuation) }
+    }
+    killer.cancel()
+    return managed.record
+  }
+
+  /// False when there is nothing left to kill.
+  private func kill(_ managed: Managed) -> Bool {
+    guard !managed.record.state.isTerminal else { return false }
+    try? managed.link?.send(.kill)
+    return true
+  }
+
+  static func describe(_ failure: StepFailure) -> String {
+    let why: String =
+      switch Errno(failure.errno) {
+      case .noEntry where failure.step.hasPrefix("find the interpreter"): "the file is there, the interpreter that it names is not"
+      case .noEntry where failure.step.hasPrefix("execute"): "there is no such program in the image"
+      case .access where failure.step.hasPrefix("execute"): "it is not executable"
+      case .notExecutable: "it is no program for this machine's architecture"
+      default: Errno(failure.errno).sentence
+      }
+    return "\(failure.step): \(why)"
+  }
+}
+
+/// Measures the phases of a start.
+struct PhaseClock {
+  private var last = ContinuousClock.now
+
+  mutating func lap(_ name: String, _ managed: NodeAgent.Managed) {
+    let now = ContinuousClock.now
+    let elapsed = last.duration(to: now)
+    managed.record.phases.append(
+      WorkspaceRecord.Phase(
+        name: name, milliseconds: Double(elapsed.components.seconds) * 1000 + Double(elapsed.components.attoseconds) / 1e15))
+    last = now
+  }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Journal
+internal import Limits
+internal import Linux
+internal import Logging
+internal import Network
+internal import Sandbox
+internal import Supervision
+internal import Workspaces
+
+/// What a new agent does first: reconciles the journal, the workspace directories and the cgroup tree.
+extension NodeAgent {
+  package func recover() async throws {
+    let records = try await journal.records().map { try WorkspaceRecord($0) }
+    let layout = facts.layout
+    let parent = configuration.cgroupParent
+    try await blocking { try WorkspaceCgroup.prepare(layout: layout, parent: parent) }
+    for record in records {
+      let folder: WorkspaceFolder
+      do throws(Errno) {
+        folder = try WorkspaceFolder(path: folderPath(record.spec.id), create: true)
+      } catch {
+        throw AgentError(.internal, "cannot open \(folderPath(record.spec.id)): \(error.sentence)")
+      }
+      workspaces[record.spec.id] = Managed(record: record, folder: folder)
+    }
+    // The rules first: whoever runs must not run unfiltered, and keeps its connections.
+    let running = workspaces.values.map(\.record).filter { $0.state.mayRun }.map(attachment)
+    try await blocking { [network] in try network.prepare(running: running) }
+    for managed in workspaces.values.sorted(by: { $0.record.spec.id < $1.record.spec.id }) where !managed.record.state.isTerminal {
+      await resume(managed)
+    }
+    try await sweep()
+    Task { [weak self] in await self?.watchMemory() }
+  }
+
+  /// One workspace that the journal says has not ended.
+  private func resume(_ managed: Managed) async {
+    let id = managed.record.spec.id
+    if managed.record.state == .pending {
+      guard managed.record.spec.credentials.isEmpty else {
+        logger.warning("workspace cannot be started after a restart", metadata: ["workspace": "\(id)"])
+        await transition(managed, .preparationFailed(
+          Reason(.internal, "the agent was restarted before the start, and credentials are not kept; launch it again")))
+        return
+      }
+      if tool(managed.record.spec.tool)?.tokenFile != nil { managed.token = NodeAgent.freshToken() }
+      return begin(managed)
+    }
+    do throws(Errno) {
+      let link = try managed.folder.connect()
+      managed.link = link
+      managed.life = Task { await adopt(managed, link) }
+    } catch {
+      // No supervisor: what it left behind decides, here and nowhere else.
+      logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(managed.folder.exitRecord.map { "\($0)" } ?? "none")"])
+      if !managed.record.cgroup.isEmpty { cgroup(of: managed.record).kill() }
+      managed.life = Task { await settle(managed, failure: managed.record.state == .preparing ? interrupted : nil) }
+    }
+  }
+
+  private var interrupted: Reason { Reason(.internal, "the agent was restarted during the start; launch it again") }
+
+  private func adopt(_ managed: Managed, _ link: SupervisorLink) async {
+    let messages = link.messages
+    var probe: Task<Void, Never>?
+    var failure: Reason?
+    for await received in messages {
+      switch received.message {
+      case .started(let pid):
+        logger.notice("adopted", metadata: ["workspace": "\(managed.record.spec.id)", "pid": "\(pid)"])
+        try? await commit(managed, .adopted, ["pid": "\(pid)"])
+        if managed.record.state == .preparing { await transition(managed, .launched) }
+        if managed.record.state == .starting { probe = startProbe(managed, PhaseClock()) }
+        if managed.record.state == .stopping {
+          let (id, by) = (managed.record.spec.id, managed.record.stopRequestedBy ?? "an earlier request")
+          Task { _ = try? await stop(id, grace: nil, by: by) }
+        }
+        watchLifetime(managed)
+      case .preparing, .created, .waiting:
+        // Half-way: its secrets were in the old agent's memory. It ends, and says why.
+        failure = interrupted
+        try? link.send(.kill)
+      default: break
+      }
+    }
+    probe?.cancel()
+    await settle(managed, failure: failure)
+  }
+
+  /// What no record knows: folders and cgroups of workspaces that were being made or removed.
+  private func sweep() async throws {
+    let root = configuration.state + "/workspaces"
+    for name in try FileManager.default.contentsOfDirectory(atPath: root) where workspaces[name] == nil {
+      logger.notice("removing a folder that no record knows", metadata: ["folder": "\(name)"])
+      if let folder = try? WorkspaceFolder(path: "\(root)/\(name)"), let link = try? folder.connect() {
+        try? link.send(.kill)
+        for await _ in link.messages {}
+      }
+      try? FileManager.default.removeItem(atPath: "\(root)/\(name)")
+    }
+    let known = Set(workspaces.values.filter { !$0.record.state.isTerminal }.map(\.record.cgroup))
+    let (layout, parent) = (facts.layout, configuration.cgroupParent)
+    try await blocking { WorkspaceCgroup.sweep(layout: layout, parent: parent, keeping: known) }
+  }
+
+  /// Reports processes that the kernel ended for want of memory while their workspace lives on, such as a notebook's
+  /// kernel: looks at the counters once a second.
+  private func watchMemory() async {
+    while !Task.isCancelled {
+      try? await Task.sleep(for: .seconds(1))
+      for managed in workspaces.values where managed.record.state == .ready || managed.record.state == .starting {
+        let usage = cgroup(of: managed.record).usage()
+        guard usage.outOfMemoryKills > managed.record.outOfMemoryKills else { continue }
+        managed.record.outOfMemoryKills = usage.outOfMemoryKills
+        try? await commit(managed, .outOfMemory, [
+          "kills": "\(usage.outOfMemoryKills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)",
+        ])
+      }
+    }
+  }
+}

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Isolation
+package import Images
+package import Journal
+internal import LaunchPlan
+internal import Limits
+internal import Linux
+package import Logging
+internal import NIOPosix
+internal import Network
+internal import Sandbox
+package import Supervision
+package import Workspaces
+
+/// The services of the node, behind every wire format: accepts workspaces, keeps their records, answers about them.
+/// How one is brought up and down stands in `NodeAgent+Life.swift`, how a restart is survived in
+/// `NodeAgent+Recovery.swift`.
+package actor NodeAgent {
+  /// A workspace in memory: its record, and what only lives as long as this process.
+  final class Managed {
+    var record: WorkspaceRecord
+    let folder: WorkspaceFolder
+    var link: SupervisorLink?
+    var life: Task<Void, Never>?
+    /// From the request; handed to the supervisor and then forgotten.
+    var credentials: [Credential]
+    var token: String?
+    var endWaiters: [CheckedContinuation<Void, Never>] = []
+    /// Why the agent itself ends the tool, if it does.
+    var verdict: Reason?
+
+    init(record: WorkspaceRecord, folder: WorkspaceFolder, credentials: [Credential] = []) {
+      self.record = record
+      self.folder = folder
+      self.credentials = credentials
+    }
+  }
+
+  package nonisolated let configuration: Configuration
+  package nonisolated let facts: NodeFacts
+  package nonisolated let journal: Journal
+  package nonisolated let images: ImageStore
+  package nonisolated let feed = EventFeed()
+  package nonisolated let started = wallTime()
+  nonisolated let logger: Logger
+  nonisolated let network: NetworkDriver
+  nonisolated let seccomp: [UInt8]
+  nonisolated let pool: NIOThreadPool
+  private(set) var tools: [String: Tool] = [:]
+  var workspaces: [String: Managed] = [:]
+  private var lastCommit: Task<JournalEvent, any Error>?
+  /// Ids being accepted right now: their records are not durable yet.
+  private var accepting: Set<String> = []
+
+  package init(configuration: Configuration, logger: Logger) throws {
+    self.configuration = configuration
+    self.logger = logger
+    facts = try NodeFacts(name: configuration.nodeName)
+    for folder in [configuration.state, configuration.state + "/workspaces", configuration.homes] {
+      try FileManager.default.createDirectory(
+        atPath: folder, withIntermediateDirectories: true,
+        attributes: [.posixPermissions: folder == configuration.homes ? 0o711 : 0o700])
+    }
+    journal = try Journal(path: configuration.state + "/journal.sqlite")
+    images = try ImageStore(path: configuration.state + "/images")
+    network = try NetworkDriver(subnet: configuration.subnet, table: configuration.firewallTable)
+    seccomp = try SeccompCompiler.compileDefaultProfile()
+    pool = NIOThreadPool(numberOfThreads: 4)
+    pool.start()
+    tools = try NodeAgent.loadTools(configuration.tools)
+  }
+
+  private static func loadTools(_ path: String) throws -> [String: Tool] {
+    var tools: [String: Tool] = [:]
+    for file in try FileManager.default.contentsOfDirectory(atPath: path).sorted() where file.hasSuffix(".yaml") {
+      do throws(InvalidField) {
+        let text = (try? String(contentsOfFile: "\(path)/\(file)", encoding: .utf8)) ?? ""
+        let tool = try Tool(yaml: text)
+        tools[tool.name] = tool
+      } catch {
+        throw AgentError(.invalidArgument, "tool definition \(path)/\(file): \(error)")
+      }
+    }
+    return tools
+  }
+
+  // ----------------------------------------------------------------- launching
+
+  /// Accepts a workspace: durable when this returns. The same spec again returns the same workspace.
+  package func launch(_ spec: WorkspaceSpec, credentials: [Credential]) async throws -> (record: WorkspaceRecord, created: Bool) {
+    let spec = spec.naming(credentials)
+    let (tool, amounts) = try check(spec, credentials)
+    guard accepting.insert(spec.id).inserted else {
+      throw AgentError(.unavailable, "workspace \(spec.id) is being accepted by another call; try again")
+    }
+    defer { accepting.remove(spec.id) }
+    if let present = workspaces[spec.id] {
+      guard present.record.spec == spec else {
+        throw AgentError(.alreadyExists, "workspace \(spec.id) exists with another spec (state \(present.record.state.rawValue))")
+      }
+      return (present.record, false)
+    }
+    try admit(amounts)
+    _ = try await blocking { [images] in try images.find(spec.image) }
+    let slot = try freeSlot()
+    let record = WorkspaceRecord(
+      spec: spec, amounts: amounts, slot: slot, address: network.address(slot).description,
+      firstID: configuration.firstID + UInt32(slot) * PlanCompiler.idCount, created: wallTime())
+    let folder: WorkspaceFolder
+    do throws(Errno) {
+      folder = try WorkspaceFolder(path: folderPath(spec.id), create: true)
+    } catch {
+      throw AgentError(.internal, "cannot make \(folderPath(spec.id)): \(error.sentence)")
+    }
+    let managed = Managed(record: record, folder: folder, credentials: credentials)
+    if tool.tokenFile != nil { managed.token = NodeAgent.freshToken() }
+    // In memory before the first suspension, so that its slot and its memory count for the next caller.
+    workspaces[spec.id] = managed
+    do {
+      try await commit(managed, .created, insist: false)
+    } catch {
+      workspaces[spec.id] = nil
+      throw AgentError(.internal, "the journal cannot be written: \(error)")
+    }
+    begin(managed)
+    return (managed.record, true)
+  }
+
+  /// Everything that can be wrong with a request, before anything is done for it.
+  func check(_ spec: WorkspaceSpec, _ credentials: [Credential]) throws -> (Tool, ResourceAmounts) {
+    do throws(InvalidField) {
+      try spec.validate()
+      try WorkspaceSpec.validate(credentials)
+      guard let tool = tools[spec.tool] else {
+        throw InvalidField("tool", "there is no tool \(spec.tool); known: \(tools.keys.sorted().joined(separator: ", "))")
+      }
+      guard !tool.arguments.isEmpty || !spec.command.isEmpty else {
+        throw InvalidField("command", "is missing; the tool \(tool.name) runs what the spec says")
+      }
+      guard tool.arguments.isEmpty || spec.command.isEmpty else {
+        throw InvalidField("command", "is not for the tool \(tool.name), which has its own")
+      }
+      var defaults = tool.resources
+      defaults.memory = defaults.memory ?? configuration.defaults.memory
+      defaults.cpu = defaults.cpu ?? configuration.defaults.cpu
+      defaults.pids = defaults.pids ?? configuration.defaults.pids
+      let policy = ResourcePolicy(hostMemoryBytes: facts.memoryBytes, hostMilliCPUs: facts.milliCPUs)
+      return (tool, try spec.amounts(defaults: defaults, policy: policy))
+    } catch {
+      throw AgentError(error)
+    }
+  }
+
+  private func admit(_ amounts: ResourceAmounts) throws {
+    let reserve = Quantity.whole(configuration.reservedMemory) ?? 0
+    let used = workspaces.values.filter { !$0.record.state.isTerminal }.reduce(0) { $0 + $1.record.amounts.memoryBytes }
+    let room = facts.memoryBytes > reserve + used ? facts.memoryBytes - reserve - used : 0
+    guard amounts.memoryBytes <= room else {
+      throw AgentError(
+        .resourceExhausted,
+        "memory: asked \(Quantity.describe(bytes: amounts.memoryBytes)), free \(Quantity.describe(bytes: room)) of \(Quantity.describe(bytes: facts.memoryBytes))")
+    }
+    guard workspaces.count < configuration.maxWorkspaces else {
+      throw AgentError(.resourceExhausted, "workspaces: \(workspaces.count) of \(configuration.maxWorkspaces); delete stopped ones")
+    }
+  }
+
+  private func freeSlot() throws -> Int {
+    let used = Set(workspaces.values.map(\.record.slot))
+    guard let slot = (0..<configuration.maxWorkspaces).first(where: { !used.contains($0) }) else {
+      throw AgentError(.resourceExhausted, "no id range and address is free")
+    }
+    return slot
+  }
+
+  func folderPath(_ id: String) -> String { "\(configuration.state)/workspaces/\(id)" }
+
+  static func freshToken() -> String {
+    // 192 bits from the system's generator.
+    (0..<24).map { _ in UInt8.random(in: .min ... .max) }.map { byte in
+      (byte < 16 ? "0" : "") + String(byte, radix: 16)
+    }.joined()
+  }
+
+  // ----------------------------------------------------------------- answering
+
+  package func get(_ id: String) async throws -> (record: WorkspaceRecord, token: String?, tool: Tool?) {
+    let managed = try find(id)
+    let tool = tools[managed.record.spec.tool]
+    if managed.token == nil, managed.record.state == .ready || managed.record.state == .starting, let name = tool?.tokenFile {
+      managed.token = try? await secret(name, of: managed)
+    }
+    return (managed.record, managed.record.state.isTerminal ? nil : managed.token, tool)
+  }
+
+  package func tool(_ name: String) -> Tool? { tools[name] }
+  package var toolNames: [String] { tools.keys.sorted() }
+
+  package func list(labels: [String: String] = [:], owner: String? = nil, states: Set<WorkspaceState> = []) -> [WorkspaceRecord] {
+    workspaces.values.map(\.record).filter { record in
+      (owner == nil || record.spec.owner.name == owner) && (states.isEmpty || states.contains(record.state))
+        && labels.allSatisfy { record.spec.labels[$0.key] == $0.value }
+    }.sorted { $0.spec.id < $1.spec.id }
+  }
+
+  package func usage(_ ids: [String]) throws -> [(id: String, usage: WorkspaceUsage)] {
+    let chosen = ids.isEmpty ? workspaces.values.filter { $0.record.state.mayRun } : try ids.map { try find($0) }
+    return chosen.map(\.record).sorted { $0.spec.id < $1.spec.id }.map { record in
+      (record.spec.id, WorkspaceUsage(cgroup(of: record).usage(), milliCPUs: record.amounts.milliCPUs))
+    }
+  }
+
+  package func log(_ id: String) throws -> LogReader {
+    let folder = try find(id).folder
+    do throws(Errno) {
+      return try folder.log()
+    } catch {
+      throw AgentError(.internal, "log of \(id): \(error.sentence)")
+    }
+  }
+
+  package func state(_ id: String) -> WorkspaceState? { workspaces[id]?.record.state }
+
+  /// The launch plan that a spec would get, compiled with the first id range.
+  package func plan(_ spec: WorkspaceSpec) async throws -> [String] {
+    let (tool, amounts) = try check(spec, [])
+    let image = try await blocking { [images] in try images.find(spec.image) }
+    var record = WorkspaceRecord(
+      spec: spec, amounts: amounts, slot: 0, address: network.address(0).description, firstID: configuration.firstID,
+      created: wallTime())
+    record.cgroup = "\(spec.id)-example"
+    return compile(record, tool, image).operations.map(\.description)
+  }
+
+  // ------------------------------------------------------------------ removing
+
+  /// Removes a workspace that has stopped. Its home and datasets stay, its output goes.
+  package func delete(_ id: String) async throws {
+    let managed = try find(id)
+    guard managed.record.state.isTerminal else {
+      throw AgentError(.failedPrecondition, "workspace \(id) is \(managed.record.state.rawValue); stop it first")
+    }
+    managed.life?.cancel()
+    let record = managed.record
+    let event = try event(.deleted, record)
+    workspaces[id] = nil
+    do {
+      feed.announce(try await journal.commitDeletion(id, event))
+    } catch {
+      workspaces[id] = managed
+      throw error
+    }
+    let path = folderPath(id)
+    try await blocking { try FileManager.default.removeItem(atPath: path) }
+  }
+
+  package func removeImage(_ reference: String) async throws {
+    let inUse = Set(workspaces.values.filter { !$0.record.state.isTerminal }.flatMap(\.record.layers))
+    try await blocking { [images] in try images.remove(reference, inUse: inUse) }
+  }
+
+  // --------------------------------------------------------------------- tools
+
+  func find(_ id: String) throws -> Managed {
+    guard let managed = workspaces[id] else { throw AgentError.noWorkspace(id) }
+    return managed
+  }
+
+  /// Runs a call that waits on a thread that may. Errors of the layers become the agent's.
+  nonisolated func blocking<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+    do {
+      return try await pool.runIfActive { try body() }
+    } catch let error as ImageError {
+      throw AgentError(error)
+    }
+  }
+
+  func event(_ type: EventType, _ record: WorkspaceRecord, _ attributes: [String: String] = [:]) throws -> JournalEvent {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys]
+    return JournalEvent(
+      type: type.rawValue, workspace: record.spec.id, state: record.state.rawValue,
+      reason: try record.reason.map { String(decoding: try encoder.encode($0), as: UTF8.self) },
+      attributes: String(decoding: try encoder.encode(attributes), as: UTF8.self), wallTime: wallTime(),
+      bootNanoseconds: Clock.boottime, bootID: facts.bootID)
+  }
+
+  /// The record and its event, in one transaction; then the watchers hear of it. Commits reach the disk in the
+  /// order in which they are asked for: each waits for the one before.
+  ///
+  /// With `insist`, a disk that is full or fails is tried again until it takes the commit: what has happened to a
+  /// workspace cannot be refused any more, only told late.
+  func commit(
+    _ managed: Managed, _ type: EventType, _ attributes: [String: String] = [:], insist: Bool = true
+  ) async throws {
+    let event = try event(type, managed.record, attributes)
+    let record = try managed.record.journalRecord()
+    let previous = lastCommit
+    let task = Task { [journal, logger] in
+      _ = await previous?.result
+      while true {
+        do {
+          return try await journal.commit(record, event)
+        } catch {
+          guard insist else { throw error }
+          logger.critical("journal does not take an event; trying again", metadata: ["workspace": "\(record.id)", "error": "\(error)"])
+          try await Task.sleep(for: .seconds(1))
+        }
+      }
+    }
+    lastCommit = task
+    feed.announce(try await task.value)
+  }
+
+  func cgroup(of record: WorkspaceRecord) -> WorkspaceCgroup {
+    WorkspaceCgroup(layout: facts.layout, parent: configuration.cgroupParent, name: record.cgroup)
+  }
+}
+
+/// What a workspace uses and may use.
+package struct WorkspaceUsage: Sendable {
+  package let memoryBytes: UInt64
+  package let memoryPeakBytes: UInt64
+  package let memoryLimitBytes: UInt64
+  package let cpuNanoseconds: UInt64
+  package let milliCPUs: UInt64
+  package let pids: UInt64
+  package let pidsLimit: UInt64
+  package let outOfMemoryKills: UInt64
+
+  init(_ usage: Usage, milliCPUs: UInt64) {
+    memoryBytes = usage.memoryBytes
+    memoryPeakBytes = usage.memoryPeakBytes
+    memoryLimitBytes = usage.memoryLimitBytes
+    cpuNanoseconds = usage.cpuNanoseconds
+    self.milliCPUs = milliCPUs
+    pids = usage.pids
+    pidsLimit = usage.pidsLimit
+    outOfMemoryKills = usage.outOfMemoryKills
+  }
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import NIOCore
+internal import NIOPosix
+internal import Workspaces
+
+/// Asks a tool over HTTP whether it answers yet.
+enum ReadinessProbe {
+  /// Returns when `GET path` answers with the expected status; throws only when cancelled or out of time.
+  static func wait(host: String, port: UInt16, probe: Tool.Probe) async throws {
+    let start = ContinuousClock.now
+    let deadline = start + .seconds(probe.timeoutSeconds)
+    while ContinuousClock.now < deadline {
+      if await answers(host: host, port: port, probe: probe) { return }
+      // Often at first, so that a fast tool is not kept waiting; a refused connection costs next to nothing.
+      try await Task.sleep(for: start.duration(to: .now) < .seconds(10) ? .milliseconds(5) : .milliseconds(100))
+    }
+    throw AgentError(.deadlineExceeded, "no answer \(probe.status) to GET \(probe.path) within \(probe.timeoutSeconds) s")
+  }
+
+  private static func answers(host: String, port: UInt16, probe: Tool.Probe) async -> Bool {
+    do {
+      let channel = try await ClientBootstrap(group: .singletonMultiThreadedEventLoopGroup)
+        .connectTimeout(.seconds(2))
+        .connect(host: host, port: Int(port)) { channel in
+          channel.eventLoop.makeCompletedFuture {
+            try NIOAsyncChannel<ByteBuffer, ByteBuffer>(wrappingChannelSynchronously: channel)
+          }
+        }
+      return try await channel.executeThenClose { inbound, outbound in
+        try await outbound.write(ByteBuffer(string: "GET \(probe.path) HTTP/1.0\r\nHost: \(host)\r\n\r\n"))
+        var head = ""
+        for try await part in inbound {
+          head += String(buffer: part)
+          if head.contains("\r\n") || head.utf8.count > 1024 { break }
+        }
+        let fields = head.split(separator: " ", maxSplits: 2)
+        return fields.count > 1 && fields[0].hasPrefix("HTTP/1.") && fields[1] == "\(probe.status)"
+      }
+    } catch {
+      return false
+    }
+  }
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Journal
+package import Workspaces
+
+/// Everything the agent knows about a workspace and keeps across restarts. Holds no secret.
+package struct WorkspaceRecord: Codable, Equatable, Sendable {
+  package struct Phase: Codable, Equatable, Sendable {
+    package let name: String
+    package let milliseconds: Double
+  }
+
+  package let spec: WorkspaceSpec
+  package var state: WorkspaceState = .pending
+  package var reason: Reason?
+  package let amounts: ResourceAmounts
+  /// Which id range and which address are its own.
+  package let slot: Int
+  package let address: String
+  package let firstID: UInt32
+  package let created: String
+  package var attempt: UInt32 = 1
+  package var phases: [Phase] = []
+  package var imageDigest = ""
+  package var layers: [String] = []
+  /// Of the boot in which it was last started.
+  package var bootID = ""
+  /// Never used twice, see `WorkspaceCgroup`.
+  package var cgroup = ""
+  package var stopRequestedBy: String?
+  package var outOfMemoryKills: UInt64 = 0
+
+  func journalRecord() throws -> JournalRecord {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys]
+    return JournalRecord(
+      id: spec.id, state: state.rawValue, slot: Int64(slot), body: String(decoding: try encoder.encode(self), as: UTF8.self))
+  }
+
+  init(_ record: JournalRecord) throws {
+    self = try JSONDecoder().decode(WorkspaceRecord.self, from: Data(record.body.utf8))
+  }
+
+  init(spec: WorkspaceSpec, amounts: ResourceAmounts, slot: Int, address: String, firstID: UInt32, created: String) {
+    self.spec = spec
+    self.amounts = amounts
+    self.slot = slot
+    self.address = address
+    self.firstID = firstID
+    self.created = created
+  }
+}
+
+/// RFC 3339 with milliseconds, UTC.
+func wallTime() -> String { Date.now.formatted(.iso8601.year().month().day().timeZone(separator: .omitted).time(includingFractionalSeconds: true).timeSeparator(.colon)) }
