@@ -50,6 +50,7 @@ let package = Package(
     .package(url: "https://github.com/grpc/grpc-swift-protobuf", exact: "2.4.1"),
     .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0", traits: []),
     .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
+    .package(url: "https://github.com/apple/swift-nio-http2", exact: "1.46.0"),
     .package(url: "https://github.com/groue/GRDB.swift", exact: "7.10.0"),
     .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
     .package(url: "https://github.com/swift-server/swift-service-lifecycle", exact: "2.13.0"),
@@ -90,7 +91,8 @@ let package = Package(
       name: "Journal", dependencies: [.product(name: "GRDB", package: "GRDB.swift")],
       swiftSettings: strict),
     .target(name: "Storage", dependencies: ["Linux"], swiftSettings: strict),
-    .target(name: "Network", dependencies: ["CNftables", "CNetlink", "CLinux", "Linux"], swiftSettings: strict),
+    // Not "Network": swift-nio asks canImport(Network) and means Apple's framework.
+    .target(name: "Networking", dependencies: ["CNftables", "CNetlink", "CLinux", "Linux"], swiftSettings: strict),
     .target(name: "Limits", dependencies: ["Linux"], swiftSettings: strict),
     .target(
       name: "Supervision", dependencies: ["CLinux", "Linux", "LaunchPlan", "Sandbox"],
@@ -98,7 +100,7 @@ let package = Package(
     .target(
       name: "Agent",
       dependencies: [
-        "CCap", "Isolation", "Workspaces", "Images", "Journal", "Storage", "Network", "Limits", "Supervision",
+        "CCap", "Isolation", "Workspaces", "Images", "Journal", "Storage", "Networking", "Limits", "Supervision",
         "Linux", "LaunchPlan",
         .product(name: "Logging", package: "swift-log"),
         .product(name: "NIOCore", package: "swift-nio"),
@@ -109,35 +111,43 @@ let package = Package(
     .target(
       name: "API",
       dependencies: [
-        "Workspaces",
         .product(name: "GRPCCore", package: "grpc-swift-2"),
         .product(name: "GRPCProtobuf", package: "grpc-swift-protobuf"),
+        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
+      ],
+      swiftSettings: [.enableUpcomingFeature("InternalImportsByDefault")]),
+    .target(
+      name: "Services",
+      dependencies: [
+        "Agent", "API", "CLinux", "Images", "Journal", "Linux", "Sandbox", "Supervision", "Workspaces",
+        .product(name: "GRPCCore", package: "grpc-swift-2"),
+        .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOHPACK", package: "swift-nio-http2"),
+        .product(name: "NIOHTTP2", package: "swift-nio-http2"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
         .product(name: "SwiftProtobuf", package: "swift-protobuf"),
       ],
       swiftSettings: strict),
     .executableTarget(
       name: "carreld",
       dependencies: [
-        "Agent", "API", "CSystemd", "CLinux", "Linux", "Workspaces", "Images", "Journal",
-        .product(name: "GRPCCore", package: "grpc-swift-2"),
-        .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
-        .product(name: "GRPCProtobuf", package: "grpc-swift-protobuf"),
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "NIOCore", package: "swift-nio"),
-        .product(name: "NIOPosix", package: "swift-nio"),
-        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+        "Agent", "CLinux", "CSystemd", "Services", "Workspaces",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       swiftSettings: strict),
     .executableTarget(
       name: "carrel",
       dependencies: [
-        "API",
+        "API", "CLinux",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "GRPCCore", package: "grpc-swift-2"),
         .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
         .product(name: "SwiftProtobuf", package: "swift-protobuf"),
         .product(name: "Yams", package: "Yams"),
-        .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
   ],

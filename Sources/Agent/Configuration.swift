@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package import Network
+package import Networking
 package import Workspaces
 
 /// The agent's configuration: one YAML file, every key of which `manifests/carreld.yaml` documents.

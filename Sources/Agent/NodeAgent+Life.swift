@@ -6,8 +6,8 @@ internal import LaunchPlan
 internal import Limits
 internal import Linux
 internal import Logging
-internal import Network
-internal import Sandbox
+internal import Networking
+package import Sandbox
 internal import Storage
 internal import Supervision
 internal import Workspaces
@@ -111,7 +111,7 @@ extension NodeAgent {
     do {
       return try await blocking(body)
     } catch let error as StepFailure {
-      throw Refusal(code, NodeAgent.describe(error))
+      throw Refusal(code, NodeAgent.explain(error))
     } catch {
       throw Refusal(code, "\(error)")
     }
@@ -154,7 +154,7 @@ extension NodeAgent {
         probe = startProbe(managed, clock)
         watchLifetime(managed)
       case .failed(let step):
-        failure = failure ?? Reason(step.step.hasPrefix("execute") || step.step.hasPrefix("find the") ? .executable : .isolation, NodeAgent.describe(step))
+        failure = failure ?? Reason(step.step.hasPrefix("execute") || step.step.hasPrefix("find the") ? .executable : .isolation, NodeAgent.explain(step))
       default: break
       }
       if waiting && connected && outstanding == 0 {
@@ -244,7 +244,7 @@ extension NodeAgent {
     let record = managed.folder.exitRecord
     await clean(managed)
     if case .failed(let step)? = record, failure == nil, managed.record.state == .preparing {
-      await transition(managed, .preparationFailed(Reason(.isolation, NodeAgent.describe(step))))
+      await transition(managed, .preparationFailed(Reason(.isolation, NodeAgent.explain(step))))
     } else if let failure, managed.record.state == .preparing {
       await transition(managed, .preparationFailed(failure))
     } else if let verdict = managed.verdict, verdict.code == .readinessTimeout {
@@ -261,7 +261,7 @@ extension NodeAgent {
       reason = Reason(.exited, "the tool ended with status \(code)", exitCode: code)
     case .ended(.signalled(let signal))?:
       reason = Reason(.signalled, "the tool was ended by signal \(signal)", signal: signal)
-    case .failed(let step)?: reason = Reason(.isolation, NodeAgent.describe(step))
+    case .failed(let step)?: reason = Reason(.isolation, NodeAgent.explain(step))
     case nil:
       reason =
         managed.record.bootID == facts.bootID
@@ -369,7 +369,8 @@ extension NodeAgent {
     return true
   }
 
-  static func describe(_ failure: StepFailure) -> String {
+  /// A failed step as a sentence, with the causes told apart that an analyst can do something about.
+  package static func explain(_ failure: StepFailure) -> String {
     let why: String =
       switch Errno(failure.errno) {
       case .noEntry where failure.step.hasPrefix("find the interpreter"): "the file is there, the interpreter that it names is not"

@@ -5,7 +5,7 @@ internal import Journal
 internal import Limits
 internal import Linux
 internal import Logging
-internal import Network
+internal import Networking
 internal import Sandbox
 internal import Supervision
 internal import Workspaces

@@ -9,7 +9,7 @@ internal import Limits
 internal import Linux
 package import Logging
 internal import NIOPosix
-internal import Network
+internal import Networking
 internal import Sandbox
 package import Supervision
 package import Workspaces
@@ -254,6 +254,11 @@ package actor NodeAgent {
     }
     let path = folderPath(id)
     try await blocking { try FileManager.default.removeItem(atPath: path) }
+  }
+
+  /// Runs image work on a thread that may wait.
+  package nonisolated func imageWork<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
+    try await blocking { [images] in try body(images) }
   }
 
   package func removeImage(_ reference: String) async throws {

@@ -2,7 +2,7 @@
 
 internal import CCap
 internal import Foundation
-package import Limits
+internal import Limits
 internal import Linux
 
 /// What this host is and what it lacks, looked at once when the agent starts.
@@ -10,7 +10,8 @@ package struct NodeFacts: Sendable {
   package let name: String
   package let kernel: String
   package let bootID: String
-  package let layout: CgroupLayout
+  let layout: CgroupLayout
+  package var layoutName: String { layout.rawValue }
   package let memoryBytes: UInt64
   package let milliCPUs: UInt64
   /// What is missing and what follows, a sentence each.

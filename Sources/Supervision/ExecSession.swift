@@ -3,6 +3,7 @@
 @preconcurrency internal import Dispatch
 package import Linux
 package import Sandbox
+internal import Synchronization
 
 /// A further program in a workspace: its streams are pipes or a terminal's master held here; its supervisor reports
 /// the end. When this goes away before the program, the program is killed.
@@ -15,7 +16,7 @@ package final class ExecSession: Sendable {
   }
 
   private let link: SupervisorLink
-  private let input: Handle?
+  private let input: Mutex<Handle?>
   package let output: Handle
   /// Nil with a terminal, where both are one.
   package let errors: Handle?
@@ -24,7 +25,7 @@ package final class ExecSession: Sendable {
 
   private init(link: SupervisorLink, input: Handle?, output: Handle, errors: Handle?, terminal: Handle?, end: Task<Outcome, Never>) {
     self.link = link
-    self.input = input
+    self.input = Mutex(input)
     self.output = output
     self.errors = errors
     self.terminal = terminal
@@ -82,7 +83,7 @@ package final class ExecSession: Sendable {
   /// Writes input as the program takes it. Errors mean that it does not read any more, and are ignored as a shell
   /// ignores them.
   package func write(_ bytes: [UInt8]) async {
-    guard let input else { return }
+    guard let input = input.withLock({ $0 }) else { return }
     var rest = bytes[...]
     while !rest.isEmpty {
       do throws(Errno) {
@@ -93,6 +94,9 @@ package final class ExecSession: Sendable {
       }
     }
   }
+
+  /// No more input: the program reads the end of its file. A terminal has no such end; its programs know Ctrl-D.
+  package func closeInput() { if terminal == nil { input.withLock { $0 = nil } } }
 
   package func resize(rows: UInt16, columns: UInt16) throws(Errno) {
     if let terminal { try Terminal.resize(terminal.descriptor, rows: rows, columns: columns) }

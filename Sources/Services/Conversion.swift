@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import API
+internal import Agent
+internal import Foundation
+internal import GRPCCore
+internal import Images
+internal import Journal
+internal import SwiftProtobuf
+package import Workspaces
+
+// From the wire's types to the domain's and back. Nothing is decided here.
+
+extension WorkspaceSpec {
+  /// The same checks as for YAML follow in the agent; here only what protobuf leaves open is.
+  package init(_ wire: Carrel_V1_WorkspaceSpec) throws {
+    self.init(
+      id: wire.id, owner: Owner(name: wire.owner.name, uid: wire.owner.uid, gid: wire.owner.gid), tool: wire.tool,
+      image: wire.image)
+    func text(_ value: String) -> String? { value.isEmpty ? nil : value }
+    resources.memory = text(wire.resources.memory)
+    resources.cpu = text(wire.resources.cpu)
+    resources.pids = text(wire.resources.pids)
+    resources.shm = text(wire.resources.shm)
+    resources.scratch = text(wire.resources.scratch)
+    storage.home = text(wire.storage.home)
+    storage.datasets = wire.storage.datasets.map { Dataset(source: $0.source, target: $0.target, writable: $0.writable) }
+    credentials = wire.credentials
+    environment = wire.environment
+    labels = wire.labels
+    command = wire.command
+    if wire.lifecycle.gracePeriodSeconds > 0 { lifecycle.gracePeriodSeconds = wire.lifecycle.gracePeriodSeconds }
+    if wire.lifecycle.maxLifetimeSeconds > 0 { lifecycle.maxLifetimeSeconds = wire.lifecycle.maxLifetimeSeconds }
+    switch wire.lifecycle.restartPolicy {
+    case .unspecified, .never: lifecycle.restartPolicy = .never
+    case .onFailure: lifecycle.restartPolicy = .onFailure
+    case .always: lifecycle.restartPolicy = .always
+    case .UNRECOGNIZED(let value):
+      throw AgentError(.invalidArgument, "lifecycle.restart_policy: \(value) is not a known value")
+    }
+    switch wire.network {
+    case .unspecified: network = nil
+    case .none: network = WorkspaceSpec.NetworkPolicy.none
+    case .open: network = .open
+    case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "network: \(value) is not a known value")
+    }
+  }
+}
+
+extension Carrel_V1_WorkspaceSpec {
+  init(_ spec: WorkspaceSpec) {
+    self.init()
+    id = spec.id
+    owner = .with {
+      $0.name = spec.owner.name
+      $0.uid = spec.owner.uid
+      $0.gid = spec.owner.gid
+    }
+    tool = spec.tool
+    image = spec.image
+    resources = .with {
+      $0.memory = spec.resources.memory ?? ""
+      $0.cpu = spec.resources.cpu ?? ""
+      $0.pids = spec.resources.pids ?? ""
+      $0.shm = spec.resources.shm ?? ""
+      $0.scratch = spec.resources.scratch ?? ""
+    }
+    storage = .with {
+      $0.home = spec.storage.home ?? ""
+      $0.datasets = spec.storage.datasets.map { dataset in
+        .with {
+          $0.source = dataset.source
+          $0.target = dataset.target
+          $0.writable = dataset.writable
+        }
+      }
+    }
+    credentials = spec.credentials
+    environment = spec.environment
+    labels = spec.labels
+    command = spec.command
+    lifecycle = .with {
+      $0.gracePeriodSeconds = spec.lifecycle.gracePeriodSeconds ?? 0
+      $0.maxLifetimeSeconds = spec.lifecycle.maxLifetimeSeconds ?? 0
+      $0.restartPolicy =
+        switch spec.lifecycle.restartPolicy {
+        case .never: .never
+        case .onFailure: .onFailure
+        case .always: .always
+        }
+    }
+    network =
+      switch spec.network {
+      case nil: .unspecified
+      case WorkspaceSpec.NetworkPolicy.none?: .none
+      case .open?: .open
+      }
+  }
+}
+
+extension Carrel_V1_State {
+  init(_ state: WorkspaceState) {
+    self =
+      switch state {
+      case .pending: .pending
+      case .preparing: .preparing
+      case .starting: .starting
+      case .ready: .ready
+      case .stopping: .stopping
+      case .stopped: .stopped
+      case .failed: .failed
+      }
+  }
+
+  func domain() throws -> WorkspaceState {
+    switch self {
+    case .pending: .pending
+    case .preparing: .preparing
+    case .starting: .starting
+    case .ready: .ready
+    case .stopping: .stopping
+    case .stopped: .stopped
+    case .failed: .failed
+    case .unspecified, .UNRECOGNIZED: throw AgentError(.invalidArgument, "states: \(rawValue) is not a known state")
+    }
+  }
+}
+
+extension Carrel_V1_Reason {
+  init(_ reason: Reason) {
+    self.init()
+    code = reason.code.rawValue
+    message = reason.message
+    if let exit = reason.exitCode { exitCode = exit }
+    if let number = reason.signal { signal = number }
+    if let limit = reason.memoryLimitBytes { memoryLimitBytes = limit }
+    if let peak = reason.memoryPeakBytes { memoryPeakBytes = peak }
+  }
+}
+
+extension Carrel_V1_Workspace {
+  init(_ record: WorkspaceRecord, tool: Tool?, token: String?) {
+    self.init()
+    spec = Carrel_V1_WorkspaceSpec(record.spec)
+    state = Carrel_V1_State(record.state)
+    if let value = record.reason { reason = Carrel_V1_Reason(value) }
+    address = record.address
+    if let tool, let port = tool.port, record.state == .starting || record.state == .ready {
+      url = "http://\(record.address):\(port)" + Tool.fill(tool.urlPath, ["token": token ?? ""])
+    }
+    self.token = token ?? ""
+    phases = record.phases.map { phase in
+      .with {
+        $0.name = phase.name
+        $0.milliseconds = phase.milliseconds
+      }
+    }
+    created = record.created
+    attempt = record.attempt
+    imageDigest = record.imageDigest
+    hostIds = "\(record.firstID)-\(record.firstID + 65_535)"
+  }
+}
+
+extension Carrel_V1_Event {
+  init(_ event: JournalEvent) {
+    self.init()
+    sequence = UInt64(event.sequence)
+    type = event.type
+    workspace = event.workspace
+    if let known = WorkspaceState(rawValue: event.state) { state = Carrel_V1_State(known) }
+    if let text = event.reason, let value = try? JSONDecoder().decode(Reason.self, from: Data(text.utf8)) {
+      reason = Carrel_V1_Reason(value)
+    }
+    time = event.wallTime
+    monotonicNanoseconds = UInt64(event.bootNanoseconds)
+    bootID = event.bootID
+    attributes = (try? JSONDecoder().decode([String: String].self, from: Data(event.attributes.utf8))) ?? [:]
+  }
+}
+
+extension Carrel_V1_Image {
+  init(_ image: StoredImage, withConfig: Bool = false) {
+    self.init()
+    name = image.name
+    digest = image.digest
+    sizeBytes = image.sizeBytes
+    layers = UInt32(image.layers.count)
+    created = image.created
+    if withConfig { configJson = image.configJSON }
+  }
+}
+
+extension RPCError {
+  /// The one place where the agent's codes become gRPC's.
+  init(_ error: any Error) {
+    if let known = error as? RPCError {
+      self = known
+      return
+    }
+    if let field = error as? InvalidField {
+      self.init(code: .invalidArgument, message: field.description)
+      return
+    }
+    guard let known = error as? AgentError else {
+      self.init(code: .internalError, message: "\(error)")
+      return
+    }
+    let code: RPCError.Code =
+      switch known.code {
+      case .invalidArgument: .invalidArgument
+      case .notFound: .notFound
+      case .alreadyExists: .alreadyExists
+      case .failedPrecondition: .failedPrecondition
+      case .resourceExhausted: .resourceExhausted
+      case .outOfRange: .outOfRange
+      case .dataLoss: .dataLoss
+      case .unimplemented: .unimplemented
+      case .deadlineExceeded: .deadlineExceeded
+      case .unavailable: .unavailable
+      case .internal: .internalError
+      }
+    self.init(code: code, message: known.description)
+  }
+}
+
+/// Runs a call within a time, and turns its errors into gRPC's.
+func answering<T: Sendable>(within limit: Duration = .seconds(30), _ body: @escaping @Sendable () async throws -> T) async throws -> T {
+  do {
+    return try await withThrowingTaskGroup(of: T.self) { group in
+      group.addTask { try await body() }
+      group.addTask {
+        try await Task.sleep(for: limit)
+        throw AgentError(.deadlineExceeded, "no answer within \(limit); the request may still take effect")
+      }
+      defer { group.cancelAll() }
+      guard let first = try await group.next() else { throw CancellationError() }
+      return first
+    }
+  } catch {
+    throw RPCError(error)
+  }
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import API
+internal import ArgumentParser
+internal import Foundation
+internal import GRPCCore
+internal import GRPCNIOTransportHTTP2
+
+@main
+struct Carrel: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "carrel", abstract: "Drives the node agent carreld through its socket.",
+    discussion: """
+      Exit codes: 0 done, 1 the agent refused or failed, 2 wrong usage, 3 no such object, 4 the agent cannot be
+      reached; `exec` and `launch --wait` of a batch run pass on the program's own.
+      Shell completion: carrel --generate-completion-script bash
+      """,
+    version: "0.1.0",
+    subcommands: [
+      Launch.self, List.self, Get.self, Logs.self, Exec.self, Stop.self, Remove.self, Events.self, Top.self, Node.self,
+      PlanCommand.self, Credentials.self, ImageCommand.self,
+    ])
+}
+
+/// What every command knows: where the agent is and how to print.
+struct Common: ParsableArguments {
+  @Option(name: .long, help: "The agent's socket (or CARREL_SOCKET).")
+  var socket = ProcessInfo.processInfo.environment["CARREL_SOCKET"] ?? "/run/carrel/carrel.sock"
+
+  @Option(name: [.short, .long], help: "table, json or yaml.")
+  var output = OutputFormat.table
+
+  typealias Client = GRPCClient<HTTP2ClientTransport.Posix>
+
+  /// Connects, runs, and turns failures into messages and exit codes.
+  func withAgent<T: Sendable>(_ body: @Sendable @escaping (Client) async throws -> T) async throws -> T {
+    var config = HTTP2ClientTransport.Posix.Config.defaults
+    config.connection.flushCoalescing = nil
+    guard FileManager.default.fileExists(atPath: socket) else {
+      throw Failure(code: 4, message: "there is no agent at \(socket); start carreld, or name its socket with --socket")
+    }
+    do {
+      let transport = try HTTP2ClientTransport.Posix(
+        target: .unixDomainSocket(path: socket), transportSecurity: .plaintext, config: config)
+      return try await withGRPCClient(transport: transport) { try await body($0) }
+    } catch let error as RPCError {
+      let code: Int32 =
+        switch error.code {
+        case .notFound: 3
+        case .unavailable: 4
+        default: 1
+        }
+      throw Failure(code: code, message: error.message.isEmpty ? "\(error.code)" : error.message)
+    }
+  }
+}
+
+/// An end with a message for people and a code for scripts.
+struct Failure: Error {
+  let code: Int32
+  let message: String
+}
+
+extension AsyncParsableCommand {
+  /// Prints a failure as one line and exits with its code.
+  func reporting(_ body: () async throws -> Void) async throws {
+    do {
+      try await body()
+    } catch let failure as Failure {
+      FileHandle.standardError.write(Data("carrel: \(failure.message)\n".utf8))
+      throw ExitCode(failure.code)
+    }
+  }
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import API
+internal import ArgumentParser
+internal import CLinux
+internal import Foundation
+internal import GRPCCore
+internal import SwiftProtobuf
+
+struct Exec: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(abstract: "Run a program in a workspace. Its exit code is passed on.")
+  @OptionGroup var common: Common
+  @Flag(name: [.short, .long], help: "Pass standard input on.") var interactive = false
+  @Flag(name: [.short, .long], help: "Give it a terminal.") var tty = false
+  @Option(name: [.short, .long], help: "NAME=VALUE for its environment.") var env: [String] = []
+  @Option(name: [.short, .long], help: "Its working directory.") var workdir = ""
+  @Argument var id: String
+  @Argument(parsing: .captureForPassthrough, help: "The program and its arguments.") var command: [String]
+
+  func run() async throws {
+    try await reporting {
+      var start = Carrel_V1_ExecRequest.Start()
+      start.id = id
+      start.command = command.first == "--" ? Array(command.dropFirst()) : command
+      start.terminal = tty
+      start.workingDirectory = workdir
+      for text in env {
+        guard let equals = text.firstIndex(of: "=") else { throw Failure(code: 2, message: "--env \(text): expected NAME=VALUE") }
+        start.environment[String(text[..<equals])] = String(text[text.index(after: equals)...])
+      }
+      let raw = tty && isatty(0) == 1 ? RawTerminal() : nil
+      if tty { start.size = RawTerminal.size() }
+      defer { raw?.restore() }
+      let (request, interactive) = (start, interactive)
+      let code = try await common.withAgent { try await Exec.session($0, request, interactive) }
+      raw?.restore()
+      if code != 0 { throw ExitCode(code) }
+    }
+  }
+
+  private static func session(_ client: Common.Client, _ start: Carrel_V1_ExecRequest.Start, _ interactive: Bool) async throws -> Int32 {
+    let (input, continuation) = AsyncStream<Carrel_V1_ExecRequest>.makeStream()
+    continuation.yield(.with { $0.start = start })
+    if interactive {
+      // A thread of its own: reading a terminal blocks for as long as nobody types.
+      Thread.detachNewThread {
+        while true {
+          let data = FileHandle.standardInput.availableData
+          if data.isEmpty { break }
+          continuation.yield(.with { $0.stdin = data })
+        }
+        continuation.yield(.with { $0.closeStdin = true })
+      }
+    } else {
+      continuation.yield(.with { $0.closeStdin = true })
+    }
+    let resize = DispatchSource.makeSignalSource(signal: SIGWINCH)
+    if start.terminal {
+      resize.setEventHandler { @Sendable in continuation.yield(.with { $0.resize = RawTerminal.size() }) }
+      resize.resume()
+    }
+    return try await Workspaces(wrapping: client).exec(
+      requestProducer: { writer in for await message in input { try await writer.write(message) } },
+      onResponse: { response in
+        for try await message in response.messages {
+          switch message.message {
+          case .stdout(let data): FileHandle.standardOutput.write(data)
+          case .stderr(let data): FileHandle.standardError.write(data)
+          case .exit(let exit):
+            continuation.finish()
+            return exit.code
+          case .started, nil: break
+          }
+        }
+        continuation.finish()
+        return 4
+      })
+  }
+}
+
+/// The caller's terminal, passing every key on.
+final class RawTerminal {
+  private var saved = termios()
+
+  init() {
+    tcgetattr(0, &saved)
+    var raw = saved
+    cfmakeraw(&raw)
+    tcsetattr(0, TCSANOW, &raw)
+  }
+
+  func restore() { tcsetattr(0, TCSANOW, &saved) }
+
+  static func size() -> Carrel_V1_TerminalSize {
+    var rows: UInt16 = 0
+    var columns: UInt16 = 0
+    _ = clx_terminal_size(0, &rows, &columns)
+    return .with {
+      $0.rows = UInt32(rows == 0 ? 24 : rows)
+      $0.columns = UInt32(columns == 0 ? 80 : columns)
+    }
+  }
+}

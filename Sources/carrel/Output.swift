@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import API
+internal import ArgumentParser
+internal import Foundation
+internal import SwiftProtobuf
+internal import Yams
+
+enum OutputFormat: String, ExpressibleByArgument, CaseIterable { case table, json, yaml }
+
+/// Prints messages for programs, tables for people.
+enum Printer {
+  static func print(_ messages: [any Message], as format: OutputFormat, single: Bool = false) throws {
+    var options = JSONEncodingOptions()
+    options.preserveProtoFieldNames = true
+    let objects = try messages.map { try JSONSerialization.jsonObject(with: Data(try $0.jsonString(options: options).utf8)) }
+    let whole: Any = single ? (objects.first ?? [:]) : objects
+    if format == .yaml {
+      Swift.print(try Yams.dump(object: whole, sortKeys: true), terminator: "")
+    } else {
+      let data = try JSONSerialization.data(withJSONObject: whole, options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes])
+      Swift.print(String(decoding: data, as: UTF8.self))
+    }
+  }
+
+  /// Columns as wide as their widest cell. What comes from others is stripped of control characters: a label must
+  /// not steer the terminal of whoever lists it.
+  static func table(_ header: [String], _ rows: [[String]]) {
+    let clean = ([header] + rows).map { $0.map { String($0.unicodeScalars.filter { $0.value >= 0x20 && $0.value != 0x7F }) } }
+    let widths = header.indices.map { column in clean.map { $0[column].count }.max() ?? 0 }
+    for row in clean {
+      let cells = row.enumerated().map { index, cell in
+        index == row.count - 1 ? cell : cell.padding(toLength: widths[index], withPad: " ", startingAt: 0)
+      }
+      Swift.print(cells.joined(separator: "  "))
+    }
+  }
+
+  static func bytes(_ value: UInt64) -> String {
+    for (unit, size) in [("Gi", Double(1 << 30)), ("Mi", Double(1 << 20)), ("Ki", Double(1 << 10))] where Double(value) >= size {
+      return String(format: "%.1f%@", Double(value) / size, unit)
+    }
+    return "\(value)"
+  }
+
+  static func state(_ state: Carrel_V1_State) -> String {
+    switch state {
+    case .pending: "pending"
+    case .preparing: "preparing"
+    case .starting: "starting"
+    case .ready: "ready"
+    case .stopping: "stopping"
+    case .stopped: "stopped"
+    case .failed: "failed"
+    case .unspecified, .UNRECOGNIZED: "?"
+    }
+  }
+
+  static func event(_ event: Carrel_V1_Event) -> String {
+    var line = "\(event.sequence)  \(event.time)  \(event.workspace)  \(event.type)"
+    if event.hasReason { line += "  \(event.reason.code): \(event.reason.message)" }
+    for (key, value) in event.attributes.sorted(by: { $0.key < $1.key }) where key != "attempt" || value != "1" {
+      line += "  \(key)=\(value)"
+    }
+    return line
+  }
+
+  static func note(_ text: String) { FileHandle.standardError.write(Data((text + "\n").utf8)) }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Agent
+internal import ArgumentParser
+internal import CLinux
+internal import Foundation
+internal import Logging
+internal import ServiceLifecycle
+internal import Services
+internal import Workspaces
+
+/// The version that this build says of itself.
+let version = "0.1.0"
+
+@main
+struct Carreld: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "carreld", abstract: "The node agent of Carrel: launches and supervises workspaces.",
+    version: version)
+
+  @Option(name: .long, help: "The configuration file.")
+  var config = "/etc/carrel/carreld.yaml"
+
+  @Flag(name: .long, help: "Check the configuration and exit: 0 if it is valid, 78 if not.")
+  var checkConfig = false
+
+  @Option(name: .long, help: "The least severe messages to log: debug, info, notice, warning, error.")
+  var logLevel = "info"
+
+  func run() async throws {
+    let settings: Configuration
+    do {
+      settings = try Carreld.read(config)
+    } catch {
+      Carreld.complain("\(config): \(error)")
+      throw ExitCode(78)  // EX_CONFIG (sysexits.h)
+    }
+    if checkConfig {
+      print("\(config): valid")
+      return
+    }
+    LoggingSystem.bootstrap { _ in AgentLogHandler() }
+    var logger = Logger(label: "carreld")
+    logger.logLevel = Logger.Level(rawValue: logLevel) ?? .info
+    // The kernel then reaps supervisors that end; how a tool ended comes from its record, not from wait(2).
+    signal(SIGCHLD, SIG_IGN)
+    signal(SIGPIPE, SIG_IGN)
+    do {
+      try await serve(settings, logger)
+    } catch {
+      logger.critical("ended", metadata: ["error": "\(error)"])
+      throw ExitCode(1)
+    }
+  }
+
+  private func serve(_ settings: Configuration, _ logger: Logger) async throws {
+    let agent = try NodeAgent(configuration: settings, logger: logger)
+    // Bound before recovery, so that two agents never recover the same state; served after it.
+    let server = try Server(agent: agent, logger: logger, version: version)
+    for sentence in agent.facts.degraded { logger.notice("degraded", metadata: ["what": "\(sentence)"]) }
+    try await agent.recover()
+    logger.notice("serving", metadata: ["socket": "\(settings.socket)", "version": "\(version)"])
+    let group = ServiceGroup(
+      configuration: ServiceGroupConfiguration(
+        services: [
+          .init(service: ServerService(server: server)),
+          .init(service: SystemdService()),
+        ], gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
+    try await group.run()
+    // Workspaces go on: the next agent finds them.
+    logger.notice("ended; workspaces go on")
+  }
+
+  private static func read(_ path: String) throws -> Configuration {
+    guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
+      throw InvalidField("", "cannot be read")
+    }
+    return try Configuration(yaml: text)
+  }
+
+  private static func complain(_ text: String) {
+    FileHandle.standardError.write(Data("carreld: \(text)\n".utf8))
+  }
+}
+
+private struct ServerService: Service {
+  let server: Server
+  func run() async throws { try await server.run() }
+}

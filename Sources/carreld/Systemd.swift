@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CSystemd
+internal import Foundation
+internal import Logging
+internal import ServiceLifecycle
+
+/// Tells systemd that the agent serves, and feeds its watchdog at half of the time that it asks for. Without systemd
+/// (no NOTIFY_SOCKET) it only waits for the end.
+struct SystemdService: Service {
+  func run() async throws {
+    sd_notify(0, "READY=1\nSTATUS=Serving")
+    var watchdog: UInt64 = 0
+    let asked = sd_watchdog_enabled(0, &watchdog) > 0
+    await cancelWhenGracefulShutdown {
+      while !Task.isCancelled {
+        if asked { sd_notify(0, "WATCHDOG=1") }
+        try? await Task.sleep(for: asked ? .microseconds(watchdog / 2) : .seconds(3600))
+      }
+    }
+    sd_notify(0, "STOPPING=1")
+  }
+}
+
+/// One line a message on stderr, `key=value` behind it; under systemd, journal fields instead.
+struct AgentLogHandler: LogHandler {
+  var logLevel: Logger.Level = .info
+  var metadata: Logger.Metadata = [:]
+  private let journal = ProcessInfo.processInfo.environment["JOURNAL_STREAM"] != nil
+
+  subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+    get { metadata[key] }
+    set { metadata[key] = newValue }
+  }
+
+  func log(
+    level: Logger.Level, message: Logger.Message, metadata own: Logger.Metadata?, source: String, file: String,
+    function: String, line: UInt
+  ) {
+    let fields = metadata.merging(own ?? [:]) { _, new in new }.sorted { $0.key < $1.key }.filter { "\($0.value)" != "" }
+    if journal {
+      sendToJournal(level, "\(message)", fields)
+    } else {
+      var text = "\(Date.now.formatted(.iso8601)) \(level.rawValue) \(AgentLogHandler.escape("\(message)"))"
+      for (key, value) in fields { text += " \(key)=\"\(AgentLogHandler.escape("\(value)"))\"" }
+      FileHandle.standardError.write(Data((text + "\n").utf8))
+    }
+  }
+
+  /// A newline in a message would forge a line of its own.
+  private static func escape(_ text: String) -> String {
+    var escaped = ""
+    for scalar in text.unicodeScalars {
+      switch scalar {
+      case "\"", "\\": escaped += "\\\(scalar)"
+      case _ where scalar.value < 0x20 || scalar.value == 0x7F: escaped += "\\u{\(String(scalar.value, radix: 16))}"
+      default: escaped.unicodeScalars.append(scalar)
+      }
+    }
+    return escaped
+  }
+
+  /// Priorities of syslog(3).
+  private static let priorities: [Logger.Level: Int] = [
+    .trace: 7, .debug: 7, .info: 6, .notice: 5, .warning: 4, .error: 3, .critical: 2,
+  ]
+
+  private func sendToJournal(_ level: Logger.Level, _ message: String, _ fields: [(key: String, value: Logger.MetadataValue)]) {
+    var lines = ["MESSAGE=\(message)", "PRIORITY=\(AgentLogHandler.priorities[level] ?? 6)", "SYSLOG_IDENTIFIER=carreld"]
+    lines += fields.map { "CARREL_\($0.key.uppercased())=\($0.value)" }
+    let buffers = lines.map { Array($0.utf8) }
+    // SAFETY: the vectors point into copies that live until sd_journal_sendv has returned.
+    let copies = buffers.map { bytes in
+      let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 1)
+      copy.copyBytes(from: bytes)
+      return copy
+    }
+    let vectors = copies.map { iovec(iov_base: $0.baseAddress, iov_len: $0.count) }
+    sd_journal_sendv(vectors, Int32(vectors.count))
+    for copy in copies { copy.deallocate() }
+  }
+}
