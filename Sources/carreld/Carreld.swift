@@ -7,6 +7,7 @@ internal import Foundation
 internal import Logging
 internal import ServiceLifecycle
 internal import Services
+internal import UnixSignals
 internal import Workspaces
 
 /// The version that this build says of itself.

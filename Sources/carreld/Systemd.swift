@@ -10,8 +10,9 @@ internal import ServiceLifecycle
 struct SystemdService: Service {
   func run() async throws {
     sd_notify(0, "READY=1\nSTATUS=Serving")
-    var watchdog: UInt64 = 0
-    let asked = sd_watchdog_enabled(0, &watchdog) > 0
+    var microseconds: UInt64 = 0
+    let asked = sd_watchdog_enabled(0, &microseconds) > 0
+    let watchdog = microseconds
     await cancelWhenGracefulShutdown {
       while !Task.isCancelled {
         if asked { sd_notify(0, "WATCHDOG=1") }
@@ -33,11 +34,9 @@ struct AgentLogHandler: LogHandler {
     set { metadata[key] = newValue }
   }
 
-  func log(
-    level: Logger.Level, message: Logger.Message, metadata own: Logger.Metadata?, source: String, file: String,
-    function: String, line: UInt
-  ) {
-    let fields = metadata.merging(own ?? [:]) { _, new in new }.sorted { $0.key < $1.key }.filter { "\($0.value)" != "" }
+  func log(event: LogEvent) {
+    let (level, message) = (event.level, event.message)
+    let fields = metadata.merging(event.metadata ?? [:]) { _, new in new }.sorted { $0.key < $1.key }.filter { "\($0.value)" != "" }
     if journal {
       sendToJournal(level, "\(message)", fields)
     } else {
