@@ -121,6 +121,11 @@ package struct Poller {
   package func isReady(_ index: Int) -> Bool { entries[index].revents != 0 }
 }
 
+extension Descriptor {
+  /// Ends a connection in both directions, whoever else holds it.
+  package func shutDown() { _ = clx_shutdown(number) }
+}
+
 package enum Terminal {
   /// A new pseudo-terminal of the devpts that `ptmx` belongs to.
   package static func open(_ ptmx: String) throws(Errno) -> (master: Handle, slave: Handle) {

@@ -208,7 +208,7 @@ struct ChildPart {
     }
     if try target.status().kind == .directory {
       try Mount.attach(
-        try Mount.make("tmpfs", [("mode", "0755"), ("size", "0"), ("nr_inodes", "1")], attributes: [.readOnly, .noSetuid, .noDevices, .noExec]),
+        try Mount.make("tmpfs", [("mode", "0755"), ("size", "0"), ("nr_inodes", "2")], attributes: [.readOnly, .noSetuid, .noDevices, .noExec]),
         to: target)
     } else {
       guard let null else { throw .invalid }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-@preconcurrency internal import Dispatch
 package import Linux
 package import Sandbox
 internal import Synchronization
@@ -115,27 +114,6 @@ package final class ExecSession: Sendable {
         // A terminal whose last program has gone answers EIO: its end.
         guard error == .again else { return nil }
       }
-    }
-  }
-}
-
-/// Waits for a descriptor without holding a thread.
-enum Readiness {
-  private static let queue = DispatchQueue(label: "carrel.streams", attributes: .concurrent)
-
-  static func wait(_ handle: Handle, writing: Bool) async {
-    await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
-      let number = handle.descriptor.number
-      let source: any DispatchSourceProtocol =
-        writing
-        ? DispatchSource.makeWriteSource(fileDescriptor: number, queue: queue)
-        : DispatchSource.makeReadSource(fileDescriptor: number, queue: queue)
-      source.setEventHandler { @Sendable in source.cancel() }
-      source.setCancelHandler { @Sendable in
-        _ = handle
-        continuation.resume()
-      }
-      source.resume()
     }
   }
 }

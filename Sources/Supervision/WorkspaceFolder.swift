@@ -49,7 +49,7 @@ package struct WorkspaceFolder: Sendable {
 
   /// Connects to the supervisor. `connectionRefused` or `noEntry`: there is none.
   package func connect() throws(Errno) -> SupervisorLink {
-    SupervisorLink(try Socket.connect(WorkspaceFolder.socketName, in: folder.descriptor))
+    try SupervisorLink(try Socket.connect(WorkspaceFolder.socketName, in: folder.descriptor))
   }
 
   package func log() throws(Errno) -> LogReader { LogReader(try folder.descriptor.open("log", [.readOnly, .directory]), path: path + "/log") }

@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -346,8 +347,26 @@ static inline long clx_receive(int fd, void *bytes, size_t n, int *fds, int *cou
   }
   return r;
 }
+static inline long clx_shutdown(int fd) { return clx_result(syscall(SYS_shutdown, fd, 2)); }
 static inline long clx_poll(struct pollfd *fds, unsigned long count, int milliseconds) {
   return clx_result(syscall(SYS_poll, fds, count, milliseconds));
+}
+
+struct clx_ready { uint32_t events; int32_t fd; };
+static inline long clx_epoll_create(void) { return clx_result(syscall(SYS_epoll_create1, CLX_O_CLOEXEC)); }
+static inline long clx_epoll_add(int epoll, int fd, uint32_t events) {
+  struct epoll_event event = { events, { .fd = fd } };
+  return clx_result(syscall(SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, fd, &event));
+}
+static inline long clx_epoll_remove(int epoll, int fd) {
+  struct epoll_event event = { 0, { .fd = fd } };
+  return clx_result(syscall(SYS_epoll_ctl, epoll, EPOLL_CTL_DEL, fd, &event));
+}
+static inline long clx_epoll_wait(int epoll, struct clx_ready *ready, int count) {
+  struct epoll_event events[64];
+  long n = clx_result(syscall(SYS_epoll_wait, epoll, events, count > 64 ? 64 : count, -1));
+  for (long i = 0; i < n; i++) { ready[i].events = events[i].events; ready[i].fd = events[i].data.fd; }
+  return n;
 }
 
 // ---------------------------------------------------------------- terminals
