@@ -54,11 +54,15 @@ struct Exec: AsyncParsableCommand {
     } else {
       continuation.yield(.with { $0.closeStdin = true })
     }
-    let resize = DispatchSource.makeSignalSource(signal: SIGWINCH)
+    // Made only where it is resumed: Dispatch does not let go of a source that never ran.
+    var resize: (any DispatchSourceSignal)?
     if start.terminal {
-      resize.setEventHandler { @Sendable in continuation.yield(.with { $0.resize = RawTerminal.size() }) }
-      resize.resume()
+      let source = DispatchSource.makeSignalSource(signal: SIGWINCH)
+      source.setEventHandler { @Sendable in continuation.yield(.with { $0.resize = RawTerminal.size() }) }
+      source.resume()
+      resize = source
     }
+    defer { resize?.cancel() }
     return try await Workspaces(wrapping: client).exec(
       requestProducer: { writer in for await message in input { try await writer.write(message) } },
       onResponse: { response in
