@@ -151,6 +151,16 @@ let package = Package(
         .product(name: "Yams", package: "Yams"),
       ],
       swiftSettings: strict),
+    .testTarget(
+      name: "UnitTests",
+      dependencies: [
+        "CLinux", "Agent", "Images", "Isolation", "Journal", "LaunchPlan", "Linux", "Networking", "Sandbox", "Supervision",
+        "Workspaces",
+      ], swiftSettings: strict),
+    .testTarget(
+      name: "RootTests",
+      dependencies: ["CLinux", "Images", "Isolation", "LaunchPlan", "Limits", "Linux", "Sandbox", "Storage", "Supervision"],
+      swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6]
 )

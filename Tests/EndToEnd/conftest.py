@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One agent for all tests, in a directory of its own, and ways to talk to it."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = ROOT / ".build" / os.environ.get("CARREL_CONFIGURATION", "debug")
+
+
+class Agent:
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory
+        self.socket = str(directory / "run" / "carrel.sock")
+        self.config = directory / "carreld.yaml"
+        self.config.write_text(
+            f"socket: {self.socket}\nstate: {directory}/state\nhomes: {directory}/homes\n"
+            f"tools: {directory}/tools\nhelper: {BIN}/carrel-shim\nfirstID: 1500000000\ncgroupParent: carrel-e2e\n"
+            "network: {subnet: 10.88.0.0/16, table: carrel_e}\nlog: {segment: 128Ki, segments: 4, rate: 4Mi}\n")
+        shutil.copytree(ROOT / "manifests" / "tools", directory / "tools")
+        self.process = None
+
+    def start(self):
+        log = open(self.directory / "carreld.log", "ab")
+        self.process = subprocess.Popen([BIN / "carreld", "--config", self.config], stdout=log, stderr=log, start_new_session=True)
+        for _ in range(200):
+            if self.run("node", check=False).returncode == 0:
+                return
+            assert self.process.poll() is None, (self.directory / "carreld.log").read_text()
+            time.sleep(0.05)
+        raise AssertionError("the agent does not serve")
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def run(self, *arguments, check=True, timeout=120, **options):
+        done = subprocess.run([BIN / "carrel", *arguments], capture_output=True, text=True, timeout=timeout,
+                              env={**os.environ, "CARREL_SOCKET": self.socket}, **options)
+        if check:
+            assert done.returncode == 0, f"carrel {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, command, *arguments):
+        return json.loads(self.run(command, "-o", "json", *arguments).stdout)
+
+    def exec(self, id, *command, check=True, **options):
+        return self.run("exec", id, "--", *command, check=check, **options)
+
+    def python(self, id, code, check=True):
+        return self.exec(id, "python3", "-c", code, check=check).stdout.strip()
+
+    def manifest(self, name, id, **changes):
+        """A spec of manifests/, under another id; `changes` replace top-level lines."""
+        text = (ROOT / "manifests" / name).read_text()
+        for key, value in {"id": id, **changes}.items():
+            text, count = re.subn(rf"(?m)^{key}:.*\n(  .*\n)*", f"{key}: {value}\n", text)
+            if not count:
+                text += f"{key}: {value}\n"
+        path = self.directory / f"{id}.yaml"
+        path.write_text(text)
+        return str(path)
+
+    def launch(self, name, id, *options, check=True, **changes):
+        return self.run("launch", *options, self.manifest(name, id, **changes), check=check)
+
+    def remove(self, *ids):
+        self.run("rm", "--force", *ids)
+
+    def events(self, id):
+        return [json.loads(line)["event"] for line in self.run("events", "-o", "json", "--workspace", id).stdout.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def agent():
+    directory = pathlib.Path(f"/tmp/carrel-e2e-{os.getpid()}")
+    directory.mkdir(mode=0o711)
+    agent = Agent(directory)
+    agent.start()
+    try:
+        for image in ("jupyterlab", "r"):
+            agent.run("image", "import", str(ROOT / ".cache/images" / f"{image}.tar"), "--name", f"{image}:latest", timeout=300)
+        yield agent
+    finally:
+        ids = [w["spec"]["id"] for w in agent.json("ps")]
+        if ids:
+            agent.remove(*ids)
+        agent.process.terminate()
+        agent.process.wait(30)
+        subprocess.run(["nft", "delete", "table", "inet", "carrel_e"], check=False)
+        shutil.copy(directory / "carreld.log", ROOT / ".cache" / "log" / "carreld-end-to-end.log")
+        for hierarchy in pathlib.Path("/sys/fs/cgroup").glob("**/carrel-e2e"):
+            try:
+                hierarchy.rmdir()
+            except OSError:
+                pass
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def lab(agent):
+    """A JupyterLab workspace that several tests share."""
+    agent.launch("jupyterlab.yaml", "lab")
+    yield agent.json("get", "lab")
+    agent.remove("lab")

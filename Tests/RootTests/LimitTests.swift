@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import LaunchPlan
+import Limits
+import Linux
+import Sandbox
+import Testing
+
+@Suite("Limits", .enabled(if: Box.available), .serialized) struct LimitTests {
+  private let hog = "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null; echo $?"
+
+  @Test("memory: what passes the limit is killed and counted") func memory() async throws {
+    let box = try Box()
+    let result = try await box.run(try box.plan(hog))
+    #expect(result.output == "137\n")
+    #expect(result.usage.outOfMemoryKills == 1)
+    #expect(result.usage.memoryLimitBytes == 64 << 20)
+    #expect(result.usage.memoryPeakBytes > 60 << 20)
+    #expect(try await Box().output(hog) { $0.without("join cgroup") } == "0\n", "control: outside the cgroup it passes")
+  }
+
+  @Test("processes: a fork bomb stays below its limit") func processes() async throws {
+    let bomb = "i=0; while [ $i -lt 200 ]; do sleep 2 & i=$((i+1)); done 2>/dev/null; ls /proc | grep -c '^[0-9]'"
+    let box = try Box()
+    let result = try await box.run(try box.plan(bomb + "; true"))
+    let count = Int(result.output.split(separator: "\n").last ?? "") ?? -1
+    #expect(count <= 64, "\(result.output)")
+    let free = try await Box().output(bomb) { $0.without("join cgroup") }
+    #expect((Int(free.split(separator: "\n").last ?? "") ?? 0) > 150, "control")
+  }
+
+  @Test("CPU: half of one is half of one") func cpu() async throws {
+    let box = try Box()
+    try box.cgroup.apply(LimitValues(memoryBytes: 64 << 20, milliCPUs: 500, pids: 64))
+    let start = ContinuousClock.now
+    let result = try await box.run(try box.plan("i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done"))
+    let wall = Double(start.duration(to: .now).components.attoseconds) / 1e18 + Double(start.duration(to: .now).components.seconds)
+    let share = Double(result.usage.cpuNanoseconds) / 1e9 / wall
+    #expect(share < 0.65, "used \(share) CPUs")
+    let free = try Box()
+    let freeStart = ContinuousClock.now
+    let freeResult = try await free.run(try free.plan("i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done"))
+    let freeWall = Double(freeStart.duration(to: .now).components.attoseconds) / 1e18 + Double(freeStart.duration(to: .now).components.seconds)
+    #expect(Double(freeResult.usage.cpuNanoseconds) / 1e9 / freeWall > 0.65, "control: with a whole CPU it uses more")
+  }
+
+  @Test("scratch and /dev/shm end where they were told to") func scratch() async throws {
+    let probe = "dd if=/dev/zero of=/tmp/f bs=1M count=20 2>/dev/null; stat -c %s /tmp/f; dd if=/dev/zero of=/dev/shm/f bs=1M count=5 2>/dev/null; stat -c %s /dev/shm/f"
+    let sizes = try await Box().output(probe).split(separator: "\n").compactMap { Int($0) }
+    #expect(sizes.count == 2 && sizes[0] <= 8 << 20 && sizes[1] <= 1 << 20, "\(sizes)")
+  }
+
+  @Test("a flood of output is bounded on disk and does not hold up the program") func flood() async throws {
+    let box = try Box()
+    let result = try await box.run(try box.plan("yes 0123456789 | head -c 4000000; echo >&2 done"))
+    #expect(result.record == .ended(.exited(0)))
+    let folder = box.path + "/workspace/log"
+    let size = try FileManager.default.contentsOfDirectory(atPath: folder).reduce(0) {
+      $0 + (try FileManager.default.attributesOfItem(atPath: "\(folder)/\($1)")[.size] as? Int ?? 0)
+    }
+    #expect(size < 3 * (65_536 * 6), "\(size) bytes")
+    #expect(result.output.hasSuffix("done\n") || result.output.contains("done"))
+  }
+
+  @Test("a value that the kernel does not take is found out") func readBack() throws {
+    let cgroup = try Box().cgroup
+    #expect(throws: (any Error).self) { try cgroup.apply(LimitValues(memoryBytes: 64 << 20, milliCPUs: 1000, pids: .max)) }
+  }
+}

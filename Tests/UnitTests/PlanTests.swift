@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Isolation
+import Testing
+
+@testable import LaunchPlan
+
+@Suite("The launch plan") struct PlanTests {
+  static let everyOperation: [Operation] = [
+    .cgroup(path: "/sys/fs/cgroup/a"), .userNamespace(first: 1_048_576, count: 65_536), .namespaces(0x2000_0000),
+    .layer(path: "/layers/a"), .root(scratchBytes: 1, scratchInodes: 2),
+    .directory(path: "/tmp", mode: 0o1777, uid: 0, gid: 0),
+    .bind(source: "/a", target: "/b", attributes: 6, ids: IDMapping(fromUID: 2001, fromGID: 2002, toUID: 1000, toGID: 1001)),
+    .bind(source: "/a", target: "/b", attributes: 7, ids: nil), .secrets(target: "/run/s", bytes: 3), .proc, .sysfs,
+    .cgroupFileSystem(controllers: ["memory", "cpu"]),
+    .tmpfs(target: "/dev", bytes: 1, inodes: 2, mode: 0o755, attributes: 3), .device(path: "/dev/null", major: 1, minor: 3),
+    .devpts, .mqueue, .symlink(path: "/a", target: "b"), .file(path: "/etc/hosts", mode: 0o644, content: [0, 255, 10]),
+    .mask(path: "/proc/kcore"), .readOnly(path: "/proc/sys"), .pivotRoot, .hostname("w"),
+    .sysctl(key: "user.max_user_namespaces", value: "0"), .resourceLimit(resource: 4, soft: 0, hard: .max),
+    .outOfMemoryScore(500), .sessionKeyring, .cgroupNamespace, .awaitStart, .capabilities,
+    .user(uid: 1000, gid: 1000, groups: [1000, 20], mask: 0o022), .undumpable, .noNewPrivileges, .seccomp(program: [1, 2, 3]),
+    .log(segmentBytes: 1, segments: 2, bytesPerSecond: 3), .execute(arguments: ["a", ""], environment: ["A=ü"], directory: "/"),
+  ]
+
+  @Test("every operation survives encoding and decoding") func roundTrip() throws {
+    let plan = Plan(PlanTests.everyOperation)
+    #expect(try Plan(decoding: plan.encoded()) == plan)
+  }
+
+  @Test("codes on the wire are unique") func uniqueCodes() {
+    var names: [UInt8: String] = [:]
+    for shape in PlanTests.everyOperation.map(\.shape) {
+      #expect(names[shape.code] == nil || names[shape.code] == shape.name)
+      names[shape.code] = shape.name
+    }
+    #expect(names.count == 34)
+  }
+
+  @Test("a plan cut off anywhere is refused and never crashes") func truncation() {
+    let bytes = Plan(PlanTests.everyOperation).encoded()
+    for length in 0..<bytes.count {
+      #expect(throws: PlanError.self) { try Plan(decoding: Array(bytes[..<length])) }
+    }
+  }
+
+  @Test("a flipped byte is refused or decodes to a plan that encodes again") func corruption() throws {
+    let bytes = Plan(PlanTests.everyOperation).encoded()
+    for index in bytes.indices {
+      var broken = bytes
+      broken[index] ^= 0xFF
+      if let plan = try? Plan(decoding: broken) { #expect(try Plan(decoding: plan.encoded()) == plan) }
+    }
+  }
+
+  @Test("bad plans are named by their problem", arguments: [
+    ([], PlanError.Problem.truncated), (Array("XXXX".utf8), .notAPlan), (Plan.magic + [9, 0, 0, 0, 0], .otherVersion),
+    (Plan.magic + [1, 0, 0, 0, 0, 7], .trailingBytes), (Plan.magic + [1, 1, 0, 0, 0, 250, 0], .unknownOperation),
+    (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 1], .wrongField), (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 2, 255, 255, 255, 255], .truncated),
+    (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 2, 1, 0, 0, 0, 0], .textHoldsNUL), (Plan.magic + [1, 1, 0, 0, 0, 9, 3], .wrongField),
+    (Plan.magic + [1, 1, 0, 0, 0, 24, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], .numberOutOfRange),
+    (Plan.magic + [1, 255, 255, 255, 255], .truncated),
+  ] as [([UInt8], PlanError.Problem)])
+  func problems(bytes: [UInt8], problem: PlanError.Problem) {
+    #expect { try Plan(decoding: bytes) } throws: { ($0 as? PlanError)?.problem == problem }
+  }
+
+  @Test("the default isolation keeps the orders that matter") func order() throws {
+    let names = PlanCompiler.compile(Enclosure(), seccomp: [0]).operations.map(\.name)
+    func at(_ name: String) throws -> Int { try #require(names.firstIndex(of: name)) }
+    #expect(try at("join cgroup") < at("new cgroup namespace") || !names.contains("join cgroup"))
+    #expect(try at("new cgroup namespace") < at("mount cgroup"))
+    #expect(try at("sysctl") < at("make read-only"))
+    #expect(try at("drop all capabilities") < at("become user"))
+    #expect(try at("become user") < at("become undumpable"))
+    #expect(try at("no new privileges") < at("load seccomp filter"))
+    #expect(try at("load seccomp filter") > at("pivot root"))
+    #expect(names.last == "execute")
+  }
+
+  @Test("operations print as one line each") func description() {
+    #expect(Operation.directory(path: "/tmp", mode: 0o1777, uid: 0, gid: 0).description == "directory  path=/tmp  mode=01777  uid=0  gid=0")
+    #expect(Operation.seccomp(program: [1, 2]).description == "load seccomp filter  program=<2 bytes>")
+  }
+}

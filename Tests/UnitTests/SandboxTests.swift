@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import LaunchPlan
+import Linux
+import Testing
+
+@testable import Networking
+@testable import Sandbox
+
+@Suite("Messages between agent and supervisor") struct MessageTests {
+  static let all: [Message] = [
+    .proceed, .start, .signal(15), .kill, .putSecret(name: "a", content: [0, 1]), .getSecret(name: "a"),
+    .exec(session: 7, arguments: ["a", ""], environment: ["A=1"], directory: "/", terminal: true, rows: 24, columns: 80),
+    .execSignal(session: 7, signal: 9), .preparing, .created(pid: 12), .waiting, .started(pid: 2),
+    .failed(StepFailure("mask /x", .noEntry)), .exited(.exited(3)), .exited(.signalled(9)), .secret([1]), .done, .refused(2),
+    .execStarted(session: 7), .execFailed(session: 7, failure: StepFailure("x", .access)), .execExited(session: 7, status: .signalled(15)),
+  ]
+
+  @Test("survive encoding, and are refused when cut off", arguments: all) func coding(message: Message) throws {
+    let bytes = message.encoded()
+    #expect(try Message(decoding: bytes) == message)
+    for length in 0..<bytes.count { #expect(throws: PlanError.self) { try Message(decoding: Array(bytes[..<length])) } }
+  }
+}
+
+@Suite("What a supervisor leaves behind") struct RecordTests {
+  @Test("an exit record is read back, and a part of one is not", arguments: [
+    ExitRecord.ended(.exited(3)), .ended(.signalled(9)), .failed(StepFailure("mask /proc/x=y", .noSpace)),
+  ])
+  func exitRecord(record: ExitRecord) throws {
+    let path = NSTemporaryDirectory() + "carrel-exit-\(UUID().uuidString)"
+    try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(atPath: path) }
+    let folder = try Descriptor.open(path, [.readOnly, .directory])
+    #expect(ExitRecord.read(in: folder) == nil)
+    try record.write(in: folder)
+    #expect(ExitRecord.read(in: folder) == record)
+    let text = try String(contentsOfFile: path + "/exit", encoding: .utf8)
+    for length in 0..<(text.count - text.split(separator: "\n").last!.count - 1) {
+      #expect(ExitRecord.parse(String(text.prefix(length))) == nil)
+    }
+  }
+
+  @Test("output is cut into bounded segments, in CRI lines, and what is lost is the oldest") func outputLog() throws {
+    let path = NSTemporaryDirectory() + "carrel-log-\(UUID().uuidString)"
+    try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(atPath: path) }
+    let log = OutputLog(
+      in: Handle(try Descriptor.open(path, [.readOnly, .directory])), segmentBytes: 65_536, segments: 3, bytesPerSecond: 1 << 30)
+    for index in 0..<40_000 { log.append(Array("line \(index)\n".utf8), to: index % 2 == 0 ? .stdout : .stderr) }
+    log.append(Array("no newline \u{1b}[31m".utf8) + [0xFF, 0], to: .stdout)
+    let names = try FileManager.default.contentsOfDirectory(atPath: path).sorted()
+    #expect(names.count == 3)
+    let sizes = try names.map { try Data(contentsOf: URL(fileURLWithPath: "\(path)/\($0)")).count }
+    #expect(sizes.allSatisfy { $0 <= 65_536 + 16_500 })
+    let starts = names.compactMap { Int($0.dropLast(4)) }
+    #expect(starts[1] == starts[0] + sizes[0] && starts[2] == starts[1] + sizes[1])
+    let last = try Data(contentsOf: URL(fileURLWithPath: "\(path)/\(names[2])")).split(separator: 0x0A)
+    #expect(String(decoding: last[last.count - 2], as: UTF8.self).hasSuffix(" stderr F line 39999"))
+    #expect(last[last.count - 1].suffix(2).elementsEqual([0xFF, 0]))
+  }
+
+  @Test("dates", arguments: [(0, "1970-1-1"), (59, "1970-3-1"), (11_016, "2000-2-29"), (20_780, "2026-11-23"), (47_540, "2100-2-28")])
+  func dates(day: Int64, expected: String) {
+    let date = OutputLog.civil(day)
+    #expect("\(date.year)-\(date.month)-\(date.day)" == expected)
+  }
+}
+
+@Suite("Addresses") struct AddressTests {
+  @Test("subnets", arguments: [
+    ("10.87.0.0/16", true), ("10.87.0.1/16", false), ("10.87.0.0/29", false), ("10.87.0.0/7", false), ("10.87.0.0", false),
+    ("256.0.0.0/8", false), ("a.b.c.d/16", false), ("10.87.0.0/16/1", false),
+  ])
+  func subnets(text: String, valid: Bool) { #expect((Subnet(text) != nil) == valid) }
+
+  @Test("slots have distinct addresses inside the subnet") func slots() throws {
+    let subnet = try #require(Subnet("10.87.0.0/24"))
+    let all = (0..<subnet.capacity).map { subnet.address($0).description }
+    #expect(Set(all).count == 253)
+    #expect(all.first == "10.87.0.2" && all.last == "10.87.0.254" && subnet.gateway.description == "10.87.0.1")
+  }
+}
