@@ -124,6 +124,7 @@ extension NodeAgent {
     var clock = PhaseClock()
     var outstanding = 0
     var waiting = false
+    var connecting = false
     var connected = false
     var probe: Task<Void, Never>?
     var failure: Reason?
@@ -131,23 +132,28 @@ extension NodeAgent {
 
     for await received in link.messages {
       switch received.message {
-      case .created(let pid):
-        do throws(Refusal) {
-          outstanding = try handOverSecrets(managed, link)
-          try await connect(managed, pid: pid)
-          connected = true
-        } catch {
-          failure = error.reason
-          try? link.send(.kill)
+      case .created(let pid), .waiting(let pid):
+        if case .waiting = received.message {
+          waiting = true
+          clock.lap("isolation", managed)
         }
-        clock.lap("network", managed)
+        // Whichever of the two comes first: a quick child waits before this connection was accepted.
+        if !connecting {
+          connecting = true
+          do throws(Refusal) {
+            outstanding = try handOverSecrets(managed, link)
+            try await connect(managed, pid: pid)
+            connected = true
+          } catch {
+            failure = error.reason
+            try? link.send(.kill)
+          }
+          clock.lap("network", managed)
+        }
       case .done: outstanding -= 1
       case .refused(let code):
         failure = Reason(.isolation, "a credential could not be stored: \(Errno(code).sentence)")
         try? link.send(.kill)
-      case .waiting:
-        waiting = true
-        clock.lap("isolation", managed)
       case .started:
         clock.lap("execute", managed)
         await transition(managed, .launched)

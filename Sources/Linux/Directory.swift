@@ -134,6 +134,11 @@ extension Descriptor {
   package func setExtendedAttribute(_ name: String, _ value: [UInt8]) throws(Errno) {
     try check(name.withCString { n in value.withUnsafeBytes { clx_fsetxattr(number, n, $0.baseAddress, $0.count) } })
   }
+  package func extendedAttribute(_ name: String) throws(Errno) -> [UInt8] {
+    var value = [UInt8](repeating: 0, count: 65_536)
+    let count = try check(name.withCString { n in value.withUnsafeMutableBytes { clx_fgetxattr(number, n, $0.baseAddress, 65_536) } })
+    return Array(value[..<count])
+  }
   /// Writes everything of this file system to its disk.
   package func syncFileSystem() throws(Errno) { try retrying { clx_syncfs(number) } }
 

@@ -19,6 +19,6 @@ package struct ReadinessQueue: ~Copyable, Sendable {
   package func wait() throws(Errno) -> [Int32] {
     var ready = [clx_ready](repeating: clx_ready(), count: 64)
     let count = try retrying { ready.withUnsafeMutableBufferPointer { clx_epoll_wait(epoll.number, $0.baseAddress, 64) } }
-    return ready.prefix(count).map(\.fd)
+    return ready.prefix(count).map { $0.fd }
   }
 }

@@ -90,7 +90,7 @@ struct ChildPart {
     case .sessionKeyring: try Process.newSessionKeyring()
     case .cgroupNamespace: try Process.unshare(.cgroup)
     case .awaitStart:
-      try supervisor.send(.waiting)
+      try supervisor.send(.waiting(pid: Process.id))
       guard case .start? = try supervisor.receive()?.message else { throw .noSuchProcess }
     case .capabilities: try Process.dropBoundingCapabilities()
     case .user(let uid, let gid, let groups, let mask):

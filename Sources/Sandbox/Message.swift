@@ -24,7 +24,8 @@ package enum Message: Equatable, Sendable {
   // Answers and reports.
   case preparing
   case created(pid: Int32)
-  case waiting
+  /// The child stands before `start`; its pid again, for who connects only now.
+  case waiting(pid: Int32)
   case started(pid: Int32)
   case failed(StepFailure)
   case exited(ExitStatus)
@@ -81,7 +82,7 @@ extension Message {
     case .execSignal(let session, let signal): head(8); number(Int64(session)); number(Int64(signal))
     case .preparing: head(20)
     case .created(let pid): head(21); number(Int64(pid))
-    case .waiting: head(22)
+    case .waiting(let pid): head(22); number(Int64(pid))
     case .started(let pid): head(23); number(Int64(pid))
     case .failed(let value): head(24); failure(value)
     case .exited(let value): head(25); status(value)
@@ -117,7 +118,7 @@ extension Message {
     case 8: return .execSignal(session: try reader.uint32(), signal: try reader.int32())
     case 20: return .preparing
     case 21: return .created(pid: try reader.int32())
-    case 22: return .waiting
+    case 22: return .waiting(pid: try reader.int32())
     case 23: return .started(pid: try reader.int32())
     case 24: return .failed(try reader.failure())
     case 25: return .exited(try reader.status())

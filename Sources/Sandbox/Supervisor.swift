@@ -179,7 +179,11 @@ package final class Supervisor {
       return
     }
     switch received.message {
-    case .waiting, .started:
+    case .waiting:
+      // The child knows its pid inside only; the agent needs the one outside.
+      status = .waiting(pid: child.pid)
+      broadcast(status)
+    case .started:
       status = received.message
       broadcast(status)
     case .failed(let failure): conclude(child, .failed(failure), received.message, reaped: false)

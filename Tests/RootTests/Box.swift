@@ -82,7 +82,8 @@ final class Box: Sendable {
     var pid: Int32 = 0
     for await received in link.messages {
       switch received.message {
-      case .created(let created):
+      case .created(let created), .waiting(let created):
+        if pid != 0 { continue }
         pid = created
         for (name, text) in secrets { try link.send(.putSecret(name: name, content: Array(text.utf8))) }
         if secrets.isEmpty { try link.send(.start) }
@@ -105,7 +106,7 @@ final class Box: Sendable {
   }
 
   /// The program's output, with the default plan changed by `change`.
-  func output(_ script: String, uid: UInt32 = 1000, changing change: (inout [Operation]) -> Void = { _ in }) async throws -> String {
+  func output(_ script: String, uid: UInt32 = 1000, changing change: (inout [LaunchPlan.Operation]) -> Void = { _ in }) async throws -> String {
     var plan = try plan(script, uid: uid)
     change(&plan.operations)
     return try await run(plan).output
@@ -118,6 +119,6 @@ final class Box: Sendable {
   }()
 }
 
-extension [Operation] {
+extension [LaunchPlan.Operation] {
   mutating func without(_ names: String...) { removeAll { names.contains($0.name) } }
 }

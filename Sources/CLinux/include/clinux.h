@@ -118,6 +118,7 @@ static inline long clx_fchownat(int dir, const char *path, unsigned uid, unsigne
 }
 static inline long clx_access(int dir, const char *path, int mode) { return clx_result(syscall(SYS_faccessat, dir, path, mode)); }
 static inline long clx_fsetxattr(int fd, const char *name, const void *value, size_t n) { return clx_result(syscall(SYS_fsetxattr, fd, name, value, n, 0)); }
+static inline long clx_fgetxattr(int fd, const char *name, void *value, size_t n) { return clx_result(syscall(SYS_fgetxattr, fd, name, value, n)); }
 static inline long clx_syncfs(int fd) { return clx_result(syscall(SYS_syncfs, fd)); }
 static inline long clx_pwrite(int fd, const void *from, size_t n, int64_t at) { return clx_result(syscall(SYS_pwrite64, fd, from, n, at)); }
 static inline long clx_utimens(int dir, const char *path, int64_t seconds) {
