@@ -18,6 +18,7 @@ package struct Configuration: Sendable {
   package var subnet = Subnet("10.87.0.0/16")!
   package var networkDefault: WorkspaceSpec.NetworkPolicy = .open
   package var firewallTable = "carrel"
+  package var linkPrefix = "crl"
   package var cgroupParent = "carrel"
   package var logSegment = "2Mi"
   package var logSegments: UInt32 = 8
@@ -73,6 +74,11 @@ package struct Configuration: Sendable {
     firewallTable = try section.text("table") ?? firewallTable
     guard !firewallTable.isEmpty, firewallTable.utf8.allSatisfy({ (0x61...0x7A).contains($0) || $0 == 0x5F }) else {
       throw InvalidField("network.table", "expected lower-case letters and '_'", line: section.line(of: "table"))
+    }
+    linkPrefix = try section.text("linkPrefix") ?? linkPrefix
+    // A link's name has at most 15 bytes, five of which number the workspace.
+    guard (2...10).contains(linkPrefix.utf8.count), linkPrefix.utf8.allSatisfy({ (0x61...0x7A).contains($0) }) else {
+      throw InvalidField("network.linkPrefix", "expected 2 to 10 lower-case letters", line: section.line(of: "linkPrefix"))
     }
   }
 

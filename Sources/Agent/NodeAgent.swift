@@ -65,7 +65,7 @@ package actor NodeAgent {
     }
     journal = try Journal(path: configuration.state + "/journal.sqlite")
     images = try ImageStore(path: configuration.state + "/images")
-    network = try NetworkDriver(subnet: configuration.subnet, table: configuration.firewallTable)
+    network = try NetworkDriver(subnet: configuration.subnet, table: configuration.firewallTable, linkPrefix: configuration.linkPrefix)
     seccomp = try SeccompCompiler.compileDefaultProfile()
     pool = NIOThreadPool(numberOfThreads: 4)
     pool.start()

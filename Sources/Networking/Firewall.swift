@@ -19,22 +19,22 @@ final class Firewall: Sendable {
   private struct Context: @unchecked Sendable { let pointer: OpaquePointer }
   private let context: Mutex<Context>
   private let table: String
+  private let linkPrefix: String
 
-  init(table: String) throws {
+  init(table: String, linkPrefix: String) throws {
     guard let pointer = nft_ctx_new(0) else { throw NetworkError(description: "libnftables: no context") }
     nft_ctx_buffer_output(pointer)
     nft_ctx_buffer_error(pointer)
     context = Mutex(Context(pointer: pointer))
     self.table = table
+    self.linkPrefix = linkPrefix
   }
 
   deinit { context.withLock { nft_ctx_free($0.pointer) } }
 
-  static let linkPrefix = "crl"
-
   /// Replaces the whole table with these members.
   func replace(subnet: Subnet, members: [Member]) throws {
-    let links = "\"\(Firewall.linkPrefix)*\""
+    let links = "\"\(linkPrefix)*\""
     let sources = members.map { "\"\($0.link)\" . \($0.address)" }.joined(separator: ", ")
     let open = members.filter(\.open).map { "\"\($0.link)\"" }.joined(separator: ", ")
     // Counters come before verdicts that end the rule, so that they count every packet.

@@ -16,18 +16,22 @@ package final class NetworkDriver: Sendable {
 
   package let subnet: Subnet
   private let firewall: Firewall
+  private let linkPrefix: String
 
-  package init(subnet: Subnet, table: String) throws {
+  /// Two agents on one host need tables, subnets and link prefixes of their own: the rules speak of every link with
+  /// the prefix.
+  package init(subnet: Subnet, table: String, linkPrefix: String) throws {
     self.subnet = subnet
-    firewall = try Firewall(table: table)
+    self.linkPrefix = linkPrefix
+    firewall = try Firewall(table: table, linkPrefix: linkPrefix)
   }
 
   package func address(_ slot: Int) -> IPv4Address { subnet.address(slot) }
-  package static func link(_ slot: Int) -> String { "\(Firewall.linkPrefix)\(slot)" }
+  private func link(_ slot: Int) -> String { "\(linkPrefix)\(slot)" }
 
   private func member(_ attachment: Attachment) -> Firewall.Member {
     Firewall.Member(
-      link: NetworkDriver.link(attachment.slot), address: address(attachment.slot), open: attachment.open)
+      link: link(attachment.slot), address: address(attachment.slot), open: attachment.open)
   }
 
   /// Puts the table in place, for these workspaces that already run, and lets packets pass to the uplinks.
@@ -39,7 +43,7 @@ package final class NetworkDriver: Sendable {
 
   /// Connects the network namespace of a workspace: link, address, routes, rules.
   package func attach(_ attachment: Attachment, namespace: borrowing Descriptor) throws {
-    let link = NetworkDriver.link(attachment.slot)
+    let link = self.link(attachment.slot)
     let host = try RouteSocket()
     try? host.remove(link)
     // The rule first: there is no moment in which packets pass unfiltered.
@@ -70,7 +74,7 @@ package final class NetworkDriver: Sendable {
   /// here as well costs a grace period, so it is only done when the namespace may live on.
   package func detach(_ attachment: Attachment) {
     firewall.remove(member(attachment))
-    try? RouteSocket().remove(NetworkDriver.link(attachment.slot))
+    try? RouteSocket().remove(link(attachment.slot))
   }
 
   package func destroy() throws { try firewall.destroy() }

@@ -54,6 +54,11 @@ package final class OutputLog {
     let stamp = timestamp()
     var rest = bytes[...]
     while !rest.isEmpty {
+      // Short lines grow twentyfold by their stamps: stored in parts, so that no segment passes its size by much.
+      if lines.count >= 65_536 {
+        store(lines)
+        lines = []
+      }
       let room = OutputLog.lineLimit - partial[stream.rawValue].count
       let window = rest.prefix(room)
       if let newline = window.firstIndex(of: UInt8(ascii: "\n")) {

@@ -24,7 +24,7 @@ class Agent:
         self.config.write_text(
             f"socket: {self.socket}\nstate: {directory}/state\nhomes: {directory}/homes\n"
             f"tools: {directory}/tools\nhelper: {BIN}/carrel-shim\nfirstID: 1500000000\ncgroupParent: carrel-e2e\n"
-            "network: {subnet: 10.88.0.0/16, table: carrel_e}\nlog: {segment: 128Ki, segments: 4, rate: 4Mi}\n")
+            "network: {subnet: 10.88.0.0/16, table: carrel_e, linkPrefix: cre}\nlog: {segment: 128Ki, segments: 4, rate: 4Mi}\n")
         shutil.copytree(ROOT / "manifests" / "tools", directory / "tools")
         self.process = None
 
@@ -96,6 +96,7 @@ def agent():
         agent.process.terminate()
         agent.process.wait(30)
         subprocess.run(["nft", "delete", "table", "inet", "carrel_e"], check=False)
+        (ROOT / ".cache" / "log").mkdir(parents=True, exist_ok=True)
         shutil.copy(directory / "carreld.log", ROOT / ".cache" / "log" / "carreld-end-to-end.log")
         for hierarchy in pathlib.Path("/sys/fs/cgroup").glob("**/carrel-e2e"):
             try:

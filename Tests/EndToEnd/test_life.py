@@ -159,7 +159,7 @@ def test_logs_follow_and_survive_a_flood(agent):
     seen = agent.run("logs", "-f", "flood").stdout
     assert seen.endswith("end\n")
     size = sum(f.stat().st_size for f in pathlib.Path(agent.directory / "state/workspaces/flood/log").iterdir())
-    assert size < 4 * 4 * (128 << 10), size
+    assert size < 4 * (224 << 10), size
     agent.remove("flood")
 
 

@@ -59,7 +59,7 @@ import Testing
     let size = try FileManager.default.contentsOfDirectory(atPath: folder).reduce(0) {
       $0 + (try FileManager.default.attributesOfItem(atPath: "\(folder)/\($1)")[.size] as? Int ?? 0)
     }
-    #expect(size < 3 * (65_536 * 6), "\(size) bytes")
+    #expect(size < 3 * 3 * 65_536, "\(size) bytes")
     #expect(result.output.hasSuffix("done\n") || result.output.contains("done"))
   }
 
