@@ -160,7 +160,9 @@ extension NodeAgent {
         probe = startProbe(managed, clock)
         watchLifetime(managed)
       case .failed(let step):
-        failure = failure ?? Reason(step.step.hasPrefix("execute") || step.step.hasPrefix("find the") ? .executable : .isolation, NodeAgent.explain(step))
+        failure =
+          failure
+          ?? Reason(step.step.hasPrefix("execute") || step.step.hasPrefix("find the") ? .executable : .isolation, NodeAgent.explain(step))
       default: break
       }
       if waiting && connected && outstanding == 0 {
@@ -323,10 +325,12 @@ extension NodeAgent {
       if next.event == .ready, let total = managed.record.phases.map(\.milliseconds).reduce(0, +) as Double? {
         attributes["milliseconds"] = String(format: "%.1f", total)
       }
-      logger.info("workspace \(next.event.rawValue.lowercased())", metadata: [
-        "workspace": "\(managed.record.spec.id)", "state": "\(next.state.rawValue)",
-        "reason": "\(next.reason?.message ?? "")",
-      ])
+      logger.info(
+        "workspace \(next.event.rawValue.lowercased())",
+        metadata: [
+          "workspace": "\(managed.record.spec.id)", "state": "\(next.state.rawValue)",
+          "reason": "\(next.reason?.message ?? "")",
+        ])
       try await commit(managed, next.event, attributes)
       if next.state.isTerminal {
         for waiter in managed.endWaiters { waiter.resume() }

@@ -42,8 +42,10 @@ extension NodeAgent {
     if managed.record.state == .pending {
       guard managed.record.spec.credentials.isEmpty else {
         logger.warning("workspace cannot be started after a restart", metadata: ["workspace": "\(id)"])
-        await transition(managed, .preparationFailed(
-          Reason(.internal, "the agent was restarted before the start, and credentials are not kept; launch it again")))
+        await transition(
+          managed,
+          .preparationFailed(
+            Reason(.internal, "the agent was restarted before the start, and credentials are not kept; launch it again")))
         return
       }
       if tool(managed.record.spec.tool)?.tokenFile != nil { managed.token = NodeAgent.freshToken() }
@@ -115,9 +117,11 @@ extension NodeAgent {
         let usage = cgroup(of: managed.record).usage()
         guard usage.outOfMemoryKills > managed.record.outOfMemoryKills else { continue }
         managed.record.outOfMemoryKills = usage.outOfMemoryKills
-        try? await commit(managed, .outOfMemory, [
-          "kills": "\(usage.outOfMemoryKills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)",
-        ])
+        try? await commit(
+          managed, .outOfMemory,
+          [
+            "kills": "\(usage.outOfMemoryKills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)",
+          ])
       }
     }
   }

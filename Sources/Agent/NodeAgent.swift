@@ -160,7 +160,8 @@ package actor NodeAgent {
     guard amounts.memoryBytes <= room else {
       throw AgentError(
         .resourceExhausted,
-        "memory: asked \(Quantity.describe(bytes: amounts.memoryBytes)), free \(Quantity.describe(bytes: room)) of \(Quantity.describe(bytes: facts.memoryBytes))")
+        "memory: asked \(Quantity.describe(bytes: amounts.memoryBytes)), free \(Quantity.describe(bytes: room)) of \(Quantity.describe(bytes: facts.memoryBytes))"
+      )
     }
     guard workspaces.count < configuration.maxWorkspaces else {
       throw AgentError(.resourceExhausted, "workspaces: \(workspaces.count) of \(configuration.maxWorkspaces); delete stopped ones")

@@ -53,4 +53,7 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
 }
 
 /// RFC 3339 with milliseconds, UTC.
-func wallTime() -> String { Date.now.formatted(.iso8601.year().month().day().timeZone(separator: .omitted).time(includingFractionalSeconds: true).timeSeparator(.colon)) }
+func wallTime() -> String {
+  Date.now.formatted(
+    .iso8601.year().month().day().timeZone(separator: .omitted).time(includingFractionalSeconds: true).timeSeparator(.colon))
+}

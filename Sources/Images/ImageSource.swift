@@ -42,7 +42,8 @@ struct ImageSource {
     guard layout.imageLayoutVersion == "1.0.0" else {
       throw ImageError(.failedPrecondition, "oci-layout: version \(layout.imageLayoutVersion); expected 1.0.0")
     }
-    let index: OCIDocument = try ImageSource.decode(try ImageSource.read(root, "index.json", limit: ImageSource.documentLimit), "index.json")
+    let index: OCIDocument = try ImageSource.decode(
+      try ImageSource.read(root, "index.json", limit: ImageSource.documentLimit), "index.json")
     guard let entries = index.manifests, index.layers == nil else {
       throw ImageError(.invalid, "index.json: expected a list of manifests and no layers")
     }
@@ -182,4 +183,3 @@ struct ImageSource {
     }
   }
 }
-

@@ -65,7 +65,8 @@ struct ChildPart {
     case .device(let path, _, _):
       guard let node = host.opened[index] else { throw .invalid }
       try makeFile(path, mode: 0o666, content: [])
-      try Mount.attach(node.descriptor, to: try rootDescriptor().open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks]))
+      try Mount.attach(
+        node.descriptor, to: try rootDescriptor().open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks]))
     case .devpts:
       let pts = try Mount.make(
         "devpts", [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
@@ -208,7 +209,8 @@ struct ChildPart {
     }
     if try target.status().kind == .directory {
       try Mount.attach(
-        try Mount.make("tmpfs", [("mode", "0755"), ("size", "0"), ("nr_inodes", "2")], attributes: [.readOnly, .noSetuid, .noDevices, .noExec]),
+        try Mount.make(
+          "tmpfs", [("mode", "0755"), ("size", "0"), ("nr_inodes", "2")], attributes: [.readOnly, .noSetuid, .noDevices, .noExec]),
         to: target)
     } else {
       guard let null else { throw .invalid }

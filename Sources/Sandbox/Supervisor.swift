@@ -252,7 +252,10 @@ package final class Supervisor {
       case .start: try child?.control.send(.start)
       case .signal(let number): try child?.control.send(.signal(number))
       case .kill: if let child { try Process.signal(child.process.descriptor, Signals.kill) }
-      case .putSecret(let name, let content): try answer(socket) { () throws(Errno) in try putSecret(name, content); return .done }
+      case .putSecret(let name, let content):
+        try answer(socket) { () throws(Errno) in
+          try putSecret(name, content); return .done
+        }
       case .getSecret(let name): try answer(socket) { () throws(Errno) in .secret(try getSecret(name)) }
       case .exec(_, let arguments, let environment, let directory, let terminal, let rows, let columns):
         let session = nextSession

@@ -52,5 +52,7 @@ package struct WorkspaceFolder: Sendable {
     try SupervisorLink(try Socket.connect(WorkspaceFolder.socketName, in: folder.descriptor))
   }
 
-  package func log() throws(Errno) -> LogReader { LogReader(try folder.descriptor.open("log", [.readOnly, .directory]), path: path + "/log") }
+  package func log() throws(Errno) -> LogReader {
+    LogReader(try folder.descriptor.open("log", [.readOnly, .directory]), path: path + "/log")
+  }
 }

@@ -82,7 +82,8 @@ extension WorkspaceSpec {
       guard let value, value >= floor, value <= policy.hostMemoryBytes else {
         throw InvalidField(
           "resources.\(field)",
-          "\(quoted(text)) is not a quantity between \(Quantity.describe(bytes: floor)) and \(Quantity.describe(bytes: policy.hostMemoryBytes)), this host's memory")
+          "\(quoted(text)) is not a quantity between \(Quantity.describe(bytes: floor)) and \(Quantity.describe(bytes: policy.hostMemoryBytes)), this host's memory"
+        )
       }
       return value
     }

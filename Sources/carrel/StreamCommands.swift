@@ -134,7 +134,9 @@ struct ImageCommand: AsyncParsableCommand {
       try await reporting {
         let found = try await common.withAgent { try await Images(wrapping: $0).listImages(.init()).images }
         guard common.output == .table else { return try Printer.print(found, as: common.output) }
-        Printer.table(["NAME", "DIGEST", "SIZE", "LAYERS"], found.map { [$0.name, String($0.digest.prefix(19)), Printer.bytes($0.sizeBytes), "\($0.layers)"] })
+        Printer.table(
+          ["NAME", "DIGEST", "SIZE", "LAYERS"],
+          found.map { [$0.name, String($0.digest.prefix(19)), Printer.bytes($0.sizeBytes), "\($0.layers)"] })
       }
     }
   }

@@ -127,7 +127,10 @@ struct List: AsyncParsableCommand {
       Printer.table(
         ["ID", "OWNER", "TOOL", "STATE", "ADDRESS", "CREATED", "REASON"],
         found.map {
-          [$0.spec.id, $0.spec.owner.name, $0.spec.tool, Printer.state($0.state), $0.address, $0.created, $0.hasReason ? $0.reason.message : ""]
+          [
+            $0.spec.id, $0.spec.owner.name, $0.spec.tool, Printer.state($0.state), $0.address, $0.created,
+            $0.hasReason ? $0.reason.message : "",
+          ]
         })
     }
   }

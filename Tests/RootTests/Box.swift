@@ -49,7 +49,10 @@ final class Box: Sendable {
       try FileManager.default.createDirectory(atPath: "\(path)/layer/\(folder)", withIntermediateDirectories: true)
     }
     try FileManager.default.copyItem(atPath: "/bin/busybox", toPath: "\(path)/layer/bin/busybox")
-    for applet in ["sh", "cat", "ls", "id", "unshare", "mount", "grep", "head", "yes", "sleep", "dd", "touch", "stat", "hostname", "kill", "ps", "true", "ln", "chmod", "wc", "tr", "readlink", "env", "ulimit", "awk"] {
+    for applet in [
+      "sh", "cat", "ls", "id", "unshare", "mount", "grep", "head", "yes", "sleep", "dd", "touch", "stat", "hostname", "kill", "ps", "true",
+      "ln", "chmod", "wc", "tr", "readlink", "env", "ulimit", "awk",
+    ] {
       try? FileManager.default.createSymbolicLink(atPath: "\(path)/layer/bin/\(applet)", withDestinationPath: "busybox")
     }
   }
@@ -106,7 +109,9 @@ final class Box: Sendable {
   }
 
   /// The program's output, with the default plan changed by `change`.
-  func output(_ script: String, uid: UInt32 = 1000, changing change: (inout [LaunchPlan.Operation]) -> Void = { _ in }) async throws -> String {
+  func output(_ script: String, uid: UInt32 = 1000, changing change: (inout [LaunchPlan.Operation]) -> Void = { _ in }) async throws
+    -> String
+  {
     var plan = try plan(script, uid: uid)
     change(&plan.operations)
     return try await run(plan).output

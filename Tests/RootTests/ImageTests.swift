@@ -12,7 +12,9 @@ struct Tar {
 
   mutating func add(_ name: String, _ type: Character = "0", link: String = "", mode: Int = 0o644, uid: Int = 0, _ content: String = "") {
     var header = [UInt8](repeating: 0, count: 512)
-    func put(_ text: String, _ at: Int, _ width: Int) { for (index, byte) in text.utf8.prefix(width).enumerated() { header[at + index] = byte } }
+    func put(_ text: String, _ at: Int, _ width: Int) {
+      for (index, byte) in text.utf8.prefix(width).enumerated() { header[at + index] = byte }
+    }
     put(name, 0, 100)
     put(String(format: "%07o", mode), 100, 7)
     put(String(format: "%07o", uid), 108, 7)
@@ -31,24 +33,42 @@ struct Tar {
 }
 
 private let breakages: [(@Sendable (inout [String: [UInt8]]) -> Void, ImageError.Code)] = [
-    ({ $0["oci-layout"] = nil }, .failedPrecondition), ({ $0["oci-layout"] = Array(#"{"imageLayoutVersion":"9"}"#.utf8) }, .failedPrecondition),
-    ({ $0["index.json"] = [] }, .invalid), ({ $0["index.json"] = Array(#"{"manifests":[]}"#.utf8) }, .failedPrecondition),
-    ({ $0["index.json"] = [UInt8](repeating: 0x20, count: 5 << 20) }, .resourceExhausted),
-    ({ $0["index.json"] = Array(#"{"manifests":[{"digest":"sha256:../../x","size":1}]}"#.utf8) }, .invalid),
-    ({ $0["index.json"] = Array(#"{"manifests":[{"digest":"sha256:\#(String(repeating: "a", count: 64))","size":9223372036854775807}]}"#.utf8) }, .resourceExhausted),
-    ({ files in for name in files.keys where name.hasPrefix("blobs") && (files[name]?.count ?? 0) > 1000 { files[name]?[0] ^= 1 } }, .dataLoss),
-    ({ files in for name in files.keys where name.hasPrefix("blobs") && (files[name]?.count ?? 0) > 1000 { files[name] = nil } }, .failedPrecondition),
+  ({ $0["oci-layout"] = nil }, .failedPrecondition),
+  ({ $0["oci-layout"] = Array(#"{"imageLayoutVersion":"9"}"#.utf8) }, .failedPrecondition),
+  ({ $0["index.json"] = [] }, .invalid), ({ $0["index.json"] = Array(#"{"manifests":[]}"#.utf8) }, .failedPrecondition),
+  ({ $0["index.json"] = [UInt8](repeating: 0x20, count: 5 << 20) }, .resourceExhausted),
+  ({ $0["index.json"] = Array(#"{"manifests":[{"digest":"sha256:../../x","size":1}]}"#.utf8) }, .invalid),
+  (
+    {
+      $0["index.json"] = Array(
+        #"{"manifests":[{"digest":"sha256:\#(String(repeating: "a", count: 64))","size":9223372036854775807}]}"#.utf8)
+    }, .resourceExhausted
+  ),
+  (
+    { files in for name in files.keys where name.hasPrefix("blobs") && (files[name]?.count ?? 0) > 1000 { files[name]?[0] ^= 1 } },
+    .dataLoss
+  ),
+  (
+    { files in for name in files.keys where name.hasPrefix("blobs") && (files[name]?.count ?? 0) > 1000 { files[name] = nil } },
+    .failedPrecondition
+  ),
 ]
 
 private let escapes: [@Sendable (inout Tar) -> Void] = [
-    { $0.add("/etc/passwd", "0", "x") }, { $0.add("../canary", "0", "x") }, { $0.add("a/../../canary", "0", "x") },
-    { $0.add("hard", "1", link: "../canary") }, { $0.add("hard", "1", link: "/etc/passwd") }, { $0.add("hard", "1", link: "later") },
-    { $0.add("dir", "5"); $0.add("hard", "1", link: "dir") },
-    { $0.add("link", "2", link: "/etc/passwd"); $0.add("hard", "1", link: "link") },
-    { $0.add("link", "2", link: ".."); $0.add("hard", "1", link: "link/canary") },
-    { $0.add(".wh..", "0") }, { $0.add(".wh...", "0") }, { $0.add(".wh.", "0") }, { $0.add("a/.wh..wh.x", "0") },
-    { $0.add("big", "0", uid: 70_000) }, { $0.add("nothing", "2", link: "") },
-    { $0.add((0..<50).map { _ in "d" }.joined(separator: "/") + "/f", "0", "x") },
+  { $0.add("/etc/passwd", "0", "x") }, { $0.add("../canary", "0", "x") }, { $0.add("a/../../canary", "0", "x") },
+  { $0.add("hard", "1", link: "../canary") }, { $0.add("hard", "1", link: "/etc/passwd") }, { $0.add("hard", "1", link: "later") },
+  {
+    $0.add("dir", "5"); $0.add("hard", "1", link: "dir")
+  },
+  {
+    $0.add("link", "2", link: "/etc/passwd"); $0.add("hard", "1", link: "link")
+  },
+  {
+    $0.add("link", "2", link: ".."); $0.add("hard", "1", link: "link/canary")
+  },
+  { $0.add(".wh..", "0") }, { $0.add(".wh...", "0") }, { $0.add(".wh.", "0") }, { $0.add("a/.wh..wh.x", "0") },
+  { $0.add("big", "0", uid: 70_000) }, { $0.add("nothing", "2", link: "") },
+  { $0.add((0..<50).map { _ in "d" }.joined(separator: "/") + "/f", "0", "x") },
 ]
 
 @Suite("Images", .enabled(if: getuid() == 0)) struct ImageTests {
@@ -59,7 +79,9 @@ private let escapes: [@Sendable (inout Tar) -> Void] = [
   }
 
   /// Unpacks into a fresh directory beside a canary that nothing may touch.
-  private func unpack(_ bytes: [UInt8], limits: UnpackLimits = UnpackLimits(), _ check: (String) throws -> Void = { _ in }) throws -> LayerUnpacker.Report {
+  private func unpack(_ bytes: [UInt8], limits: UnpackLimits = UnpackLimits(), _ check: (String) throws -> Void = { _ in }) throws
+    -> LayerUnpacker.Report
+  {
     let top = "/tmp/carrel-layer-\(UUID().uuidString)"
     try FileManager.default.createDirectory(atPath: top + "/layer", withIntermediateDirectories: true)
     defer { try? FileManager.default.removeItem(atPath: top) }
@@ -139,10 +161,12 @@ private let escapes: [@Sendable (inout Tar) -> Void] = [
     #expect { _ = try unpack(many.finished, limits: limits) } throws: { ($0 as? ImageError)?.code == .resourceExhausted }
   }
 
-  @Test("digests are 64 lower-case hex digits and nothing else", arguments: [
-    "sha256:../../x", "sha256:" + String(repeating: "A", count: 64), "sha256:" + String(repeating: "a", count: 63), "md5:x", "",
-    "sha256:" + String(repeating: "a", count: 65), "sha512:" + String(repeating: "a", count: 64),
-  ])
+  @Test(
+    "digests are 64 lower-case hex digits and nothing else",
+    arguments: [
+      "sha256:../../x", "sha256:" + String(repeating: "A", count: 64), "sha256:" + String(repeating: "a", count: 63), "md5:x", "",
+      "sha256:" + String(repeating: "a", count: 65), "sha512:" + String(repeating: "a", count: 64),
+    ])
   func digests(text: String) { #expect(Digest(text) == nil) }
 
   // ------------------------------------------------------------------- layouts
@@ -152,9 +176,12 @@ private let escapes: [@Sendable (inout Tar) -> Void] = [
     var tar = Tar()
     tar.add("hello", "0", "world")
     let layer = tar.finished
-    let config = Array(#"{"architecture":"amd64","os":"linux","config":{"Env":["A=1"]},"rootfs":{"type":"layers","diff_ids":["\#(Hasher256.digest(layer))"]}}"#.utf8)
+    let config = Array(
+      #"{"architecture":"amd64","os":"linux","config":{"Env":["A=1"]},"rootfs":{"type":"layers","diff_ids":["\#(Hasher256.digest(layer))"]}}"#
+        .utf8)
     let manifest = Array(
-      #"{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"\#(Hasher256.digest(config))","size":\#(config.count)},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"\#(Hasher256.digest(layer))","size":\#(layer.count)}]}"#.utf8)
+      #"{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"\#(Hasher256.digest(config))","size":\#(config.count)},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"\#(Hasher256.digest(layer))","size":\#(layer.count)}]}"#
+        .utf8)
     var files: [String: [UInt8]] = [
       "oci-layout": Array(#"{"imageLayoutVersion":"1.0.0"}"#.utf8),
       "index.json": Array(#"{"schemaVersion":2,"manifests":[{"digest":"\#(Hasher256.digest(manifest))","size":\#(manifest.count)}]}"#.utf8),
@@ -164,7 +191,8 @@ private let escapes: [@Sendable (inout Tar) -> Void] = [
     let path = "/tmp/carrel-layout-\(UUID().uuidString)"
     for (name, bytes) in files {
       let file = path + "/" + name
-      try FileManager.default.createDirectory(atPath: String(file[..<(file.lastIndex(of: "/") ?? file.endIndex)]), withIntermediateDirectories: true)
+      try FileManager.default.createDirectory(
+        atPath: String(file[..<(file.lastIndex(of: "/") ?? file.endIndex)]), withIntermediateDirectories: true)
       _ = FileManager.default.createFile(atPath: file, contents: Data(bytes))
     }
     return (path, files)

@@ -52,7 +52,9 @@ import Testing
   @Test("/proc/sys is read-only even for root inside") func readOnlyPaths() async throws {
     let probe = "echo 7 > /proc/sys/user/max_ipc_namespaces && echo written || echo refused"
     #expect(try await Box().output("(\(probe)) 2>/dev/null", uid: 0) == "refused\n")
-    let bare = try await Box().output("(\(probe)) 2>/dev/null", uid: 0) { $0.without("make read-only", "drop all capabilities", "become user") }
+    let bare = try await Box().output("(\(probe)) 2>/dev/null", uid: 0) {
+      $0.without("make read-only", "drop all capabilities", "become user")
+    }
     #expect(bare == "written\n", "control")
   }
 
@@ -97,7 +99,9 @@ import Testing
     let box = try Box()
     try FileManager.default.createSymbolicLink(atPath: box.path + "/link", withDestinationPath: "/etc")
     var plan = try box.plan("ls /data")
-    plan.operations.insert(.bind(source: box.path + "/link", target: "/data", attributes: 6, ids: nil), at: plan.operations.firstIndex { $0.name == "secrets" } ?? 0)
+    plan.operations.insert(
+      .bind(source: box.path + "/link", target: "/data", attributes: 6, ids: nil),
+      at: plan.operations.firstIndex { $0.name == "secrets" } ?? 0)
     guard case .failed(let failure)? = try await box.run(plan).record else {
       Issue.record("it was mounted")
       return
@@ -105,7 +109,9 @@ import Testing
     #expect(failure.errno == Errno.loop.code && failure.step.contains(box.path + "/link"))
   }
 
-  @Test("/dev, /proc, /sys and /etc of an image may be no symlinks", arguments: ["dev", "proc", "sys", "etc"]) func rootLinks(name: String) async throws {
+  @Test("/dev, /proc, /sys and /etc of an image may be no symlinks", arguments: ["dev", "proc", "sys", "etc"]) func rootLinks(name: String)
+    async throws
+  {
     let box = try Box()
     let canary = box.path + "/canary"
     try FileManager.default.createDirectory(atPath: canary, withIntermediateDirectories: true)
@@ -129,7 +135,9 @@ import Testing
       """
     let plan = try box.plan(probe)
     #expect(try await box.run(plan, secrets: ["key": "canary-7"]).output == "400 1000\ncanary-7\nrefused\nrefused\n1\n0\n")
-    let everything = try FileManager.default.subpathsOfDirectory(atPath: box.path + "/workspace").filter { !$0.hasSuffix(".log") && !$0.hasSuffix(".sock") }
+    let everything = try FileManager.default.subpathsOfDirectory(atPath: box.path + "/workspace").filter {
+      !$0.hasSuffix(".log") && !$0.hasSuffix(".sock")
+    }
     for name in everything {
       let data = FileManager.default.contents(atPath: box.path + "/workspace/" + name) ?? Data()
       #expect(data.range(of: Data("canary-7".utf8)) == nil, "\(name) holds the secret")
@@ -148,10 +156,13 @@ import Testing
 
   @Test("nothing of the host is open in PID 1 or in the program") func descriptors() async throws {
     let box = try Box()
-    let result = try await box.run(try box.plan("ls /proc/self/fd | tr '\\n' ' '; ls /proc/1/fd 2>/dev/null | wc -l; sleep 0.3")) { _, pid in
+    let result = try await box.run(try box.plan("ls /proc/self/fd | tr '\\n' ' '; ls /proc/1/fd 2>/dev/null | wc -l; sleep 0.3")) {
+      _, pid in
       let kinds = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd")
         .map { try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\($0)") }
-      let strange = kinds.filter { !$0.hasPrefix("socket:") && !$0.hasPrefix("pipe:") && $0 != "/dev/null" && !$0.hasPrefix("anon_inode:[signalfd]") }
+      let strange = kinds.filter {
+        !$0.hasPrefix("socket:") && !$0.hasPrefix("pipe:") && $0 != "/dev/null" && !$0.hasPrefix("anon_inode:[signalfd]")
+      }
       // Descriptor 2 is the agent's own standard error, inherited for messages before the launch.
       #expect(strange.count <= 1, "\(strange)")
       #expect(strange.allSatisfy { !FileManager.default.fileExists(atPath: $0, isDirectory: nil) || !isDirectory($0) })
@@ -186,7 +197,9 @@ import Testing
     #expect(try await Box().output(probe) == "0\n")
   }
 
-  @Test("signals reach the program, and its status is told apart", arguments: [(15, "exit 3"), (9, "none")]) func signals(number: Int32, trap: String) async throws {
+  @Test("signals reach the program, and its status is told apart", arguments: [(15, "exit 3"), (9, "none")]) func signals(
+    number: Int32, trap: String
+  ) async throws {
     let box = try Box()
     let plan = try box.plan(trap == "none" ? "exec sleep 10" : "trap '\(trap)' TERM; while true; do sleep 0.02; done")
     let result = try await box.run(plan) { link, _ in
@@ -196,14 +209,17 @@ import Testing
     #expect(result.record == (trap == "none" ? .ended(.signalled(9)) : .ended(.exited(3))))
   }
 
-  @Test("programs that cannot be executed fail with their reason", arguments: [
-    ("nosuch", Errno.noEntry, "execute"), ("/etc/text", .access, "execute"), ("/etc/garbage", .notExecutable, "execute"),
-    ("/etc/script", .noEntry, "find the interpreter"),
-  ])
+  @Test(
+    "programs that cannot be executed fail with their reason",
+    arguments: [
+      ("nosuch", Errno.noEntry, "execute"), ("/etc/text", .access, "execute"), ("/etc/garbage", .notExecutable, "execute"),
+      ("/etc/script", .noEntry, "find the interpreter"),
+    ])
   func notExecutable(program: String, error: Errno, step: String) async throws {
     let box = try Box()
     for (name, content, mode) in [("text", "x", 0o644), ("garbage", "\u{7f}ELFgarbage", 0o755), ("script", "#!/no/such\n", 0o755)] {
-      _ = FileManager.default.createFile(atPath: "\(box.path)/layer/etc/\(name)", contents: Data(content.utf8), attributes: [.posixPermissions: mode])
+      _ = FileManager.default.createFile(
+        atPath: "\(box.path)/layer/etc/\(name)", contents: Data(content.utf8), attributes: [.posixPermissions: mode])
     }
     var plan = try box.plan("")
     plan.operations.removeLast()

@@ -41,12 +41,14 @@ import Testing
     let free = try Box()
     let freeStart = ContinuousClock.now
     let freeResult = try await free.run(try free.plan("i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done"))
-    let freeWall = Double(freeStart.duration(to: .now).components.attoseconds) / 1e18 + Double(freeStart.duration(to: .now).components.seconds)
+    let freeWall =
+      Double(freeStart.duration(to: .now).components.attoseconds) / 1e18 + Double(freeStart.duration(to: .now).components.seconds)
     #expect(Double(freeResult.usage.cpuNanoseconds) / 1e9 / freeWall > 0.65, "control: with a whole CPU it uses more")
   }
 
   @Test("scratch and /dev/shm end where they were told to") func scratch() async throws {
-    let probe = "dd if=/dev/zero of=/tmp/f bs=1M count=20 2>/dev/null; stat -c %s /tmp/f; dd if=/dev/zero of=/dev/shm/f bs=1M count=5 2>/dev/null; stat -c %s /dev/shm/f"
+    let probe =
+      "dd if=/dev/zero of=/tmp/f bs=1M count=20 2>/dev/null; stat -c %s /tmp/f; dd if=/dev/zero of=/dev/shm/f bs=1M count=5 2>/dev/null; stat -c %s /dev/shm/f"
     let sizes = try await Box().output(probe).split(separator: "\n").compactMap { Int($0) }
     #expect(sizes.count == 2 && sizes[0] <= 8 << 20 && sizes[1] <= 1 << 20, "\(sizes)")
   }

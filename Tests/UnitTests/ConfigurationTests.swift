@@ -16,11 +16,15 @@ import Workspaces
     #expect(read.logSegment == plain.logSegment && read.maxWorkspaces == plain.maxWorkspaces && read.helper == plain.helper)
   }
 
-  @Test("what is wrong is named with its line", arguments: [
-    ("colour: red", "colour", 1), ("state: relative", "state", 1), ("\nfirstID: 5", "firstID", 2), ("network: {subnet: 1.2.3.4}", "network.subnet", 1),
-    ("network:\n  default: maybe", "network.default", 2), ("allowedUIDs: [x]", "allowedUIDs", 1), ("log: {segments: 1}", "log.segments", 1),
-    ("cgroupParent: ../x", "cgroupParent", 1), ("reservedMemory: lots", "reservedMemory", 1),
-  ])
+  @Test(
+    "what is wrong is named with its line",
+    arguments: [
+      ("colour: red", "colour", 1), ("state: relative", "state", 1), ("\nfirstID: 5", "firstID", 2),
+      ("network: {subnet: 1.2.3.4}", "network.subnet", 1),
+      ("network:\n  default: maybe", "network.default", 2), ("allowedUIDs: [x]", "allowedUIDs", 1),
+      ("log: {segments: 1}", "log.segments", 1),
+      ("cgroupParent: ../x", "cgroupParent", 1), ("reservedMemory: lots", "reservedMemory", 1),
+    ])
   func wrong(yaml: String, path: String, line: Int) {
     #expect { try Configuration(yaml: yaml) } throws: { error in
       guard let error = error as? InvalidField else { return false }
@@ -28,6 +32,8 @@ import Workspaces
     }
   }
 
-  @Test("ranges that do not fit are refused together", arguments: ["firstID: 3000000000\nmaxWorkspaces: 30000", "maxWorkspaces: 300\nnetwork: {subnet: 10.0.0.0/24}"])
+  @Test(
+    "ranges that do not fit are refused together",
+    arguments: ["firstID: 3000000000\nmaxWorkspaces: 30000", "maxWorkspaces: 300\nnetwork: {subnet: 10.0.0.0/24}"])
   func ranges(yaml: String) { #expect(throws: InvalidField.self) { try Configuration(yaml: yaml) } }
 }

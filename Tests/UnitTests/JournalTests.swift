@@ -13,7 +13,8 @@ import Testing
   }
 
   private func event(_ id: String) -> JournalEvent {
-    JournalEvent(type: "Created", workspace: id, state: "pending", reason: nil, attributes: "{}", wallTime: "t", bootNanoseconds: 1, bootID: "b")
+    JournalEvent(
+      type: "Created", workspace: id, state: "pending", reason: nil, attributes: "{}", wallTime: "t", bootNanoseconds: 1, bootID: "b")
   }
 
   @Test("sequences are dense under concurrent commits, and survive reopening") func dense() async throws {
@@ -23,7 +24,9 @@ import Testing
     try await withThrowingTaskGroup(of: Void.self) { group in
       for index in 0..<100 {
         let event = event("w\(index)")
-        group.addTask { _ = try await journal.commit(JournalRecord(id: "w\(index)", state: "pending", slot: Int64(index), body: "{}"), event) }
+        group.addTask {
+          _ = try await journal.commit(JournalRecord(id: "w\(index)", state: "pending", slot: Int64(index), body: "{}"), event)
+        }
       }
       try await group.waitForAll()
     }

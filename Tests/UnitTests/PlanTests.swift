@@ -52,14 +52,16 @@ import Testing
     }
   }
 
-  @Test("bad plans are named by their problem", arguments: [
-    ([], PlanError.Problem.truncated), (Array("XXXX".utf8), .notAPlan), (Plan.magic + [9, 0, 0, 0, 0], .otherVersion),
-    (Plan.magic + [1, 0, 0, 0, 0, 7], .trailingBytes), (Plan.magic + [1, 1, 0, 0, 0, 250, 0], .unknownOperation),
-    (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 1], .wrongField), (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 2, 255, 255, 255, 255], .truncated),
-    (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 2, 1, 0, 0, 0, 0], .textHoldsNUL), (Plan.magic + [1, 1, 0, 0, 0, 9, 3], .wrongField),
-    (Plan.magic + [1, 1, 0, 0, 0, 24, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], .numberOutOfRange),
-    (Plan.magic + [1, 255, 255, 255, 255], .truncated),
-  ] as [([UInt8], PlanError.Problem)])
+  @Test(
+    "bad plans are named by their problem",
+    arguments: [
+      ([], PlanError.Problem.truncated), (Array("XXXX".utf8), .notAPlan), (Plan.magic + [9, 0, 0, 0, 0], .otherVersion),
+      (Plan.magic + [1, 0, 0, 0, 0, 7], .trailingBytes), (Plan.magic + [1, 1, 0, 0, 0, 250, 0], .unknownOperation),
+      (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 1], .wrongField), (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 2, 255, 255, 255, 255], .truncated),
+      (Plan.magic + [1, 1, 0, 0, 0, 4, 1, 2, 1, 0, 0, 0, 0], .textHoldsNUL), (Plan.magic + [1, 1, 0, 0, 0, 9, 3], .wrongField),
+      (Plan.magic + [1, 1, 0, 0, 0, 24, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], .numberOutOfRange),
+      (Plan.magic + [1, 255, 255, 255, 255], .truncated),
+    ] as [([UInt8], PlanError.Problem)])
   func problems(bytes: [UInt8], problem: PlanError.Problem) {
     #expect { try Plan(decoding: bytes) } throws: { ($0 as? PlanError)?.problem == problem }
   }
@@ -69,7 +71,7 @@ import Testing
     box.cgroups = ["/sys/fs/cgroup/x"]
     let names = PlanCompiler.compile(box, seccomp: [0]).operations.map(\.name)
     func at(_ name: String) throws -> Int { try #require(names.firstIndex(of: name)) }
-    #expect(try at("join cgroup") < at("new cgroup namespace") )
+    #expect(try at("join cgroup") < at("new cgroup namespace"))
     #expect(try at("new cgroup namespace") < at("mount cgroup"))
     #expect(try at("sysctl") < at("make read-only"))
     #expect(try at("drop all capabilities") < at("become user"))

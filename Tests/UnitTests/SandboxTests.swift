@@ -25,9 +25,11 @@ import Testing
 }
 
 @Suite("What a supervisor leaves behind") struct RecordTests {
-  @Test("an exit record is read back, and a part of one is not", arguments: [
-    ExitRecord.ended(.exited(3)), .ended(.signalled(9)), .failed(StepFailure("mask /proc/x=y", .noSpace)),
-  ])
+  @Test(
+    "an exit record is read back, and a part of one is not",
+    arguments: [
+      ExitRecord.ended(.exited(3)), .ended(.signalled(9)), .failed(StepFailure("mask /proc/x=y", .noSpace)),
+    ])
   func exitRecord(record: ExitRecord) throws {
     let path = NSTemporaryDirectory() + "carrel-exit-\(UUID().uuidString)"
     try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
@@ -69,10 +71,12 @@ import Testing
 }
 
 @Suite("Addresses") struct AddressTests {
-  @Test("subnets", arguments: [
-    ("10.87.0.0/16", true), ("10.87.0.1/16", false), ("10.87.0.0/29", false), ("10.87.0.0/7", false), ("10.87.0.0", false),
-    ("256.0.0.0/8", false), ("a.b.c.d/16", false), ("10.87.0.0/16/1", false),
-  ])
+  @Test(
+    "subnets",
+    arguments: [
+      ("10.87.0.0/16", true), ("10.87.0.1/16", false), ("10.87.0.0/29", false), ("10.87.0.0/7", false), ("10.87.0.0", false),
+      ("256.0.0.0/8", false), ("a.b.c.d/16", false), ("10.87.0.0/16/1", false),
+    ])
   func subnets(text: String, valid: Bool) { #expect((Subnet(text) != nil) == valid) }
 
   @Test("slots have distinct addresses inside the subnet") func slots() throws {

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of README.md: contenders take turns in every round, and the table gives medians and ratios."""
+
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+import grpc
+
+from conftest import BIN, ROOT, Agent
+
+ROUNDS = int(sys.argv[1])
+
+
+def stubs(folder):
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}/proto", f"--python_out={folder}", f"--grpc_python_out={folder}",
+                    "carrel/v1/carrel.proto"], check=True)
+    sys.path.insert(0, str(folder))
+    from carrel.v1 import carrel_pb2, carrel_pb2_grpc
+    return carrel_pb2, carrel_pb2_grpc
+
+
+def rootfs(folder):
+    """A root with one static program, as an OCI bundle for crun, a directory for podman and an oci layout for us."""
+    root = folder / "bundle" / "rootfs"
+    for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "run", "var", "home"):
+        (root / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin" / "busybox")
+    for applet in ("true", "sh"):
+        (root / "bin" / applet).symlink_to("busybox")
+    subprocess.run(["crun", "spec"], cwd=folder / "bundle", check=True)
+    config = json.loads((folder / "bundle/config.json").read_text())
+    config["process"]["args"] = ["/bin/true"]
+    config["process"]["terminal"] = False
+    # The same isolation as a workspace: a user namespace and limits as well.
+    config["linux"]["namespaces"] += [{"type": "user"}]
+    config["linux"]["uidMappings"] = config["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 3000000, "size": 65536}]
+    config["linux"]["resources"] = {"memory": {"limit": 67108864}, "pids": {"limit": 64}, "cpu": {"quota": 100000, "period": 100000}}
+    (folder / "bundle/config.json").write_text(json.dumps(config))
+    subprocess.run(["chown", "-R", "3000000:3000000", root], check=True)
+    import hashlib, io, tarfile
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        def owner(entry):
+            entry.uid = entry.gid = 0
+            return entry
+        tar.add(root, arcname=".", filter=owner)
+    layout = folder / "layout"
+    (layout / "blobs/sha256").mkdir(parents=True)
+
+    def blob(data):
+        digest = hashlib.sha256(data).hexdigest()
+        (layout / "blobs/sha256" / digest).write_bytes(data)
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+    diff = blob(layer.getvalue())
+    settings = blob(json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff["digest"]]}}).encode())
+    manifest = blob(json.dumps({"schemaVersion": 2, "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **settings},
+                                "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", **diff}]}).encode())
+    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}))
+    return root, layout
+
+
+class Carrel:
+    def __init__(self, agent, pb, rpc):
+        self.pb, self.channel = pb, grpc.insecure_channel(f"unix:{agent.socket}")
+        self.service = rpc.WorkspaceServiceStub(self.channel)
+
+    def spec(self, id, **fields):
+        return self.pb.WorkspaceSpec(id=id, owner=self.pb.Owner(name="ada", uid=2001, gid=2001), **fields)
+
+    def until(self, spec, types):
+        """Launches and returns the milliseconds to each of these events, as its client sees them."""
+        cursor = max((e.event.sequence for e in self.service.Watch(self.pb.WatchRequest(until_head=True))), default=0)
+        watch = self.service.Watch(self.pb.WatchRequest(cursor=cursor, workspace=spec.id))
+        begun, seen = time.perf_counter(), {}
+        self.service.Launch(self.pb.LaunchRequest(spec=spec))
+        for message in watch:
+            seen[message.event.type] = (time.perf_counter() - begun) * 1000
+            if message.event.type in types or message.event.type == "Failed":
+                assert message.event.type != "Failed", message
+                break
+        watch.cancel()
+        return seen
+
+    def remove(self, id):
+        self.service.Stop(self.pb.StopRequest(id=id, grace_period_seconds=0))
+        self.service.Delete(self.pb.DeleteRequest(id=id))
+
+
+def clock(command):
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return (time.perf_counter() - begun) * 1000
+
+
+def bare_jupyterlab(root):
+    """The same image, chrooted, without any isolation. Milliseconds from exec to 200 at /api."""
+    home = pathlib.Path(tempfile.mkdtemp(dir=root + "/tmp"))
+    port = "18888"
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        ["chroot", "--userspec=1000:1000", root, "/opt/jupyter/bin/jupyter", "lab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
+         "--LabApp.news_url=None", "--ServerApp.root_dir=/tmp", "--ServerApp.allow_remote_access=True", "--ContentsManager.allow_hidden=True",
+         "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate"],
+        env={"HOME": "/tmp/" + home.name, "PATH": "/opt/jupyter/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.chown(home, 1000, 1000)
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).read()
+            break
+        except OSError:
+            assert process.poll() is None, "JupyterLab ended"
+            time.sleep(0.005)
+    taken = (time.perf_counter() - begun) * 1000
+    process.kill()
+    process.wait()
+    return taken
+
+
+def main():
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="carrel-bench-", dir="/tmp"))
+    folder.chmod(0o711)
+    agent = Agent(folder)
+    agent.start()
+    chroot = folder / "chroot"
+    try:
+        pb, rpc = stubs(folder)
+        root, layout = rootfs(folder)
+        carrel = Carrel(agent, pb, rpc)
+        agent.run("image", "import", str(layout), "--name", "tiny:latest")
+        agent.run("image", "import", str(ROOT / ".cache/images/jupyterlab.tar"), "--name", "jupyterlab:latest", timeout=300)
+        times = {name: [] for name in ("carrel, to exec", "carrel, to exit known", "crun", "podman")}
+        for index in range(ROUNDS + 2):
+            id = f"t{index}"
+            seen = carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/true"]), {"Stopped"})
+            carrel.remove(id)
+            crun = clock(["crun", "run", "--bundle", str(folder / "bundle"), f"bench-{index}"])
+            podman = clock(["podman", "--cgroup-manager=cgroupfs", "run", "--rm", "--network=none", "--memory=64m", "--pids-limit=64", "--rootfs", str(root), "/bin/true"]) if index % 3 == 0 else None
+            if index < 2:
+                continue  # warm-up
+            times["carrel, to exec"].append(seen["Starting"])
+            times["carrel, to exit known"].append(seen["Stopped"])
+            times["crun"].append(crun)
+            if podman:
+                times["podman"].append(podman)
+        agent_layers = [p for p in (folder / "state/images/layers").iterdir() if p.is_dir() and (p / "opt").exists() or (p / "usr/bin").exists()]
+        lowers = ":".join(str(p) for p in sorted(agent_layers, key=lambda p: (p / "usr/lib").exists()))
+        for name in ("upper", "work"):
+            (folder / name).mkdir()
+        chroot.mkdir()
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lowers},upperdir={folder}/upper,workdir={folder}/work", chroot], check=True)
+        subprocess.run(["mount", "-t", "proc", "proc", chroot / "proc"], check=True)
+        subprocess.run(["mount", "--bind", "/dev", chroot / "dev"], check=True)
+        (chroot / "tmp").chmod(0o1777)
+        labs = {"bare chroot": [], "carrel": []}
+        for index in range(max(3, ROUNDS // 3) + 1):
+            bare = bare_jupyterlab(str(chroot))
+            id = f"lab{index}"
+            seen = carrel.until(carrel.spec(id, tool="jupyterlab", image="jupyterlab", resources=pb.Resources(cpu="2")), {"Ready"})
+            carrel.remove(id)
+            if index:
+                labs["bare chroot"].append(bare)
+                labs["carrel"].append(seen["Ready"])
+        report(times, labs)
+    finally:
+        for name in ("dev", "proc", "."):
+            subprocess.run(["umount", chroot / name], stderr=subprocess.DEVNULL)
+        agent.process.terminate()
+        agent.process.wait(30)
+        subprocess.run(["nft", "delete", "table", "inet", "carrel_e"], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def row(name, values, base):
+    median = statistics.median(values)
+    print(f"| {name} | {median:.1f} | {min(values):.1f} – {max(values):.1f} | {median / base:.2f} |")
+    return median
+
+
+def report(times, labs):
+    kernel = os.uname().release
+    version = subprocess.run(["crun", "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+    podman = subprocess.run(["podman", "--version"], capture_output=True, text=True).stdout.strip()
+    print(f"\n{ROUNDS} rounds, kernel {kernel}, {os.cpu_count()} CPUs, {version}, {podman}\n")
+    print("| a static program | median ms | range | ratio |\n|---|---|---|---|")
+    base = statistics.median(times["carrel, to exec"])
+    row("carrel: API call → program runs (event received)", times["carrel, to exec"], base)
+    row("carrel: API call → exit known (event received)", times["carrel, to exit known"], base)
+    row("crun run", times["crun"], base)
+    row("podman run", times["podman"], base)
+    print("\n| JupyterLab to 200 at /api | median ms | range | ratio |\n|---|---|---|---|")
+    bare = row("bare chroot", labs["bare chroot"], statistics.median(labs["bare chroot"]))
+    ours = row("carrel: API call → Ready (event received)", labs["carrel"], bare)
+    print(f"\nJupyterLab in a workspace takes {ours - bare:+.0f} ms compared with the bare chroot.")
+
+
+if __name__ == "__main__":
+    main()
