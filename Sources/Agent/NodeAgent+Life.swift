@@ -56,6 +56,7 @@ extension NodeAgent {
   }
 
   private func attempt(_ managed: Managed) async {
+    await managed.cleaning?.value
     guard await transition(managed, .preparationBegan) else { return }
     do {
       let link = try await prepare(managed)
@@ -250,7 +251,9 @@ extension NodeAgent {
   func settle(_ managed: Managed, failure: Reason?) async {
     let usage = managed.record.cgroup.isEmpty ? Usage() : cgroup(of: managed.record).usage()
     let record = managed.folder.exitRecord
-    await clean(managed)
+    // Tidied beside the telling: nobody waits for a cgroup to empty, but `delete` and the next attempt, which would
+    // use the slot again.
+    managed.cleaning = Task { await clean(managed) }
     if case .failed(let step)? = record, failure == nil, managed.record.state == .preparing {
       await transition(managed, .preparationFailed(Reason(.isolation, NodeAgent.explain(step))))
     } else if let failure, managed.record.state == .preparing {

@@ -24,6 +24,8 @@ package actor NodeAgent {
     let folder: WorkspaceFolder
     var link: SupervisorLink?
     var life: Task<Void, Never>?
+    /// Giving back what the last attempt held.
+    var cleaning: Task<Void, Never>?
     /// From the request; handed to the supervisor and then forgotten.
     var credentials: [Credential]
     var token: String?
@@ -244,6 +246,8 @@ package actor NodeAgent {
       throw AgentError(.failedPrecondition, "workspace \(id) is \(managed.record.state.rawValue); stop it first")
     }
     managed.life?.cancel()
+    await managed.cleaning?.value
+    guard workspaces[id] === managed else { throw AgentError.noWorkspace(id) }
     let record = managed.record
     let event = try event(.deleted, record)
     workspaces[id] = nil

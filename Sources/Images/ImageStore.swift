@@ -26,6 +26,13 @@ package final class ImageStore: Sendable {
   private let path: String
   /// One import or removal at a time; reading takes it only for a moment.
   private let writing = Mutex(())
+  /// What is on disk, as last read or written here: a launch asks twice, and asks nothing of the disk.
+  private let known = Mutex<Known?>(nil)
+
+  private struct Known: Sendable {
+    var names: [String: String]
+    var images: [String: StoredImage] = [:]
+  }
 
   package init(path: String) throws {
     self.path = path
@@ -63,11 +70,25 @@ package final class ImageStore: Sendable {
   }
 
   private func names() throws -> [String: String] {
+    if let names = known.withLock({ $0?.names }) { return names }
+    let names = try readNames()
+    known.withLock { $0 = Known(names: names) }
+    return names
+  }
+
+  private func readNames() throws -> [String: String] {
     guard let data = FileManager.default.contents(atPath: path + "/names.json") else { return [:] }
     return try JSONDecoder().decode([String: String].self, from: data)
   }
 
   private func image(digest: String, name: String) throws -> StoredImage {
+    if let image = known.withLock({ $0?.images[name] }), image.digest == digest { return image }
+    let image = try readImage(digest: digest, name: name)
+    known.withLock { $0?.images[name] = image }
+    return image
+  }
+
+  private func readImage(digest: String, name: String) throws -> StoredImage {
     guard let data = FileManager.default.contents(atPath: "\(path)/images/\(digest.dropFirst(7)).json") else {
       throw ImageError(.dataLoss, "image \(name): its description \(digest) is missing; import it again")
     }
@@ -112,6 +133,7 @@ package final class ImageStore: Sendable {
     try folder.replace("\(stored.digest.dropFirst(7)).json", with: Array(try JSONEncoder().encode(stored)))
     var names = try names()
     names[stored.name] = stored.digest
+    defer { known.withLock { $0 = nil } }
     try root.descriptor.replace("names.json", with: Array(try JSONEncoder().encode(names)))
   }
 
@@ -127,6 +149,7 @@ package final class ImageStore: Sendable {
       if !others.contains(where: { $0.digest == image.digest }), image.layers.contains(where: inUse.contains) {
         throw ImageError(.inUse, "image \(image.name) is in use by a workspace; delete that first")
       }
+      defer { known.withLock { $0 = nil } }
       try root.descriptor.replace("names.json", with: Array(try JSONEncoder().encode(names)))
       guard !others.contains(where: { $0.digest == image.digest }) else { return }
       try? FileManager.default.removeItem(atPath: "\(path)/images/\(image.digest.dropFirst(7)).json")

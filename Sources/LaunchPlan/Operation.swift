@@ -6,7 +6,7 @@
 /// descriptor, map its ids) and a part that the child does inside its new namespaces (attach it). Paths
 /// that the child resolves are resolved inside the new root, never following a link out of it.
 package enum Operation: Equatable, Sendable {
-  /// Join this cgroup: the child writes itself into its `cgroup.procs`.
+  /// Join this cgroup, a directory of a v1 hierarchy or of the v2 one.
   case cgroup(path: String)
   /// A user namespace owned by `first`, mapping ids 0… inside to `first`… on the host.
   case userNamespace(first: UInt32, count: UInt32)

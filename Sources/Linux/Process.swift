@@ -31,9 +31,9 @@ package struct Child: Sendable {
 /// Calls on the calling process. Those that fork need a single-threaded caller: the helper.
 package enum Process {
   /// clone3(2) into new namespaces: nil in the child, the child in the parent.
-  package static func clone(into namespaces: Namespaces) throws(Errno) -> Child? {
+  package static func clone(into namespaces: Namespaces, cgroup: Handle? = nil) throws(Errno) -> Child? {
     var pidfd: Int32 = -1
-    let pid = try check(clx_clone3(namespaces.rawValue, &pidfd, -1))
+    let pid = try check(clx_clone3(namespaces.rawValue, &pidfd, cgroup?.descriptor.number ?? -1))
     return pid == 0 ? nil : Child(pid: Int32(pid), handle: Handle(Descriptor(adopting: pidfd)))
   }
 

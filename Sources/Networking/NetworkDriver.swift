@@ -45,7 +45,8 @@ package final class NetworkDriver: Sendable {
   package func attach(_ attachment: Attachment, namespace: borrowing Descriptor) throws {
     let link = self.link(attachment.slot)
     let host = try RouteSocket()
-    try? host.remove(link)
+    // What an earlier workspace of this slot may have left: the kernel removes links a little after their namespace.
+    if Process.exists("/sys/class/net/\(link)") { try? host.remove(link) }
     // The rule first: there is no moment in which packets pass unfiltered.
     try firewall.add(member(attachment))
     do {
@@ -66,15 +67,15 @@ package final class NetworkDriver: Sendable {
       try inside.addRoute(to: nil, through: far, gateway: subnet.gateway)
     } catch {
       detach(attachment)
+      try? host.remove(link)
       throw error
     }
   }
 
-  /// Takes away what `attach` made, as far as it is still there. The link goes with the namespace; removing it
-  /// here as well costs a grace period, so it is only done when the namespace may live on.
+  /// Takes the rules away. The link goes with the workspace's namespace; to remove it here as well would cost a
+  /// grace period of some 20 ms.
   package func detach(_ attachment: Attachment) {
     firewall.remove(member(attachment))
-    try? RouteSocket().remove(link(attachment.slot))
   }
 
   package func destroy() throws { try firewall.destroy() }

@@ -13,6 +13,8 @@ final class HostPart {
   private(set) var opened: [Handle?]
   /// The side of the secrets' file system that can be written to.
   private(set) var secrets: Handle?
+  /// The v2 cgroup that the child is born into.
+  private var birthplace: Handle?
 
   init(_ plan: Plan) {
     operations = plan.operations
@@ -29,7 +31,15 @@ final class HostPart {
     switch operation {
     case .cgroup(let path):
       let folder = try Descriptor.open(path, [.path, .directory, .noFollow])
-      return Handle(try folder.open("cgroup.procs", [.writeOnly]))
+      // v1: the child writes itself into `tasks`, as one thread and without the grace period of some 8 ms that a
+      // write to `cgroup.procs` waits for. v2 has no such file, and clone3 can start the child in the right place.
+      do throws(Errno) {
+        return Handle(try folder.open("tasks", [.writeOnly]))
+      } catch {
+        guard error == .noEntry else { throw error }
+        birthplace = Handle(folder)
+        return nil
+      }
     case .layer(let path):
       return Handle(try Mount.clone(try Descriptor.open(path, [.path, .directory, .noFollow])))
     case .bind(let source, _, let attributes, _):
@@ -94,12 +104,12 @@ final class HostPart {
       }
     }
     do throws(Errno) {
-      guard let owner else { return try Process.clone(into: flags) }
+      guard let owner else { return try Process.clone(into: flags, cgroup: birthplace) }
       // The namespace must belong to the workspace's own host uid: the kernel counts inotify instances,
       // namespaces and more for the owner, and with root as the owner one workspace could use up all.
       try Process.keepCapabilitiesAcrossSetID()
       try Process.setEffectiveIDs(owner, owner)
-      guard let child = try Process.clone(into: flags) else { return nil }
+      guard let child = try Process.clone(into: flags, cgroup: birthplace) else { return nil }
       try Process.setEffectiveIDs(0, 0)
       return child
     } catch {
