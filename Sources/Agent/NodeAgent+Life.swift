@@ -20,16 +20,33 @@ extension NodeAgent {
     init(_ code: Reason.Code, _ message: String) { reason = Reason(code, message) }
   }
 
-  func begin(_ managed: Managed) {
-    managed.life = Task { await live(managed) }
+  /// What a life in this process begins with: an attempt, or what an earlier agent left.
+  enum Beginning {
+    case attempt
+    case adopt(SupervisorLink)
+    /// The supervisor is gone: only its end is left to tell.
+    case settle(Reason?)
+    /// It has ended already; perhaps its restart policy asks for more.
+    case ended
+  }
+
+  func begin(_ managed: Managed, with beginning: Beginning = .attempt) {
+    managed.life = Task { await live(managed, beginning) }
   }
 
   /// Attempts, one after another, as long as the restart policy asks for another.
-  private func live(_ managed: Managed) async {
+  private func live(_ managed: Managed, _ beginning: Beginning) async {
     var quickEnds: UInt32 = 0
+    var next = beginning
     while true {
       let begun = ContinuousClock.now
-      await attempt(managed)
+      switch next {
+      case .attempt: await attempt(managed)
+      case .adopt(let link): await adopt(managed, link)
+      case .settle(let failure): await settle(managed, failure: failure)
+      case .ended: break
+      }
+      next = .attempt
       guard shouldRestart(managed.record) else { return }
       // Doubling from a second to five minutes; an attempt that lasted ten minutes was no loop.
       quickEnds = begun.duration(to: .now) > .seconds(600) ? 0 : min(quickEnds + 1, 9)
@@ -38,13 +55,12 @@ extension NodeAgent {
       managed.record.attempt += 1
       managed.verdict = nil
       managed.record.phases = []
-      managed.record.stopRequestedBy = nil
-      if let tool = tool(managed.record.spec.tool), tool.tokenFile != nil, managed.token == nil { return }
+      if let tool = tool(managed.record.spec.tool), tool.tokenFile != nil { managed.token = managed.token ?? NodeAgent.freshToken() }
       await transition(managed, .restartDecided)
     }
   }
 
-  private func shouldRestart(_ record: WorkspaceRecord) -> Bool {
+  func shouldRestart(_ record: WorkspaceRecord) -> Bool {
     guard record.stopRequestedBy == nil, record.state.isTerminal, let reason = record.reason else { return false }
     // Credentials came with the request and are not kept: such a workspace needs a new launch.
     guard record.spec.credentials.isEmpty, reason.code != .lifetime else { return false }
@@ -157,6 +173,7 @@ extension NodeAgent {
         try? link.send(.kill)
       case .started:
         clock.lap("execute", managed)
+        managed.record.startedNanoseconds = Clock.boottime
         await transition(managed, .launched)
         probe = startProbe(managed, clock)
         watchLifetime(managed)
@@ -227,8 +244,10 @@ extension NodeAgent {
   func watchLifetime(_ managed: Managed) {
     guard let seconds = managed.record.spec.lifecycle.maxLifetimeSeconds else { return }
     let attempt = managed.record.attempt
+    // From the start of the tool, not from that of this agent.
+    let end = managed.record.startedNanoseconds + Int64(seconds) * 1_000_000_000
     Task {
-      try? await Task.sleep(for: .seconds(seconds))
+      try? await Task.sleep(for: .nanoseconds(max(0, end - Clock.boottime)))
       await expire(managed, attempt, seconds)
     }
   }
@@ -351,9 +370,12 @@ extension NodeAgent {
   package func stop(_ id: String, grace: UInt32?, by: String) async throws -> WorkspaceRecord {
     let managed = try find(id)
     if managed.record.state.isTerminal {
-      // A stop of a workspace between two attempts ends the attempts.
-      managed.life?.cancel()
-      managed.record.stopRequestedBy = managed.record.stopRequestedBy ?? by
+      // A stop of a workspace between two attempts ends the attempts, also for the next agent.
+      if shouldRestart(managed.record) {
+        managed.life?.cancel()
+        managed.record.stopRequestedBy = by
+        try await commit(managed, .stopped, ["restarts": "ended by \(by)"])
+      }
       return managed.record
     }
     let seconds = grace ?? managed.record.spec.lifecycle.gracePeriodSeconds ?? tool(managed.record.spec.tool)?.gracePeriodSeconds ?? 10

@@ -29,8 +29,12 @@ extension NodeAgent {
     // The rules first: whoever runs must not run unfiltered, and keeps its connections.
     let running = workspaces.values.map(\.record).filter { $0.state.mayRun }.map(attachment)
     try await blocking { [network] in try network.prepare(running: running) }
-    for managed in workspaces.values.sorted(by: { $0.record.spec.id < $1.record.spec.id }) where !managed.record.state.isTerminal {
-      await resume(managed)
+    for managed in workspaces.values.sorted(by: { $0.record.spec.id < $1.record.spec.id }) {
+      if !managed.record.state.isTerminal {
+        await resume(managed)
+      } else if shouldRestart(managed.record) {
+        begin(managed, with: .ended)
+      }
     }
     try await sweep()
     Task { [weak self] in await self?.watchMemory() }
@@ -54,18 +58,18 @@ extension NodeAgent {
     do throws(Errno) {
       let link = try managed.folder.connect()
       managed.link = link
-      managed.life = Task { await adopt(managed, link) }
+      begin(managed, with: .adopt(link))
     } catch {
       // No supervisor: what it left behind decides, here and nowhere else.
       logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(managed.folder.exitRecord.map { "\($0)" } ?? "none")"])
       if !managed.record.cgroup.isEmpty { cgroup(of: managed.record).kill() }
-      managed.life = Task { await settle(managed, failure: managed.record.state == .preparing ? interrupted : nil) }
+      begin(managed, with: .settle(managed.record.state == .preparing ? interrupted : nil))
     }
   }
 
   private var interrupted: Reason { Reason(.internal, "the agent was restarted during the start; launch it again") }
 
-  private func adopt(_ managed: Managed, _ link: SupervisorLink) async {
+  func adopt(_ managed: Managed, _ link: SupervisorLink) async {
     let messages = link.messages
     var probe: Task<Void, Never>?
     var failure: Reason?
@@ -74,7 +78,10 @@ extension NodeAgent {
       case .started(let pid):
         logger.notice("adopted", metadata: ["workspace": "\(managed.record.spec.id)", "pid": "\(pid)"])
         try? await commit(managed, .adopted, ["pid": "\(pid)"])
-        if managed.record.state == .preparing { await transition(managed, .launched) }
+        if managed.record.state == .preparing {
+          managed.record.startedNanoseconds = Clock.boottime
+          await transition(managed, .launched)
+        }
         if managed.record.state == .starting { probe = startProbe(managed, PhaseClock()) }
         if managed.record.state == .stopping {
           let (id, by) = (managed.record.spec.id, managed.record.stopRequestedBy ?? "an earlier request")

@@ -28,6 +28,8 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   package var bootID = ""
   /// Never used twice, see `WorkspaceCgroup`.
   package var cgroup = ""
+  /// When the tool was started, in nanoseconds since boot.
+  package var startedNanoseconds: Int64 = 0
   package var stopRequestedBy: String?
   package var outOfMemoryKills: UInt64 = 0
 

@@ -129,6 +129,19 @@ def test_lifetime_and_restart_policy(agent):
     agent.remove("short", "again")
 
 
+def test_restarts_and_lifetimes_go_on_under_the_next_agent(agent):
+    agent.launch("batch.yaml", "phoenix", "--no-wait", command='["sh", "-c", "sleep 0.5; exit 1"]', lifecycle="\n  restartPolicy: always")
+    agent.launch("batch.yaml", "mortal", "--no-wait", command='["sleep", "60"]', lifecycle="\n  maxLifetimeSeconds: 4\n  gracePeriodSeconds: 1")
+    time.sleep(1.5)
+    agent.kill()
+    agent.start()
+    before = [e["type"] for e in agent.events("phoenix")].count("Restarting")
+    time.sleep(5)
+    assert [e["type"] for e in agent.events("phoenix")].count("Restarting") > before
+    assert agent.json("get", "mortal")["reason"]["code"] == "Lifetime"
+    agent.remove("phoenix", "mortal")
+
+
 def test_exec_with_a_terminal_resizes_and_passes_the_exit_code(agent, lab):
     shell = pexpect.spawn(str(BIN / "carrel"), ["exec", "-i", "-t", "lab", "--", "bash", "--norc"], timeout=20, dimensions=(30, 100),
                           env={**os.environ, "CARREL_SOCKET": agent.socket})
