@@ -99,6 +99,12 @@ extension NodeAgent {
     await settle(managed, failure: failure)
   }
 
+  /// The orderly end of an agent. What runs goes on; where nothing runs, its firewall table goes too.
+  package func retire() async {
+    guard !workspaces.values.contains(where: { $0.record.state.mayRun }) else { return }
+    try? await blocking { [network] in try network.destroy() }
+  }
+
   /// What no record knows: folders and cgroups of workspaces that were being made or removed.
   private func sweep() async throws {
     let root = configuration.state + "/workspaces"

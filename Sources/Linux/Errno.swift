@@ -29,6 +29,7 @@ package struct Errno: Error, Equatable, Sendable {
   package static let notSupported = Errno(ENOTSUP)
   package static let noSuchProcess = Errno(ESRCH)
   package static let noChild = Errno(ECHILD)
+  package static let connectionReset = Errno(ECONNRESET)
   package static let connectionRefused = Errno(ECONNREFUSED)
   package static let messageTooLong = Errno(EMSGSIZE)
   package static let busy = Errno(EBUSY)

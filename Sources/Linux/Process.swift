@@ -152,7 +152,9 @@ package enum Process {
     _ path: String, _ arguments: CStrings, _ environment: CStrings,
     _ first: borrowing Descriptor, _ second: borrowing Descriptor, _ third: borrowing Descriptor, errors: Int32
   ) throws(Errno) -> Int32 {
-    let (a, b, c) = (first.number, second.number, third.number)
+    // Away from 3, 4 and 5: what is placed there must not overwrite what is still to be placed.
+    let (one, two, three) = (Handle(try first.duplicate()), Handle(try second.duplicate()), Handle(try third.duplicate()))
+    let (a, b, c) = (one.descriptor.number, two.descriptor.number, three.descriptor.number)
     return Int32(
       try check(path.withCString { clx_spawn3($0, arguments.pointers, environment.pointers, a, b, c, errors) }))
   }

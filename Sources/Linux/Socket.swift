@@ -29,11 +29,10 @@ package enum Socket {
     let socket = Descriptor(adopting: Int32(try check(clx_socket(type | Int32(CLX_SOCK_NONBLOCK)))))
     let number = socket.number
     let path = "\(folder.procPath)/\(name)"
-    // 0600 from the first moment: a mode set after bind would leave a gap.
-    let mask = clx_umask(0o177)
-    let result = path.withCString { clx_bind(number, $0) }
-    _ = clx_umask(UInt32(mask))
-    try check(result)
+    // 0600 from the first moment: a mode set after bind would leave a gap. Set on the socket itself, from which the
+    // kernel takes the file's mode; umask would be everybody's in this process.
+    try check(clx_fchmod(number, 0o600))
+    try check(path.withCString { clx_bind(number, $0) })
     try check(clx_listen(number, 128))
     return socket
   }
@@ -81,12 +80,23 @@ package enum Socket {
     var bytes = [UInt8](repeating: 0, count: messageLimit)
     var passed: [Int32] = [-1, -1, -1, -1]
     var count: Int32 = 0
-    let length = try retrying {
-      bytes.withUnsafeMutableBytes { body in
-        passed.withUnsafeMutableBufferPointer {
-          clx_receive(number, body.baseAddress, body.count, $0.baseAddress, &count, wait ? 0 : Int32(CLX_MSG_DONTWAIT))
+    func once() throws(Errno) -> Int {
+      try retrying {
+        bytes.withUnsafeMutableBytes { body in
+          passed.withUnsafeMutableBufferPointer {
+            clx_receive(number, body.baseAddress, body.count, $0.baseAddress, &count, wait ? 0 : Int32(CLX_MSG_DONTWAIT))
+          }
         }
       }
+    }
+    let length: Int
+    do throws(Errno) {
+      length = try once()
+    } catch {
+      // The other side ended with a message of ours unread (unix(7)). That is reported once, ahead of what it sent
+      // before its end, which must not be lost.
+      guard error == .connectionReset else { throw error }
+      length = try once()
     }
     let handles = passed.prefix(Int(count)).map { Handle(Descriptor(adopting: $0)) }
     if length == 0 { return nil }

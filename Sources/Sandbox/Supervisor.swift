@@ -249,9 +249,10 @@ package final class Supervisor {
     do throws(Errno) {
       guard let received = try socket.receive(wait: false) else { return close(index) }
       switch received.message {
-      case .start: try child?.control.send(.start)
-      case .signal(let number): try child?.control.send(.signal(number))
-      case .kill: if let child { try Process.signal(child.process.descriptor, Signals.kill) }
+      case .start: tell(.start)
+      case .signal(let number): tell(.signal(number))
+      case .kill:
+        if let child { do throws(Errno) { try Process.signal(child.process.descriptor, Signals.kill) } catch {} }
       case .putSecret(let name, let content):
         try answer(socket) { () throws(Errno) in
           try putSecret(name, content); return .done
@@ -261,13 +262,13 @@ package final class Supervisor {
         let session = nextSession
         nextSession += 1
         connections[index].session = session
-        try child?.control.send(
+        tell(
           .exec(
             session: session, arguments: arguments, environment: environment, directory: directory,
             terminal: terminal, rows: rows, columns: columns), passing: received.descriptors)
       case .execSignal(_, let number):
         if let session = connections[index].session {
-          try child?.control.send(.execSignal(session: session, signal: number))
+          tell(.execSignal(session: session, signal: number))
         }
       default: break
       }
@@ -276,10 +277,15 @@ package final class Supervisor {
     }
   }
 
+  /// To PID 1. If it is gone already, its end is told to everyone next; the asker's connection must live until then.
+  private func tell(_ message: Message, passing: [Handle] = []) {
+    do throws(Errno) { try child?.control.send(message, passing: passing) } catch {}
+  }
+
   private func close(_ index: Int) {
     // Whoever asked for the program is gone: it ends, as a terminal's programs do when it is closed.
     if let session = connections[index].session {
-      do throws(Errno) { try child?.control.send(.execSignal(session: session, signal: Signals.kill)) } catch {}
+      tell(.execSignal(session: session, signal: Signals.kill))
     }
     connections.remove(at: index)
   }

@@ -68,6 +68,7 @@ struct Carreld: AsyncParsableCommand {
           .init(service: SystemdService()),
         ], gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
     try await group.run()
+    await agent.retire()
     // Workspaces go on: the next agent finds them.
     logger.notice("ended; workspaces go on")
   }

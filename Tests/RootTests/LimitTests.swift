@@ -55,14 +55,14 @@ import Testing
 
   @Test("a flood of output is bounded on disk and does not hold up the program") func flood() async throws {
     let box = try Box()
-    let result = try await box.run(try box.plan("yes 0123456789 | head -c 4000000; echo >&2 done"))
+    let result = try await box.run(try box.plan("yes 0123456789 | head -c 4000000; echo done"))
     #expect(result.record == .ended(.exited(0)))
     let folder = box.path + "/workspace/log"
     let size = try FileManager.default.contentsOfDirectory(atPath: folder).reduce(0) {
       $0 + (try FileManager.default.attributesOfItem(atPath: "\(folder)/\($1)")[.size] as? Int ?? 0)
     }
     #expect(size < 3 * 3 * 65_536, "\(size) bytes")
-    #expect(result.output.hasSuffix("done\n") || result.output.contains("done"))
+    #expect(result.output.hasSuffix("done\n"))
   }
 
   @Test("a value that the kernel does not take is found out") func readBack() throws {
