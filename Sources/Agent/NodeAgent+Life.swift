@@ -245,7 +245,7 @@ extension NodeAgent {
     guard let seconds = managed.record.spec.lifecycle.maxLifetimeSeconds else { return }
     let attempt = managed.record.attempt
     // From the start of the tool, not from that of this agent.
-    let end = managed.record.startedNanoseconds + Int64(seconds) * 1_000_000_000
+    let end = (managed.record.startedNanoseconds ?? Clock.boottime) + Int64(seconds) * 1_000_000_000
     Task {
       try? await Task.sleep(for: .nanoseconds(max(0, end - Clock.boottime)))
       await expire(managed, attempt, seconds)

@@ -28,8 +28,9 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   package var bootID = ""
   /// Never used twice, see `WorkspaceCgroup`.
   package var cgroup = ""
-  /// When the tool was started, in nanoseconds since boot.
-  package var startedNanoseconds: Int64 = 0
+  /// When the tool was started, in nanoseconds since boot. Optional, as every field added later must be: records of
+  /// an older agent lack it.
+  package var startedNanoseconds: Int64?
   package var stopRequestedBy: String?
   package var outOfMemoryKills: UInt64 = 0
 
