@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Journal
 import Testing
-import Workspaces
 
 @testable import Agent
+@testable import Workspaces
 
 @Suite("Workspace records") struct WorkspaceRecordTests {
   @Test("records of an older agent, without fields added later, are read") func older() throws {
