@@ -82,7 +82,6 @@ package struct Descriptor: ~Copyable, Sendable {
 
   package func makeNonBlocking() throws(Errno) { try check(clx_set_nonblocking(number)) }
   package func sync() throws(Errno) { try retrying { clx_fsync(number) } }
-  package func truncate(to size: UInt64) throws(Errno) { try retrying { clx_ftruncate(number, Int64(size)) } }
 
   /// The path by which another call can name this descriptor's object.
   package var procPath: String { "/proc/self/fd/\(number)" }

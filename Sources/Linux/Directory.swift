@@ -24,7 +24,6 @@ package struct OpenFlags: OptionSet, Sendable {
 package struct Resolution: OptionSet, Sendable {
   package let rawValue: UInt64
   package init(rawValue: UInt64) { self.rawValue = rawValue }
-  package static let noMountCrossing = Resolution(rawValue: UInt64(CLX_RESOLVE_NO_XDEV))
   package static let noMagicLinks = Resolution(rawValue: UInt64(CLX_RESOLVE_NO_MAGICLINKS))
   package static let noSymlinks = Resolution(rawValue: UInt64(CLX_RESOLVE_NO_SYMLINKS))
   package static let beneath = Resolution(rawValue: UInt64(CLX_RESOLVE_BENEATH))
@@ -108,14 +107,6 @@ extension Descriptor {
   }
   package func rename(_ from: String, to: String) throws(Errno) {
     try check(from.withCString { f in to.withCString { clx_renameat(number, f, number, $0) } })
-  }
-  package func readLink(_ path: String) throws(Errno) -> String {
-    var bytes = [UInt8](repeating: 0, count: 4096)
-    let count = try check(
-      path.withCString { p in
-        bytes.withUnsafeMutableBytes { clx_readlinkat(number, p, $0.baseAddress!.assumingMemoryBound(to: CChar.self), 4096) }
-      })
-    return String(decoding: bytes[..<count], as: UTF8.self)
   }
   package func setOwner(_ uid: UInt32, _ gid: UInt32, _ path: String = "") throws(Errno) {
     try check(path.withCString { clx_fchownat(number, $0, uid, gid) })

@@ -15,7 +15,6 @@ package struct Errno: Error, Equatable, Sendable {
   package static let noEntry = Errno(ENOENT)
   package static let interrupted = Errno(EINTR)
   package static let io = Errno(EIO)
-  package static let argumentsTooLong = Errno(E2BIG)
   package static let notExecutable = Errno(ENOEXEC)
   package static let again = Errno(EAGAIN)
   package static let access = Errno(EACCES)
@@ -32,8 +31,6 @@ package struct Errno: Error, Equatable, Sendable {
   package static let connectionReset = Errno(ECONNRESET)
   package static let connectionRefused = Errno(ECONNREFUSED)
   package static let messageTooLong = Errno(EMSGSIZE)
-  package static let busy = Errno(EBUSY)
-  package static let notSupportedHere = Errno(ENOSYS)
 }
 
 /// Turns the kernel's convention (≥ 0, or −errno) into a value or an error.

@@ -82,10 +82,6 @@ package enum Mount {
     try check(clx_make_slave())
   }
 
-  package static func detach(_ path: String) throws(Errno) {
-    try check(path.withCString { clx_umount2($0, Int32(CLX_MNT_DETACH) | Int32(CLX_UMOUNT_NOFOLLOW)) })
-  }
-
   /// pivot_root(2) with both paths ".", the old root stacked under the new one and then detached.
   package static func pivot(into root: borrowing Descriptor) throws(Errno) {
     try check(clx_fchdir(root.number))

@@ -66,7 +66,6 @@ package enum Process {
 
   package static func setName(_ name: String) { _ = name.withCString { clx_set_process_name($0) } }
   package static func becomeUndumpable() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_DUMPABLE), 0, 0)) }
-  package static func becomeSubreaper() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_CHILD_SUBREAPER), 1, 0)) }
   package static func forbidNewPrivileges() throws(Errno) {
     try check(clx_prctl(Int32(CLX_PR_SET_NO_NEW_PRIVS), 1, 0))
   }
@@ -185,7 +184,6 @@ package final class CStrings {
 }
 
 package enum Signals {
-  package static let hangup: Int32 = SIGHUP
   package static let kill: Int32 = SIGKILL
   package static let terminate: Int32 = SIGTERM
   package static let child: Int32 = SIGCHLD

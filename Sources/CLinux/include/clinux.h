@@ -57,9 +57,9 @@ enum {
   CLX_ATTR_RDONLY = 0x1, CLX_ATTR_NOSUID = 0x2, CLX_ATTR_NODEV = 0x4, CLX_ATTR_NOEXEC = 0x8,
   CLX_ATTR_NOSYMFOLLOW = 0x200000, CLX_ATTR_IDMAP = 0x100000,
   CLX_FSCONFIG_SET_FLAG = 0, CLX_FSCONFIG_SET_STRING = 1, CLX_FSCONFIG_CMD_CREATE = 6,
-  CLX_MNT_DETACH = 2, CLX_UMOUNT_NOFOLLOW = 8,
+  CLX_MNT_DETACH = 2,
   CLX_PR_SET_DUMPABLE = 4, CLX_PR_SET_NAME = 15, CLX_PR_CAPBSET_DROP = 24, CLX_PR_SET_SECUREBITS = 28,
-  CLX_PR_SET_CHILD_SUBREAPER = 36, CLX_PR_SET_NO_NEW_PRIVS = 38, CLX_PR_CAP_AMBIENT = 47,
+  CLX_PR_SET_NO_NEW_PRIVS = 38, CLX_PR_CAP_AMBIENT = 47,
   CLX_SECBIT_NO_SETUID_FIXUP = 4,
   CLX_CLONE_INTO_CGROUP_BIT = 33,
   CLX_SOCK_SEQPACKET = 5, CLX_SOCK_STREAM = 1, CLX_SOCK_CLOEXEC = 02000000, CLX_SOCK_NONBLOCK = 04000,
@@ -102,7 +102,6 @@ static inline long clx_set_nonblocking(int fd) {
 }
 static inline long clx_pipe2(int fds[2], int flags) { return clx_result(syscall(SYS_pipe2, fds, flags | CLX_O_CLOEXEC)); }
 static inline long clx_fsync(int fd) { return clx_result(syscall(SYS_fsync, fd)); }
-static inline long clx_ftruncate(int fd, int64_t size) { return clx_result(syscall(SYS_ftruncate, fd, size)); }
 static inline long clx_flock(int fd, int operation) { return clx_result(syscall(SYS_flock, fd, operation)); }
 static inline long clx_renameat(int a, const char *from, int b, const char *to) { return clx_result(syscall(SYS_renameat2, a, from, b, to, 0)); }
 static inline long clx_unlinkat(int dir, const char *path, int flags) { return clx_result(syscall(SYS_unlinkat, dir, path, flags)); }
@@ -110,7 +109,6 @@ static inline long clx_mkdirat(int dir, const char *path, unsigned mode) { retur
 static inline long clx_symlinkat(const char *target, int dir, const char *path) { return clx_result(syscall(SYS_symlinkat, target, dir, path)); }
 static inline long clx_linkat(int a, const char *from, int b, const char *to) { return clx_result(syscall(SYS_linkat, a, from, b, to, 0)); }
 static inline long clx_mknodat(int dir, const char *path, unsigned mode, uint64_t device) { return clx_result(syscall(SYS_mknodat, dir, path, mode, device)); }
-static inline long clx_readlinkat(int dir, const char *path, char *to, size_t n) { return clx_result(syscall(SYS_readlinkat, dir, path, to, n)); }
 static inline long clx_fchmod(int fd, unsigned mode) { return clx_result(syscall(SYS_fchmod, fd, mode)); }
 static inline long clx_fchmodat(int dir, const char *path, unsigned mode) { return clx_result(syscall(SYS_fchmodat, dir, path, mode)); }
 static inline long clx_fchownat(int dir, const char *path, unsigned uid, unsigned gid) {
@@ -192,7 +190,6 @@ static inline long clx_wait4(int pid, int *status, int options) { return clx_res
 static inline int clx_exit_code(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : -1; }
 static inline int clx_exit_signal(int status) { return WIFSIGNALED(status) ? WTERMSIG(status) : -1; }
 static inline long clx_getpid(void) { return syscall(SYS_getpid); }
-static inline long clx_getuid(void) { return syscall(SYS_getuid); }
 static inline long clx_geteuid(void) { return syscall(SYS_geteuid); }
 static inline long clx_prctl(int option, unsigned long a, unsigned long b) { return clx_result(syscall(SYS_prctl, option, a, b, 0, 0)); }
 static inline long clx_set_process_name(const char *name) { return clx_result(syscall(SYS_prctl, CLX_PR_SET_NAME, name, 0, 0, 0)); }
