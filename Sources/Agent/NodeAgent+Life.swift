@@ -92,7 +92,6 @@ extension NodeAgent {
 
     let image = try await step(.imageNotFound) { [images] in try images.find(spec.image) }
     managed.record.imageDigest = image.digest
-    managed.record.layers = image.layers
     clock.lap("image", managed)
 
     let home = homePath(spec)

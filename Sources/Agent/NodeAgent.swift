@@ -267,7 +267,7 @@ package actor NodeAgent {
   }
 
   package func removeImage(_ reference: String) async throws {
-    let inUse = Set(workspaces.values.filter { !$0.record.state.isTerminal }.flatMap(\.record.layers))
+    let inUse = Set(workspaces.values.filter { !$0.record.state.isTerminal }.map(\.record.imageDigest))
     try await blocking { [images] in try images.remove(reference, inUse: inUse) }
   }
 

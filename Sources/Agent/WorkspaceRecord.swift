@@ -23,7 +23,6 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   package var attempt: UInt32 = 1
   package var phases: [Phase] = []
   package var imageDigest = ""
-  package var layers: [String] = []
   /// Of the boot in which it was last started.
   package var bootID = ""
   /// Never used twice, see `WorkspaceCgroup`.

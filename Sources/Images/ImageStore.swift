@@ -137,8 +137,8 @@ package final class ImageStore: Sendable {
     try root.descriptor.replace("names.json", with: Array(try JSONEncoder().encode(names)))
   }
 
-  /// Removes a name; description and layers go when nothing else needs them. `inUse` names digests of layers
-  /// that running workspaces stand on.
+  /// Removes a name; description and layers go when nothing else needs them. `inUse`: digests of the images that
+  /// living workspaces run. Layers that such an image shares with this one stay, since that image has them too.
   package func remove(_ reference: String, inUse: Set<String>) throws {
     try writing.withLock { _ in
       let image = try find(reference)
@@ -146,7 +146,7 @@ package final class ImageStore: Sendable {
       names[image.name] = nil
       let others = try names.map { try self.image(digest: $0.value, name: $0.key) }
       let kept = Set(others.flatMap(\.layers))
-      if !others.contains(where: { $0.digest == image.digest }), image.layers.contains(where: inUse.contains) {
+      if !others.contains(where: { $0.digest == image.digest }), inUse.contains(image.digest) {
         throw ImageError(.inUse, "image \(image.name) is in use by a workspace; delete that first")
       }
       defer { known.withLock { $0 = nil } }

@@ -51,6 +51,10 @@ def test_the_tool_definition_calls_rserver_as_documented(agent, tmp_path):
     assert done.returncode == 0, agent.run("logs", "rstudio").stderr
     workspace = agent.json("get", "rstudio")
     assert requests.get(workspace["url"], timeout=10).text == "stand-in for RStudio"
+    used = agent.run("image", "rm", "rstudio", check=False)
+    assert used.returncode == 1 and "in use by a workspace" in used.stderr
     agent.remove("rstudio")
+    # It shares layers with images that other workspaces run: those stay, and this name goes.
     agent.run("image", "rm", "rstudio")
+    agent.run("image", "inspect", "r")
     assert "rstudio:latest" not in agent.run("image", "ls").stdout
