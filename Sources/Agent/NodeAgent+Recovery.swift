@@ -99,10 +99,14 @@ extension NodeAgent {
     await settle(managed, failure: failure)
   }
 
-  /// The orderly end of an agent. What runs goes on; where nothing runs, its firewall table goes too.
+  /// The orderly end of an agent. What runs goes on; where nothing runs, its firewall table and its cgroups go too.
   package func retire() async {
     guard !workspaces.values.contains(where: { $0.record.state.mayRun }) else { return }
-    try? await blocking { [network] in try network.destroy() }
+    let (layout, parent) = (facts.layout, configuration.cgroupParent)
+    try? await blocking { [network] in
+      WorkspaceCgroup.removeParent(layout: layout, parent: parent)
+      try network.destroy()
+    }
   }
 
   /// What no record knows: folders and cgroups of workspaces that were being made or removed.

@@ -228,6 +228,13 @@ extension WorkspaceCgroup {
     }
   }
 
+  /// Removes the parent itself where nothing is left in it.
+  package static func removeParent(layout: CgroupLayout, parent: String) {
+    for hierarchy in hierarchies(layout) {
+      try? removeFolder(CgroupLayout.root + (hierarchy.isEmpty ? "" : "/" + hierarchy) + "/" + parent)
+    }
+  }
+
   private static func isDirectory(_ path: String) -> Bool {
     (try? Descriptor.open(path, [.path, .noFollow]).status().kind) == .directory
   }
