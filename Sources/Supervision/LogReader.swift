@@ -26,7 +26,14 @@ package struct LogReader: Sendable {
     guard let first = starts.first else { return nil }
     let wanted = max(offset, first)
     guard let start = starts.last(where: { $0 <= wanted }) else { return nil }
-    let file = try folder.descriptor.open(OutputLog.segmentName(start), [.readOnly, .noFollow])
+    let file: Descriptor
+    do throws(Errno) {
+      file = try folder.descriptor.open(OutputLog.segmentName(start), [.readOnly, .noFollow])
+    } catch {
+      // Rotated away since the folder was listed: what is left begins later.
+      if error == .noEntry, start < (try segments().first ?? 0) { return try read(from: offset, limit: limit) }
+      throw error
+    }
     var bytes = try file.read(at: wanted - start, upTo: limit)
     if bytes.isEmpty {
       // The end of this segment: go on in the next, if there is one.
