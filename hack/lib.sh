@@ -62,6 +62,20 @@ image() {
   echo "$key" >".cache/images/$name.key"
 }
 
+# python_environment: what the end-to-end tests and the benchmark import, in .cache/venv.
+python_environment() {
+  if [ -x .cache/venv/bin/pytest ] && cmp -s Tests/EndToEnd/requirements.txt .cache/venv/requirements.txt; then
+    skip python-environment "is there"
+    return
+  fi
+  make_environment() {
+    /usr/bin/python3 -m venv .cache/venv &&
+      .cache/venv/bin/pip install --quiet -r Tests/EndToEnd/requirements.txt &&
+      cp Tests/EndToEnd/requirements.txt .cache/venv/requirements.txt
+  }
+  step python-environment make_environment
+}
+
 # configuration DIR BINARIES: writes a configuration that keeps everything below DIR.
 configuration() {
   cat <<END

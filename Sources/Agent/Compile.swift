@@ -39,7 +39,7 @@ extension NodeAgent {
     box.resolver = resolver(spec)
     let values = placeholders(spec, tool)
     box.arguments = (tool.arguments.isEmpty ? spec.command : tool.arguments).map { Tool.fill($0, values) }
-    box.environment = environment(spec, tool, image, values)
+    box.environment = environment(spec, tool, image).sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
     box.directory = tool.workingDirectory
     box.logSegmentBytes = Quantity.whole(configuration.logSegment) ?? box.logSegmentBytes
     box.logSegments = configuration.logSegments
@@ -56,7 +56,8 @@ extension NodeAgent {
   }
 
   /// The image's own, the tool's, the agent's, the spec's: a later one wins.
-  private func environment(_ spec: WorkspaceSpec, _ tool: Tool, _ image: StoredImage, _ values: [String: String]) -> [String] {
+  func environment(_ spec: WorkspaceSpec, _ tool: Tool, _ image: StoredImage) -> [String: String] {
+    let values = placeholders(spec, tool)
     var all: [String: String] = ["PATH": "/usr/local/bin:/usr/bin:/bin"]
     for entry in image.environment {
       guard let equals = entry.firstIndex(of: "=") else { continue }
@@ -68,7 +69,7 @@ extension NodeAgent {
     all["CARREL_WORKSPACE"] = spec.id
     for (key, value) in tool.environment { all[key] = Tool.fill(value, values) }
     for (key, value) in spec.environment { all[key] = value }
-    return all.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
+    return all
   }
 
   /// The host's name servers without those that listen on its loopback, which a workspace cannot reach.

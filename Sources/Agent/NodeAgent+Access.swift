@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Images
-internal import LaunchPlan
 internal import Linux
 internal import Sandbox
 package import Supervision
@@ -90,14 +89,8 @@ extension NodeAgent {
     let digest = managed.record.imageDigest
     guard let tool = tool(managed.record.spec.tool), let image = try? await blocking({ [images] in try images.find(digest) })
     else { throw AgentError(.failedPrecondition, "workspace \(id): its image or tool is gone") }
-    var environment: [String] = []
-    for operation in compile(managed.record, tool, image).operations {
-      if case .execute(_, let own, _) = operation { environment = own }
-    }
     var merged: [String: String] = request.terminal ? ["TERM": "xterm-256color"] : [:]
-    for entry in environment {
-      if let equals = entry.firstIndex(of: "=") { merged[String(entry[..<equals])] = String(entry[entry.index(after: equals)...]) }
-    }
+    merged.merge(environment(managed.record.spec, tool, image)) { _, new in new }
     merged.merge(request.environment) { _, new in new }
     do throws(Errno) {
       let link = try managed.folder.connect()

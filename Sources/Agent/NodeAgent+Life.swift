@@ -343,7 +343,8 @@ extension NodeAgent {
       managed.record.reason = next.reason
       if next.state.isTerminal { managed.token = managed.record.spec.lifecycle.restartPolicy == .never ? nil : managed.token }
       var attributes = ["attempt": "\(managed.record.attempt)"]
-      if next.event == .ready, let total = managed.record.phases.map(\.milliseconds).reduce(0, +) as Double? {
+      if next.event == .ready {
+        let total = managed.record.phases.map(\.milliseconds).reduce(0, +)
         attributes["milliseconds"] = String(format: "%.1f", total)
       }
       logger.info(
