@@ -50,6 +50,14 @@ need_swift() {
   command -v swift >/dev/null || { echo "Swift 6.3 is not on PATH: install the toolchain from swift.org first" >&2; exit 1; }
 }
 
+# release: the programs as they are installed, with the Swift runtime linked in.
+release() {
+  local product
+  for product in carreld carrel carrel-shim; do
+    step "build-$product" swift build -c release --static-swift-stdlib --product "$product"
+  done
+}
+
 # image NAME: builds images/NAME unless what it is made from has not changed.
 image() {
   local name=$1 key

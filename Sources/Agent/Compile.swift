@@ -16,7 +16,7 @@ extension NodeAgent {
   func compile(_ record: WorkspaceRecord, _ tool: Tool, _ image: StoredImage) -> Plan {
     let spec = record.spec
     var box = Enclosure()
-    if facts.layout != .unified { box.cgroupControllers = CgroupLayout.controllers }
+    box.cgroupHierarchies = facts.shownHierarchies
     box.cgroups = cgroup(of: record).paths
     box.firstID = record.firstID
     box.uid = tool.uid

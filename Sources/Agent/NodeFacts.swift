@@ -12,6 +12,7 @@ package struct NodeFacts: Sendable {
   package let bootID: String
   let layout: CgroupLayout
   package var layoutName: String { layout.rawValue }
+  let shownHierarchies: [String]
   package let memoryBytes: UInt64
   package let milliCPUs: UInt64
   /// What is missing and what follows, a sentence each.
@@ -22,6 +23,7 @@ package struct NodeFacts: Sendable {
     bootID = NodeFacts.line("/proc/sys/kernel/random/boot_id")
     self.name = name.isEmpty ? NodeFacts.line("/proc/sys/kernel/hostname") : name
     layout = try CgroupLayout.detect()
+    shownHierarchies = layout.shownHierarchies
     milliCPUs = UInt64(max(ProcessInfo.processInfo.activeProcessorCount, 1)) * 1000
     memoryBytes = ProcessInfo.processInfo.physicalMemory
     var missing: [String] = []

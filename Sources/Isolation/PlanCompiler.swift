@@ -22,8 +22,8 @@ package struct Enclosure: Sendable {
 
   /// Directories of the cgroup hierarchies to join.
   package var cgroups: [String] = []
-  /// v1 controllers to show inside; empty for cgroup v2.
-  package var cgroupControllers: [String] = []
+  /// v1 hierarchies to show inside, such as `memory` or `cpu,cpuacct`; empty for cgroup v2.
+  package var cgroupHierarchies: [String] = []
   /// The first of 65,536 host ids.
   package var firstID: UInt32 = 0
   package var uid: UInt32 = 1000
@@ -90,7 +90,7 @@ package enum PlanCompiler {
       .root(scratchBytes: box.scratchBytes, scratchInodes: max(box.scratchBytes / 4096, 65_536)),
       .proc,
       .sysfs,
-      .cgroupFileSystem(controllers: box.cgroupControllers),
+      .cgroupFileSystem(hierarchies: box.cgroupHierarchies),
       // The image's own /dev is never seen: it could hold links to anywhere.
       .tmpfs(target: "/dev", bytes: 65_536, inodes: 128, mode: 0o755, attributes: MountAttributes([.noSetuid, .noExec]).rawValue),
     ]

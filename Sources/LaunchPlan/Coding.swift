@@ -173,7 +173,7 @@ extension Operation {
     case 8: return .secrets(target: try reader.text(), bytes: try reader.number())
     case 9: return .proc
     case 10: return .sysfs
-    case 11: return .cgroupFileSystem(controllers: try reader.list())
+    case 11: return .cgroupFileSystem(hierarchies: try reader.list())
     case 12:
       return .tmpfs(
         target: try reader.text(), bytes: try reader.number(), inodes: try reader.number(),

@@ -52,7 +52,7 @@ extension Operation {
       Shape(8, "secrets", [("target", .text(target)), ("bytes", .number(bytes))])
     case .proc: Shape(9, "mount proc")
     case .sysfs: Shape(10, "mount sysfs")
-    case .cgroupFileSystem(let controllers): Shape(11, "mount cgroup", [("controllers", .list(controllers))])
+    case .cgroupFileSystem(let hierarchies): Shape(11, "mount cgroup", [("hierarchies", .list(hierarchies))])
     case .tmpfs(let target, let bytes, let inodes, let mode, let attributes):
       Shape(
         12, "mount tmpfs",

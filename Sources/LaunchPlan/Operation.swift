@@ -23,8 +23,8 @@ package enum Operation: Equatable, Sendable {
   case secrets(target: String, bytes: UInt64)
   case proc
   case sysfs
-  /// cgroup2, or these v1 controllers, read-only at /sys/fs/cgroup.
-  case cgroupFileSystem(controllers: [String])
+  /// cgroup2, or these v1 hierarchies (`memory`, `cpu,cpuacct`), read-only at /sys/fs/cgroup.
+  case cgroupFileSystem(hierarchies: [String])
   case tmpfs(target: String, bytes: UInt64, inodes: UInt64, mode: UInt32, attributes: UInt64)
   case device(path: String, major: UInt32, minor: UInt32)
   case devpts

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Foundation
 package import Linux
 
 /// Which cgroup hierarchies this host has.
@@ -12,7 +13,21 @@ package enum CgroupLayout: String, Sendable {
   case legacy
 
   package static let root = "/sys/fs/cgroup"
-  package static let controllers = ["memory", "cpu", "cpuacct", "pids"]
+  static let controllers = ["memory", "cpu", "cpuacct", "pids"]
+
+  /// What a workspace sees of a host with v1 controllers: hierarchies by the names that they are mounted with, such as
+  /// `cpu,cpuacct` where systemd mounts the two together (cgroups(7), /proc/[pid]/cgroup). Empty for cgroup v2.
+  package var shownHierarchies: [String] {
+    if self == .unified { return [] }
+    let lines = ((try? String(contentsOfFile: "/proc/self/cgroup", encoding: .utf8)) ?? "").split(separator: "\n")
+    let hierarchies = lines.compactMap { line -> String? in
+      let fields = line.split(separator: ":", maxSplits: 2, omittingEmptySubsequences: false)
+      return fields.count == 3 ? String(fields[1]) : nil
+    }
+    return hierarchies.filter { hierarchy in
+      hierarchy.split(separator: ",").contains { CgroupLayout.controllers.contains(String($0)) }
+    }
+  }
 
   /// Looks at the host.
   package static func detect() throws(Errno) -> CgroupLayout {

@@ -53,8 +53,8 @@ package struct WorkspaceCgroup: Sendable {
   static func hierarchies(_ layout: CgroupLayout) -> [String] {
     switch layout {
     case .unified: [""]
-    case .hybrid: ["memory", "cpu", "cpuacct", "pids", "unified"]
-    case .legacy: ["memory", "cpu", "cpuacct", "pids"]
+    case .hybrid: CgroupLayout.controllers + ["unified"]
+    case .legacy: CgroupLayout.controllers
     }
   }
 
@@ -79,15 +79,35 @@ package struct WorkspaceCgroup: Sendable {
     for hierarchy in hierarchies(layout) {
       var path = CgroupLayout.root + (hierarchy.isEmpty ? "" : "/" + hierarchy)
       for part in parent.split(separator: "/") {
-        if layout == .unified {
-          try write("+memory +cpu +pids", to: path + "/cgroup.subtree_control")
-        }
+        if layout == .unified { try enableControllers(in: path) }
         path += "/" + part
         try makeFolder(path)
       }
-      if layout == .unified { try write("+memory +cpu +pids", to: path + "/cgroup.subtree_control") }
+      if layout == .unified {
+        try clear(path)
+        try enableControllers(in: path)
+      }
     }
   }
+
+  /// Ancestors belong to the service manager: written only where a controller is missing.
+  private static func enableControllers(in path: String) throws {
+    let enabled = Set(try read(path + "/cgroup.subtree_control").split(separator: " "))
+    for controller in ["memory", "cpu", "pids"] where !enabled.contains(Substring(controller)) {
+      try write("+" + controller, to: path + "/cgroup.subtree_control")
+    }
+  }
+
+  /// A cgroup with children that have controllers may hold no process itself (cgroups(7), "no internal processes").
+  /// What is there is the process that a delegating unit keeps: it moves to a child that no workspace is called as.
+  private static func clear(_ path: String) throws {
+    for pid in try read(path + "/cgroup.procs").split(separator: "\n") {
+      try makeFolder(path + "/" + holder)
+      try write(String(pid), to: path + "/" + holder + "/cgroup.procs")
+    }
+  }
+
+  private static let holder = ".holder"
 
   package func create() throws {
     for path in paths { try WorkspaceCgroup.makeFolder(path) }
@@ -219,7 +239,7 @@ extension WorkspaceCgroup {
   package static func sweep(layout: CgroupLayout, parent: String, keeping names: Set<String>) {
     for hierarchy in hierarchies(layout) {
       let folder = CgroupLayout.root + (hierarchy.isEmpty ? "" : "/" + hierarchy) + "/" + parent
-      for name in (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? [] where !names.contains(name) {
+      for name in (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? [] where !names.contains(name) && name != holder {
         guard isDirectory(folder + "/" + name) else { continue }
         let stray = WorkspaceCgroup(layout: layout, parent: parent, name: name)
         stray.kill()

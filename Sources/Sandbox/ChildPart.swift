@@ -56,7 +56,7 @@ struct ChildPart {
       try attach(proc, to: "/proc")
     case .sysfs:
       try attach(try Mount.make("sysfs", attributes: [.readOnly, .noSetuid, .noDevices, .noExec]), to: "/sys")
-    case .cgroupFileSystem(let controllers): try mountCgroups(controllers)
+    case .cgroupFileSystem(let hierarchies): try mountCgroups(hierarchies)
     case .tmpfs(let target, let bytes, let inodes, let mode, let attributes):
       let mount = try Mount.make(
         "tmpfs", [("size", "\(bytes)"), ("nr_inodes", "\(inodes)"), ("mode", octal(mode))],
@@ -184,16 +184,22 @@ struct ChildPart {
     try Mount.attach(mount, to: try folder(at: target, creating: true))
   }
 
-  private func mountCgroups(_ controllers: [String]) throws(Errno) {
+  private func mountCgroups(_ hierarchies: [String]) throws(Errno) {
     let hardening: MountAttributes = [.readOnly, .noSetuid, .noDevices, .noExec]
-    if controllers.isEmpty {
+    if hierarchies.isEmpty {
       try attach(try Mount.make("cgroup2", attributes: hardening), to: "/sys/fs/cgroup")
       return
     }
     let parent = try Mount.make("tmpfs", [("mode", "0755"), ("size", "65536")], attributes: [.noSetuid, .noDevices, .noExec])
     try attach(parent, to: "/sys/fs/cgroup")
-    for controller in controllers {
-      try attach(try Mount.make("cgroup", [(controller, "")], attributes: hardening), to: "/sys/fs/cgroup/\(controller)")
+    for hierarchy in hierarchies {
+      let controllers = hierarchy.split(separator: ",")
+      try attach(
+        try Mount.make("cgroup", controllers.map { (String($0), "") }, attributes: hardening), to: "/sys/fs/cgroup/\(hierarchy)")
+      // Where two are mounted together, each is found by its own name as well, as on the host.
+      if controllers.count > 1 {
+        for controller in controllers { try parent.makeSymlink(String(controller), to: hierarchy) }
+      }
     }
     try Mount.setAttributes(parent, [.readOnly])
   }

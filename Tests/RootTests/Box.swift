@@ -60,7 +60,7 @@ final class Box: Sendable {
   func plan(_ script: String, directory: String = "/", uid: UInt32 = 1000, seccomp: Bool = true) throws -> Plan {
     var box = Enclosure()
     box.cgroups = cgroup.paths
-    box.cgroupControllers = try CgroupLayout.detect() == .unified ? [] : CgroupLayout.controllers
+    box.cgroupHierarchies = try CgroupLayout.detect().shownHierarchies
     box.firstID = firstID
     box.uid = uid
     box.gid = uid

@@ -12,7 +12,7 @@ import Testing
     .directory(path: "/tmp", mode: 0o1777, uid: 0, gid: 0),
     .bind(source: "/a", target: "/b", attributes: 6, ids: IDMapping(fromUID: 2001, fromGID: 2002, toUID: 1000, toGID: 1001)),
     .bind(source: "/a", target: "/b", attributes: 7, ids: nil), .secrets(target: "/run/s", bytes: 3), .proc, .sysfs,
-    .cgroupFileSystem(controllers: ["memory", "cpu"]),
+    .cgroupFileSystem(hierarchies: ["memory", "cpu"]),
     .tmpfs(target: "/dev", bytes: 1, inodes: 2, mode: 0o755, attributes: 3), .device(path: "/dev/null", major: 1, minor: 3),
     .devpts, .mqueue, .symlink(path: "/a", target: "b"), .file(path: "/etc/hosts", mode: 0o644, content: [0, 255, 10]),
     .mask(path: "/proc/kcore"), .readOnly(path: "/proc/sys"), .pivotRoot, .hostname("w"),

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host as production has it: systemd is PID 1 and owns the cgroups, the kernel is Debian's."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+from conftest import sh, until
+
+UNIFIED = pathlib.Path("/sys/fs/cgroup/cgroup.controllers").exists()
+PARENT = "carrel.slice/carrel-workspaces.service"
+v2 = pytest.mark.skipif(not UNIFIED, reason="cgroup v2 only")
+
+
+def cgroup(id, controller="memory"):
+    base = pathlib.Path("/sys/fs/cgroup") / ("" if UNIFIED else controller) / PARENT
+    return next(base.glob(f"{id}-*"))
+
+
+def test_the_unit_runs_and_is_ready_when_it_says_so(host):
+    assert sh("systemctl is-active carreld carrel-workspaces").stdout.split() == ["active", "active"]
+    assert sh("systemctl show -p NotifyAccess,Type,StatusText carreld").stdout.count("notify") == 1
+    assert "Serving" in sh("systemctl show -p StatusText carreld").stdout
+    node = host.json("node")
+    assert node["cgroup_layout"] == ("unified" if UNIFIED else "legacy"), node
+    degraded = [] if UNIFIED else [d for d in node["degraded"] if "cgroup v2" in d]
+    assert node.get("degraded", []) == degraded
+
+
+def test_limits_are_what_was_asked_for_outside_and_inside(host):
+    host.launch("limits", "sleep 600")
+    host.running("limits")
+    if UNIFIED:
+        read = lambda name: (cgroup("limits") / name).read_text().strip()
+        assert read("memory.max") == str(64 << 20) and read("memory.swap.max") == "0"
+        assert read("cpu.max") == "100000 100000" and read("pids.max") == "64"
+        inside = host.carrel("exec limits -- cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max").stdout.split()
+        assert inside == [str(64 << 20), "64"]
+    else:
+        read = lambda name: (cgroup("limits", name.split(".")[0]) / name).read_text().strip()
+        assert read("memory.limit_in_bytes") == str(64 << 20) and read("cpu.cfs_quota_us") == "100000" and read("pids.max") == "64"
+        shown = host.carrel("exec limits -- cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpuacct/cpuacct.usage").stdout.split()
+        assert shown[:2] == [str(64 << 20), "100000"] and int(shown[2]) > 0
+    assert host.carrel("exec limits -- sh -c 'echo 1 >/sys/fs/cgroup/cgroup.procs'", check=False).returncode != 0, "read-only inside"
+    host.carrel("rm --force limits")
+
+
+def test_out_of_memory_is_said_with_limit_and_peak_and_swap_does_not_help(host):
+    sh("dd if=/dev/zero of=/swap bs=1M count=128 && chmod 600 /swap && mkswap /swap && swapon /swap")
+    hog = "dd if=/dev/zero of=/dev/null bs=100M count=1"
+    host.launch("hungry", f"exec {hog}")
+    reason = host.ended("hungry")
+    assert reason["code"] == "OutOfMemory" and "limit of 64Mi" in reason["message"], reason
+    assert int(reason["memory_limit_bytes"]) == 64 << 20 and int(reason["memory_peak_bytes"]) > 56 << 20
+    # Control: the same below a larger limit ends well.
+    host.launch("fed", f"exec {hog}", resources={"memory": "160Mi"})
+    assert host.ended("fed")["exit_code"] == 0
+    sh("swapoff /swap")
+    host.carrel("rm hungry fed")
+
+
+def test_pids_and_cpu_limits_bite(host):
+    host.launch("bomb", "i=0; while [ $i -lt 200 ]; do sleep 30 & i=$((i+1)); done; sleep 30")
+    time.sleep(8)
+    pids = int((cgroup("bomb", "pids") / "pids.current").read_text())
+    assert 50 < pids <= 64
+    host.carrel("rm --force bomb")
+    host.launch("busy", "while true; do true; done", resources={"memory": "64Mi", "cpu": "300m"})
+    host.running("busy")
+    used = lambda: int(host.json("top busy")[0]["cpu_nanoseconds"])
+    first, begun = used(), time.time()
+    time.sleep(5)
+    share = (used() - first) / 1e9 / (time.time() - begun)
+    assert 0.15 < share < 0.4, share
+    host.carrel("rm --force busy")
+
+
+def test_secrets_are_on_memory_that_is_never_swapped(host):
+    path = pathlib.Path("/tmp/secret")
+    path.write_text("xyzzy")
+    host.launch("secret", "sleep 600", options="--credential key=/tmp/secret")
+    host.running("secret")
+    assert host.carrel("exec secret -- cat /run/carrel/credentials/key").stdout == "xyzzy"
+    mounts = [line.split() for line in host.carrel("exec secret -- cat /proc/self/mountinfo").stdout.splitlines()]
+    mount = next(m for m in mounts if m[4] == "/run/carrel/credentials")
+    # Kernels before 6.4 have no tmpfs that stays out of swap: ramfs is their way (filesystems/ramfs-rootfs-initramfs).
+    kind = mount[mount.index("-") + 1]
+    assert kind == "ramfs" or (kind == "tmpfs" and "noswap" in mount[-1]), mount
+    path.write_text("plugh")
+    host.carrel("credentials secret key=/tmp/secret")
+    assert host.carrel("exec secret -- cat /run/carrel/credentials/key").stdout == "plugh"
+    host.carrel("rm --force secret")
+
+
+def test_the_journal_has_fields(host):
+    host.launch("noted", "exit 4", wait=True, check=False)
+    lines = sh("journalctl -u carreld -o json --no-pager").stdout.splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert any(e.get("SYSLOG_IDENTIFIER") == "carreld" and e.get("CARREL_SOCKET") for e in entries)
+    host.carrel("rm noted")
+
+
+def test_a_killed_agent_comes_back_and_takes_the_workspaces_over(host):
+    host.launch("survivor", "while true; do echo tick; sleep 1; done")
+    host.launch("late", "sleep 6; exit 7")
+    host.running("survivor")
+    first = (cgroup("survivor") / "cgroup.procs").read_text()
+    before = host.agent()
+    os.kill(before, signal.SIGKILL)
+    until(lambda: host.agent() not in (0, before), "systemd starts another")
+    host.serves()
+    assert host.state("survivor") == "STATE_READY"
+    assert (cgroup("survivor") / "cgroup.procs").read_text().split()[0] == first.split()[0]
+    assert host.ended("late")["exit_code"] == 7
+    events = [e["event"]["type"] for e in map(json.loads, host.carrel("events -o json --workspace survivor").stdout.splitlines())]
+    assert "Adopted" in events
+    # The same through a planned restart, and through a pause between stop and start.
+    sh("systemctl restart carreld")
+    assert host.state("survivor") == "STATE_READY"
+    sh("systemctl stop carreld")
+    pid = int(first.split()[0])
+    os.kill(pid, 0)
+    sh("systemctl start carreld")
+    assert host.state("survivor") == "STATE_READY"
+    host.carrel("stop survivor")
+    assert "tick" in host.carrel("logs survivor").stdout
+    host.carrel("rm survivor late")
+
+
+def test_an_agent_that_hangs_is_restarted_by_the_watchdog(host):
+    host.launch("watched", "sleep 600")
+    host.running("watched")
+    drop_in = pathlib.Path("/etc/systemd/system/carreld.service.d/watchdog.conf")
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text("[Service]\nWatchdogSec=4\n")
+    sh("systemctl daemon-reload && systemctl restart carreld")
+    time.sleep(10)
+    hung = host.agent()
+    os.kill(hung, 0)  # fed at half the time: it lives beyond two periods
+    os.kill(hung, signal.SIGSTOP)
+    until(lambda: host.agent() not in (0, hung), "the watchdog acts")
+    host.serves()
+    assert "Watchdog timeout" in sh("journalctl -u carreld --no-pager").stdout
+    assert host.state("watched") == "STATE_READY"
+    drop_in.unlink()
+    sh("systemctl daemon-reload && systemctl restart carreld")
+    host.carrel("rm --force watched")
+
+
+def test_the_host_reaches_the_port_and_the_workspace_does_not_reach_metadata(host):
+    host.launch("web", "echo hello >/tmp/index.html; exec httpd -f -p 8000 -h /tmp", network="open")
+    host.running("web")
+    address = host.json("get web")["address"]
+    until(lambda: "hello" in sh(f"busybox wget -q -O - http://{address}:8000/index.html", check=False).stdout, "the port answers")
+    sh("ip address add 169.254.169.254/32 dev lo")
+    sh("mkdir -p /tmp/meta && echo keys >/tmp/meta/index.html && busybox httpd -p 169.254.169.254:8080 -h /tmp/meta")
+    assert "keys" in sh("busybox wget -q -O - http://169.254.169.254:8080/index.html").stdout, "control: the host reaches it"
+    assert host.carrel("exec web -- wget -T 3 -q -O - http://169.254.169.254:8080/index.html", check=False).returncode != 0
+    sh("ip address del 169.254.169.254/32 dev lo; busybox pkill -f 169.254.169.254 || true")
+    host.carrel("rm --force web")
+
+
+def test_stopping_the_holding_unit_ends_every_workspace(host):
+    host.launch("held", "sleep 600")
+    host.running("held")
+    sh("systemctl stop carrel-workspaces")
+    assert sh("systemctl is-active carreld", check=False).stdout.strip() == "inactive", "it needs the cgroup"
+    sh("systemctl start carreld")
+    assert host.ended("held")["code"] in ("Exited", "Signalled", "Unknown")
+    host.carrel("rm held")
+    host.launch("again", "exit 0", wait=True)
+    host.carrel("rm again")
+
+
+def test_an_upgrade_keeps_and_a_removal_leaves_nothing(host):
+    host.launch("kept", "sleep 600")
+    host.running("kept")
+    before = host.agent()
+    sh("dpkg -i /job/carrel.deb")
+    host.serves()
+    assert host.agent() != before and host.state("kept") == "STATE_READY"
+    host.carrel("rm --force kept")
+    sh("dpkg -r carrel")
+    assert not list(pathlib.Path("/sys/fs/cgroup").glob("**/carrel-workspaces.service"))
+    assert "carrel" not in sh("nft list tables").stdout
+    assert not sh("busybox pgrep -f carrel-shim", check=False).stdout
