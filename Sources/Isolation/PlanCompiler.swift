@@ -3,6 +3,29 @@
 package import LaunchPlan
 internal import Linux
 
+/// One id of a file system shown as another inside the workspace.
+package struct IDMapping: Equatable, Sendable {
+  package let fromUID: UInt32
+  package let fromGID: UInt32
+  package let toUID: UInt32
+  package let toGID: UInt32
+
+  package init(fromUID: UInt32, fromGID: UInt32, toUID: UInt32, toGID: UInt32) {
+    self.fromUID = fromUID
+    self.fromGID = fromGID
+    self.toUID = toUID
+    self.toGID = toGID
+  }
+
+  /// As a mount takes it, in a workspace whose host ids begin at `first`.
+  package func options(_ change: MountChange, first: UInt32) -> BindOptions {
+    var options = BindOptions(change: change)
+    options.uids = [IDRange(inside: fromUID, outside: first + toUID, count: 1)]
+    options.gids = [IDRange(inside: fromGID, outside: first + toGID, count: 1)]
+    return options
+  }
+}
+
 /// Everything about a workspace that its launch plan depends on. Nothing in it is looked up any more.
 package struct Enclosure: Sendable {
   package struct Bind: Sendable {
@@ -74,11 +97,16 @@ package enum PlanCompiler {
     let hard = MountAttributes([.noSetuid, .noDevices]).rawValue
     let harder = MountAttributes([.noSetuid, .noDevices, .noExec]).rawValue
     let namespaces: Namespaces = [.mount, .pid, .ipc, .uts, .network]
+    let ids = [IDRange(inside: 0, outside: box.firstID, count: idCount)]
     var steps: [Operation] = []
+    func fileSystem(_ type: String, _ target: String, _ attributes: UInt64, _ options: [String] = []) -> Operation {
+      .fileSystem(
+        type: type, source: type, target: target, options: options, change: MountChange(set: attributes), copyUp: false)
+    }
 
     steps += box.cgroups.map { .cgroup(path: $0) }
     steps += [
-      .userNamespace(first: box.firstID, count: idCount),
+      .userNamespace(owner: box.firstID, uids: ids, gids: ids),
       .namespaces(namespaces.rawValue),
       // The kernel takes a workspace before it takes the agent.
       .outOfMemoryScore(500),
@@ -88,17 +116,19 @@ package enum PlanCompiler {
     steps += box.layers.map { .layer(path: $0) }
     steps += [
       .root(scratchBytes: box.scratchBytes, scratchInodes: max(box.scratchBytes / 4096, 65_536)),
-      .proc,
-      .sysfs,
+      fileSystem("proc", "/proc", harder),
+      fileSystem("sysfs", "/sys", harder | MountAttributes.readOnly.rawValue),
       .cgroupFileSystem(hierarchies: box.cgroupHierarchies),
       // The image's own /dev is never seen: it could hold links to anywhere.
-      .tmpfs(target: "/dev", bytes: 65_536, inodes: 128, mode: 0o755, attributes: MountAttributes([.noSetuid, .noExec]).rawValue),
+      fileSystem("tmpfs", "/dev", MountAttributes([.noSetuid, .noExec]).rawValue, ["size=65536", "nr_inodes=128", "mode=0755"]),
     ]
     steps += devices.map { .device(path: "/dev/\($0.0)", major: $0.1, minor: $0.2) }
     steps += [
-      .devpts,
-      .tmpfs(target: "/dev/shm", bytes: box.shmBytes, inodes: max(box.shmBytes / 4096, 1024), mode: 0o1777, attributes: harder),
-      .mqueue,
+      fileSystem(
+        "devpts", "/dev/pts", MountAttributes([.noSetuid, .noExec]).rawValue, ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+      fileSystem(
+        "tmpfs", "/dev/shm", harder, ["size=\(box.shmBytes)", "nr_inodes=\(max(box.shmBytes / 4096, 1024))", "mode=1777"]),
+      fileSystem("mqueue", "/dev/mqueue", harder),
       .symlink(path: "/dev/ptmx", target: "pts/ptmx"),
       .symlink(path: "/dev/fd", target: "/proc/self/fd"),
       .symlink(path: "/dev/stdin", target: "/proc/self/fd/0"),
@@ -114,7 +144,9 @@ package enum PlanCompiler {
     for bind in box.binds {
       var attributes = bind.executable ? hard : harder
       if !bind.writable { attributes |= MountAttributes.readOnly.rawValue }
-      steps.append(.bind(source: bind.source, target: bind.target, attributes: attributes, ids: bind.ids))
+      let change = MountChange(set: attributes)
+      let options = bind.ids?.options(change, first: box.firstID) ?? BindOptions(change: change)
+      steps.append(.bind(source: bind.source, target: bind.target, options: options))
     }
     steps += [
       .secrets(target: box.secretsPath, bytes: 8 << 20),
@@ -131,20 +163,18 @@ package enum PlanCompiler {
     steps += [
       .pivotRoot,
       // No core files: the host's core_pattern may be a pipe to a program outside.
-      .resourceLimit(resource: coreLimit, soft: 0, hard: 0),
-      .resourceLimit(resource: fileLimit, soft: box.openFiles, hard: box.openFiles),
-      .resourceLimit(resource: lockLimit, soft: 64 << 20, hard: 64 << 20),
+      .resourceLimit(resource: coreLimit, soft: 0, hard: 0, strict: false),
+      .resourceLimit(resource: fileLimit, soft: box.openFiles, hard: box.openFiles, strict: false),
+      .resourceLimit(resource: lockLimit, soft: 64 << 20, hard: 64 << 20, strict: false),
       .sessionKeyring,
       .awaitStart,
-      // Dropping from the bounding set needs a capability, so it comes before the change of user that ends all.
-      .capabilities,
-      .user(uid: box.uid, gid: box.gid, groups: [box.gid], mask: 0o022),
+      .user(uid: box.uid, gid: box.gid, groups: [box.gid], mask: 0o022, capabilities: CapabilitySets()),
       // After the ids: setresuid sets the flag anew.
       .undumpable,
       // Before the filter: without CAP_SYS_ADMIN the kernel takes a filter only from who gave up privileges.
       .noNewPrivileges,
       // Last: what follows needs only what the workspace itself may do.
-      .seccomp(program: seccomp),
+      .seccomp(program: seccomp, flags: 0),
       .log(segmentBytes: box.logSegmentBytes, segments: box.logSegments, bytesPerSecond: box.logBytesPerSecond),
       .execute(arguments: box.arguments, environment: box.environment, directory: box.directory),
     ]

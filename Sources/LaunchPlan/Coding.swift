@@ -21,7 +21,7 @@ package struct PlanError: Error, Equatable, Sendable {
 /// and the fields. Numbers are little-endian. Nothing in it points anywhere, so a reader only walks forward.
 extension Plan {
   static let magic: [UInt8] = [0x43, 0x52, 0x4C, 0x50]
-  static let version: UInt8 = 1
+  static let version: UInt8 = 2
   /// More than any plan needs; less than would hurt to read.
   package static let sizeLimit = 4 << 20
 
@@ -137,6 +137,26 @@ package struct Reader {
     return list
   }
 
+  package mutating func ranges() throws(PlanError) -> [IDRange] {
+    var ranges: [IDRange] = []
+    for text in try list() {
+      let parts = text.split(separator: " ")
+      guard parts.count == 3, let inside = UInt32(parts[0]), let outside = UInt32(parts[1]), let count = UInt32(parts[2]),
+        count > 0, !inside.addingReportingOverflow(count).overflow, !outside.addingReportingOverflow(count).overflow
+      else { throw error(.numberOutOfRange) }
+      ranges.append(IDRange(inside: inside, outside: outside, count: count))
+    }
+    return ranges
+  }
+
+  package mutating func change() throws(PlanError) -> MountChange {
+    var change = MountChange(set: try number(), clear: try number())
+    change.recursiveSet = try number()
+    change.recursiveClear = try number()
+    change.propagation = try number()
+    return change
+  }
+
   /// Text that becomes a C string: a NUL inside would cut it short unseen.
   private mutating func plainText() throws(PlanError) -> String {
     let raw = try counted()
@@ -156,7 +176,7 @@ extension Operation {
   private static func read(_ code: UInt8, from reader: inout Reader) throws(PlanError) -> Operation {
     switch code {
     case 1: return .cgroup(path: try reader.text())
-    case 2: return .userNamespace(first: try reader.number32(), count: try reader.number32())
+    case 2: return .userNamespace(owner: try reader.number32(), uids: try reader.ranges(), gids: try reader.ranges())
     case 3: return .namespaces(try reader.number())
     case 4: return .layer(path: try reader.text())
     case 5: return .root(scratchBytes: try reader.number(), scratchInodes: try reader.number())
@@ -165,23 +185,16 @@ extension Operation {
         path: try reader.text(), mode: try reader.number32(), uid: try reader.number32(), gid: try reader.number32())
     case 7:
       let (source, target) = (try reader.text(), try reader.text())
-      let (attributes, mapped) = (try reader.number(), try reader.number())
-      let ids = IDMapping(
-        fromUID: try reader.number32(), fromGID: try reader.number32(), toUID: try reader.number32(),
-        toGID: try reader.number32())
-      return .bind(source: source, target: target, attributes: attributes, ids: mapped == 0 ? nil : ids)
+      var options = BindOptions(change: try reader.change())
+      options.recursive = try reader.number() != 0
+      options.followsSource = try reader.number() != 0
+      options.uids = try reader.ranges()
+      options.gids = try reader.ranges()
+      return .bind(source: source, target: target, options: options)
     case 8: return .secrets(target: try reader.text(), bytes: try reader.number())
-    case 9: return .proc
-    case 10: return .sysfs
     case 11: return .cgroupFileSystem(hierarchies: try reader.list())
-    case 12:
-      return .tmpfs(
-        target: try reader.text(), bytes: try reader.number(), inodes: try reader.number(),
-        mode: try reader.number32(), attributes: try reader.number())
     case 13:
       return .device(path: try reader.text(), major: try reader.number32(), minor: try reader.number32())
-    case 14: return .devpts
-    case 15: return .mqueue
     case 16: return .symlink(path: try reader.text(), target: try reader.text())
     case 17:
       return .file(path: try reader.text(), mode: try reader.number32(), content: try reader.content())
@@ -192,12 +205,13 @@ extension Operation {
     case 22: return .sysctl(key: try reader.text(), value: try reader.text())
     case 23:
       return .resourceLimit(
-        resource: try reader.number32(), soft: try reader.number(), hard: try reader.number())
-    case 24: return .outOfMemoryScore(try reader.number32())
+        resource: try reader.number32(), soft: try reader.number(), hard: try reader.number(), strict: try reader.number() != 0)
+    case 24:
+      guard let score = Int32(exactly: Int64(bitPattern: try reader.number())) else { throw reader.error(.numberOutOfRange) }
+      return .outOfMemoryScore(score)
     case 25: return .sessionKeyring
     case 26: return .cgroupNamespace
     case 27: return .awaitStart
-    case 28: return .capabilities
     case 29:
       let (uid, gid) = (try reader.number32(), try reader.number32())
       var groups: [UInt32] = []
@@ -205,16 +219,43 @@ extension Operation {
         guard let group = UInt32(text) else { throw reader.error(.numberOutOfRange) }
         groups.append(group)
       }
-      return .user(uid: uid, gid: gid, groups: groups, mask: try reader.number32())
+      let mask = try reader.number32()
+      var sets = CapabilitySets()
+      sets.bounding = try reader.number()
+      sets.effective = try reader.number()
+      sets.permitted = try reader.number()
+      sets.inheritable = try reader.number()
+      sets.ambient = try reader.number()
+      return .user(uid: uid, gid: gid, groups: groups, mask: mask, capabilities: sets)
     case 30: return .undumpable
     case 31: return .noNewPrivileges
-    case 32: return .seccomp(program: try reader.content())
+    case 32: return .seccomp(program: try reader.content(), flags: try reader.number())
     case 33:
       return .log(
         segmentBytes: try reader.number(), segments: try reader.number32(), bytesPerSecond: try reader.number())
     case 34:
       return .execute(
         arguments: try reader.list(), environment: try reader.list(), directory: try reader.text())
+    case 35:
+      return .fileSystem(
+        type: try reader.text(), source: try reader.text(), target: try reader.text(), options: try reader.list(),
+        change: try reader.change(), copyUp: try reader.number() != 0)
+    case 36: return .joinNamespace(kind: try reader.number(), path: try reader.text())
+    case 37: return .rootDirectory(path: try reader.text())
+    case 38: return .rootAttributes(try reader.change())
+    case 39:
+      return .node(
+        path: try reader.text(), mode: try reader.number32(), major: try reader.number32(), minor: try reader.number32(),
+        uid: try reader.number32(), gid: try reader.number32())
+    case 40: return .domainname(try reader.text())
+    case 41: return .rendezvous
+    case 42:
+      return .hook(
+        arguments: try reader.list(), environment: try reader.list(), seconds: try reader.number32(), input: try reader.text())
+    case 43: return .terminal(socket: try reader.text(), rows: try reader.number32(), columns: try reader.number32())
+    case 44: return .personality(try reader.number())
+    case 46: return .workingDirectory(path: try reader.text())
+    case 45: return .timeOffsets(try reader.list())
     default: throw reader.error(.unknownOperation)
     }
   }

@@ -26,8 +26,8 @@ extension Operation {
   var shape: Shape {
     switch self {
     case .cgroup(let path): Shape(1, "join cgroup", [("path", .text(path))])
-    case .userNamespace(let first, let count):
-      Shape(2, "new user namespace", [("first", .number(UInt64(first))), ("count", .number(UInt64(count)))])
+    case .userNamespace(let owner, let uids, let gids):
+      Shape(2, "new user namespace", [("owner", .number(UInt64(owner))), ("uids", .list(texts(uids))), ("gids", .list(texts(gids)))])
     case .namespaces(let flags): Shape(3, "new namespaces", [("flags", .number(flags))])
     case .layer(let path): Shape(4, "image layer", [("path", .text(path))])
     case .root(let bytes, let inodes):
@@ -39,33 +39,49 @@ extension Operation {
           ("path", .text(path)), ("mode", .number(UInt64(mode))), ("uid", .number(UInt64(uid))),
           ("gid", .number(UInt64(gid))),
         ])
-    case .bind(let source, let target, let attributes, let ids):
+    case .bind(let source, let target, let options):
       Shape(
         7, "bind",
-        [
-          ("source", .text(source)), ("target", .text(target)), ("attributes", .number(attributes)),
-          ("mapped", .number(ids == nil ? 0 : 1)), ("from uid", .number(UInt64(ids?.fromUID ?? 0))),
-          ("from gid", .number(UInt64(ids?.fromGID ?? 0))), ("to uid", .number(UInt64(ids?.toUID ?? 0))),
-          ("to gid", .number(UInt64(ids?.toGID ?? 0))),
+        [("source", .text(source)), ("target", .text(target))] + fields(options.change) + [
+          ("recursive", .number(options.recursive ? 1 : 0)), ("follows", .number(options.followsSource ? 1 : 0)),
+          ("uids", .list(texts(options.uids))), ("gids", .list(texts(options.gids))),
         ])
     case .secrets(let target, let bytes):
       Shape(8, "secrets", [("target", .text(target)), ("bytes", .number(bytes))])
-    case .proc: Shape(9, "mount proc")
-    case .sysfs: Shape(10, "mount sysfs")
-    case .cgroupFileSystem(let hierarchies): Shape(11, "mount cgroup", [("hierarchies", .list(hierarchies))])
-    case .tmpfs(let target, let bytes, let inodes, let mode, let attributes):
+    case .fileSystem(let type, let source, let target, let options, let change, let copyUp):
       Shape(
-        12, "mount tmpfs",
+        35, "mount",
+        [("type", .text(type)), ("source", .text(source)), ("target", .text(target)), ("options", .list(options))] + fields(change)
+          + [("copy up", .number(copyUp ? 1 : 0))])
+    case .joinNamespace(let kind, let path): Shape(36, "join namespace", [("kind", .number(kind)), ("path", .text(path))])
+    case .rootDirectory(let path): Shape(37, "root directory", [("path", .text(path))])
+    case .rootAttributes(let change): Shape(38, "attributes of the root", fields(change))
+    case .node(let path, let mode, let major, let minor, let uid, let gid):
+      Shape(
+        39, "device node",
         [
-          ("target", .text(target)), ("bytes", .number(bytes)), ("inodes", .number(inodes)),
-          ("mode", .number(UInt64(mode))), ("attributes", .number(attributes)),
+          ("path", .text(path)), ("mode", .number(UInt64(mode))), ("major", .number(UInt64(major))),
+          ("minor", .number(UInt64(minor))), ("uid", .number(UInt64(uid))), ("gid", .number(UInt64(gid))),
         ])
+    case .domainname(let name): Shape(40, "domain name", [("name", .text(name))])
+    case .rendezvous: Shape(41, "rendezvous")
+    case .hook(let arguments, let environment, let seconds, let input):
+      Shape(
+        42, "hook",
+        [
+          ("arguments", .list(arguments)), ("environment", .list(environment)), ("seconds", .number(UInt64(seconds))),
+          ("input", .text(input)),
+        ])
+    case .terminal(let socket, let rows, let columns):
+      Shape(43, "terminal", [("socket", .text(socket)), ("rows", .number(UInt64(rows))), ("columns", .number(UInt64(columns)))])
+    case .personality(let persona): Shape(44, "personality", [("persona", .number(persona))])
+    case .workingDirectory(let path): Shape(46, "working directory", [("path", .text(path))])
+    case .timeOffsets(let offsets): Shape(45, "time offsets", [("offsets", .list(offsets))])
+    case .cgroupFileSystem(let hierarchies): Shape(11, "mount cgroup", [("hierarchies", .list(hierarchies))])
     case .device(let path, let major, let minor):
       Shape(
         13, "device",
         [("path", .text(path)), ("major", .number(UInt64(major))), ("minor", .number(UInt64(minor)))])
-    case .devpts: Shape(14, "mount devpts")
-    case .mqueue: Shape(15, "mount mqueue")
     case .symlink(let path, let target): Shape(16, "symlink", [("path", .text(path)), ("target", .text(target))])
     case .file(let path, let mode, let content):
       Shape(17, "file", [("path", .text(path)), ("mode", .number(UInt64(mode))), ("content", .bytes(content))])
@@ -74,25 +90,29 @@ extension Operation {
     case .pivotRoot: Shape(20, "pivot root")
     case .hostname(let name): Shape(21, "hostname", [("name", .text(name))])
     case .sysctl(let key, let value): Shape(22, "sysctl", [("key", .text(key)), ("value", .text(value))])
-    case .resourceLimit(let resource, let soft, let hard):
+    case .resourceLimit(let resource, let soft, let hard, let strict):
       Shape(
         23, "rlimit",
-        [("resource", .number(UInt64(resource))), ("soft", .number(soft)), ("hard", .number(hard))])
-    case .outOfMemoryScore(let score): Shape(24, "oom score", [("score", .number(UInt64(score)))])
+        [
+          ("resource", .number(UInt64(resource))), ("soft", .number(soft)), ("hard", .number(hard)),
+          ("strict", .number(strict ? 1 : 0)),
+        ])
+    case .outOfMemoryScore(let score): Shape(24, "oom score", [("score", .number(UInt64(bitPattern: Int64(score))))])
     case .sessionKeyring: Shape(25, "new session keyring")
     case .cgroupNamespace: Shape(26, "new cgroup namespace")
     case .awaitStart: Shape(27, "await start")
-    case .capabilities: Shape(28, "drop all capabilities")
-    case .user(let uid, let gid, let groups, let mask):
+    case .user(let uid, let gid, let groups, let mask, let sets):
       Shape(
         29, "become user",
         [
           ("uid", .number(UInt64(uid))), ("gid", .number(UInt64(gid))), ("groups", .list(groups.map { "\($0)" })),
-          ("mask", .number(UInt64(mask))),
+          ("mask", .number(UInt64(mask))), ("bounding", .number(sets.bounding)), ("effective", .number(sets.effective)),
+          ("permitted", .number(sets.permitted)), ("inheritable", .number(sets.inheritable)), ("ambient", .number(sets.ambient)),
         ])
     case .undumpable: Shape(30, "become undumpable")
     case .noNewPrivileges: Shape(31, "no new privileges")
-    case .seccomp(let program): Shape(32, "load seccomp filter", [("program", .bytes(program))])
+    case .seccomp(let program, let flags):
+      Shape(32, "load seccomp filter", [("program", .bytes(program)), ("flags", .number(flags))])
     case .log(let segmentBytes, let segments, let rate):
       Shape(
         33, "keep output",
@@ -126,6 +146,15 @@ extension Operation {
     return line
   }
 }
+
+private func fields(_ change: MountChange) -> [(label: String, value: Field)] {
+  [
+    ("attributes", .number(change.set)), ("cleared", .number(change.clear)), ("recursively", .number(change.recursiveSet)),
+    ("cleared recursively", .number(change.recursiveClear)), ("propagation", .number(change.propagation)),
+  ]
+}
+
+private func texts(_ ranges: [IDRange]) -> [String] { ranges.map { "\($0.inside) \($0.outside) \($0.count)" } }
 
 private func octal(_ number: UInt64) -> String {
   var digits = ""

@@ -80,6 +80,14 @@ package struct Descriptor: ~Copyable, Sendable {
     try retrying { bytes.withUnsafeBytes { clx_write(number, $0.baseAddress, bytes.count) } }
   }
 
+  /// A file in memory that holds `content` and is read from its beginning (memfd_create(2)).
+  package static func memory(_ name: String, _ content: [UInt8]) throws(Errno) -> Descriptor {
+    let file = Descriptor(adopting: Int32(try check(name.withCString { clx_memfd_create($0) })))
+    try file.write(content)
+    try check(clx_rewind(file.number))
+    return file
+  }
+
   package func makeNonBlocking() throws(Errno) { try check(clx_set_nonblocking(number)) }
   package func sync() throws(Errno) { try retrying { clx_fsync(number) } }
 

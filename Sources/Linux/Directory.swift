@@ -99,6 +99,11 @@ extension Descriptor {
     let from = folder.number
     try check(path.withCString { p in existing.withCString { clx_linkat(from, $0, number, p) } })
   }
+  package func makeNode(_ path: String, mode: UInt32, major: UInt32, minor: UInt32) throws(Errno) {
+    // Linux's encoding of a device number in the 32 bits that mknod(2) takes.
+    let device = UInt64(minor & 0xFF) | UInt64(major) << 8 | UInt64(minor & ~0xFF) << 12
+    try check(path.withCString { clx_mknodat(number, $0, mode, device) })
+  }
   package func makeWhiteout(_ path: String) throws(Errno) {
     try check(path.withCString { clx_mknodat(number, $0, 0o020000, 0) })
   }
@@ -120,6 +125,31 @@ extension Descriptor {
   }
   package func exists(_ path: String) -> Bool {
     path.withCString { clx_access(number, $0, 0) } == 0
+  }
+
+  package func link(_ path: String) throws(Errno) -> String {
+    var bytes = [CChar](repeating: 0, count: 4096)
+    let count = try check(path.withCString { p in bytes.withUnsafeMutableBufferPointer { clx_readlinkat(number, p, $0.baseAddress, 4096) } })
+    return String(decoding: bytes[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+
+  /// The names in this directory, which was opened for reading, without "." and "..".
+  package func entries() throws(Errno) -> [String] {
+    var names: [String] = []
+    var buffer = [UInt8](repeating: 0, count: 32_768)
+    while true {
+      let count = try retrying { buffer.withUnsafeMutableBytes { clx_getdents(number, $0.baseAddress, 32_768) } }
+      if count == 0 { return names }
+      // struct linux_dirent64 (getdents(2)): the length of the record at 16, the name from 19 to its NUL.
+      var at = 0
+      while at + 19 < count {
+        let length = Int(buffer[at + 16]) | Int(buffer[at + 17]) << 8
+        guard length > 19, at + length <= count else { break }
+        let name = String(decoding: buffer[(at + 19)..<(at + length)].prefix { $0 != 0 }, as: UTF8.self)
+        if name != "." && name != ".." { names.append(name) }
+        at += length
+      }
+    }
   }
 
   package func setExtendedAttribute(_ name: String, _ value: [UInt8]) throws(Errno) {

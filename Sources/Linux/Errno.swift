@@ -30,6 +30,8 @@ package struct Errno: Error, Equatable, Sendable {
   package static let noChild = Errno(ECHILD)
   package static let connectionReset = Errno(ECONNRESET)
   package static let connectionRefused = Errno(ECONNREFUSED)
+  package static let canceled = Errno(ECANCELED)
+  package static let busy = Errno(EBUSY)
   package static let messageTooLong = Errno(EMSGSIZE)
 }
 

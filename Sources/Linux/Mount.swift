@@ -10,6 +10,12 @@ package struct MountAttributes: OptionSet, Sendable {
   package static let noSetuid = MountAttributes(rawValue: UInt64(CLX_ATTR_NOSUID))
   package static let noDevices = MountAttributes(rawValue: UInt64(CLX_ATTR_NODEV))
   package static let noExec = MountAttributes(rawValue: UInt64(CLX_ATTR_NOEXEC))
+  package static let noAccessTime = MountAttributes(rawValue: UInt64(CLX_ATTR_NOATIME))
+  package static let strictAccessTime = MountAttributes(rawValue: UInt64(CLX_ATTR_STRICTATIME))
+  package static let noDirectoryAccessTime = MountAttributes(rawValue: UInt64(CLX_ATTR_NODIRATIME))
+  package static let noSymlinks = MountAttributes(rawValue: UInt64(CLX_ATTR_NOSYMFOLLOW))
+  /// The whole field that says how access times are kept: cleared before one of its values is set.
+  package static let accessTimes = MountAttributes(rawValue: UInt64(CLX_ATTR_ATIME))
 }
 
 /// File system kinds by the magic number that statfs(2) reports.
@@ -52,11 +58,13 @@ package enum Mount {
     return Descriptor(adopting: Int32(try check(clx_fsmount(number, UInt32(attributes.rawValue)))))
   }
 
+  /// `propagation`: one of MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE, or 0.
   package static func setAttributes(
-    _ mount: borrowing Descriptor, _ attributes: MountAttributes, recursive: Bool = false
+    _ mount: borrowing Descriptor, _ attributes: MountAttributes, clearing cleared: MountAttributes = [], propagation: UInt64 = 0,
+    recursive: Bool = false
   ) throws(Errno) {
-    try check(
-      clx_mount_setattr(mount.number, recursive ? UInt32(CLX_AT_RECURSIVE) : 0, attributes.rawValue, 0, 0, -1))
+    let flags = recursive ? UInt32(CLX_AT_RECURSIVE) : 0
+    try check(clx_mount_setattr(mount.number, flags, attributes.rawValue, cleared.rawValue, propagation, -1))
   }
 
   /// Shows the files of a detached mount under other ids: those that `userNamespace` maps.

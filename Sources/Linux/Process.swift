@@ -13,6 +13,7 @@ package struct Namespaces: OptionSet, Sendable {
   package static let user = Namespaces(rawValue: UInt64(CLX_NEWUSER))
   package static let pid = Namespaces(rawValue: UInt64(CLX_NEWPID))
   package static let network = Namespaces(rawValue: UInt64(CLX_NEWNET))
+  package static let time = Namespaces(rawValue: UInt64(CLX_NEWTIME))
 }
 
 /// How a process ended.
@@ -25,6 +26,11 @@ package struct Child: Sendable {
   package let pid: Int32
   package let handle: Handle
 
+  package init(pid: Int32, handle: Handle) {
+    self.pid = pid
+    self.handle = handle
+  }
+
   package func signal(_ number: Int32) throws(Errno) { try Process.signal(handle.descriptor, number) }
 }
 
@@ -35,6 +41,18 @@ package enum Process {
     var pidfd: Int32 = -1
     let pid = try check(clx_clone3(namespaces.rawValue, &pidfd, cgroup?.descriptor.number ?? -1))
     return pid == 0 ? nil : Child(pid: Int32(pid), handle: Handle(Descriptor(adopting: pidfd)))
+  }
+
+  /// The same, but as a child of the caller's parent: nil in the child, its pid in the caller. For a caller that has
+  /// joined namespaces and is about to end.
+  package static func cloneSibling(into namespaces: Namespaces, cgroup: Handle? = nil) throws(Errno) -> Int32? {
+    let pid = try check(clx_clone3_sibling(namespaces.rawValue, cgroup?.descriptor.number ?? -1))
+    return pid == 0 ? nil : Int32(pid)
+  }
+
+  /// Joins the namespace that a file of /proc/PID/ns stands for (setns(2)).
+  package static func join(_ namespace: borrowing Descriptor, _ kind: Namespaces = []) throws(Errno) {
+    try check(clx_setns(namespace.number, Int32(truncatingIfNeeded: kind.rawValue)))
   }
 
   /// A plain fork by clone(2): inside a workspace clone3 answers ENOSYS, for the sake of old C libraries.
@@ -82,21 +100,32 @@ package enum Process {
     try check(clx_setresgid(gid, gid, gid))
     try check(clx_setresuid(uid, uid, uid))
   }
-  package static func dropBoundingCapabilities() throws(Errno) {
-    for capability in 0..<64 {
+  /// Lets the permitted set survive the next setresuid; execve(2) takes that back.
+  package static func keepPermittedCapabilities() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_KEEPCAPS), 1, 0)) }
+  package static func limitBoundingCapabilities(to kept: UInt64) throws(Errno) {
+    for capability in 0..<64 where kept >> UInt64(capability) & 1 == 0 {
       let result = clx_prctl(Int32(CLX_PR_CAPBSET_DROP), UInt(capability), 0)
       if result == Int(-EINVAL) { return }  // past the kernel's last capability
       try check(result)
     }
   }
-  /// Empties the effective, permitted, inheritable and ambient sets.
-  package static func clearCapabilities() throws(Errno) {
+  /// Sets all sets but the bounding one; what is not in the permitted set now cannot be had.
+  package static func setCapabilities(effective: UInt64, permitted: UInt64, inheritable: UInt64, ambient: UInt64) throws(Errno) {
     try check(clx_prctl(Int32(CLX_PR_CAP_AMBIENT), 4, 0))
-    try check(clx_capabilities_clear())
+    try check(clx_capset(effective, permitted, inheritable))
+    for capability in 0..<64 where ambient >> UInt64(capability) & 1 == 1 {
+      try check(clx_prctl3(Int32(CLX_PR_CAP_AMBIENT), 2, UInt(capability), 0))
+    }
   }
-  /// Loads a compiled classic BPF program, eight bytes an instruction.
-  package static func loadFilter(_ program: [UInt8]) throws(Errno) {
-    try check(program.withUnsafeBytes { clx_seccomp_load($0.baseAddress, UInt16($0.count / 8)) })
+  /// Orphans of the container become this process's children.
+  package static func becomeSubreaper() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_CHILD_SUBREAPER), 1, 0)) }
+  package static func setPersonality(_ persona: UInt64) throws(Errno) { try check(clx_personality(UInt(persona))) }
+  package static func setDomainname(_ name: String) throws(Errno) {
+    try check(name.withCString { clx_setdomainname($0, name.utf8.count) })
+  }
+  /// Loads a compiled classic BPF program, eight bytes an instruction, with the flags of seccomp(2).
+  package static func loadFilter(_ program: [UInt8], flags: UInt64) throws(Errno) {
+    try check(program.withUnsafeBytes { clx_seccomp_load($0.baseAddress, UInt16($0.count / 8), UInt(flags)) })
   }
   package static func setLimit(_ resource: Int32, soft: UInt64, hard: UInt64) throws(Errno) {
     try check(clx_setrlimit(resource, soft, hard))

@@ -46,6 +46,14 @@ package enum Socket {
     return socket
   }
 
+  /// Connects to a stream socket by its path.
+  package static func connect(path: String) throws(Errno) -> Descriptor {
+    let socket = Descriptor(adopting: Int32(try check(clx_socket(Int32(CLX_SOCK_STREAM)))))
+    let number = socket.number
+    try retrying { path.withCString { clx_connect(number, $0) } }
+    return socket
+  }
+
   /// Makes an inherited listening socket this process's own, for SO_PEERCRED.
   package static func relisten(_ number: Int32) throws(Errno) { try check(clx_listen(number, 128)) }
 

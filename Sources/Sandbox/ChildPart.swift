@@ -10,13 +10,23 @@ struct ChildPart {
   private let operations: [Operation]
   private let host: HostPart
   private let supervisor: MessageSocket
+  /// Where `awaitStart` waits for a connection; without one it waits for a message of the supervisor.
+  private let gate: Handle?
   private var root: Handle?
   private var layers: [Handle] = []
+  /// How paths of the root are walked. Never out of it; and through a link of an image only where the plan brings a root
+  /// of its own: an image could lead a mount elsewhere inside with one (CVE-2019-19921).
+  private var walk: Resolution = [.inRoot, .noSymlinks]
+  /// The connection that opened the gate: whoever started the program hears there that it failed.
+  private(set) var starter: MessageSocket?
+  /// The terminal's side of the program.
+  private(set) var terminal: Handle?
 
-  init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket) {
+  init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket, gate: Handle? = nil) {
     operations = plan.operations
     self.host = host
     self.supervisor = supervisor
+    self.gate = gate
   }
 
   /// Everything up to, and without, `execute`.
@@ -24,7 +34,7 @@ struct ChildPart {
     do throws(Errno) {
       guard case .proceed? = try supervisor.receive()?.message else { throw .noSuchProcess }
       if isolated { try Process.setIDs(uid: 0, gid: 0, groups: []) }
-      try Mount.makeSlave()
+      if ownsMounts { try Mount.makeSlave() }
       Process.setFileMask(0)
     } catch {
       throw StepFailure("enter namespaces", error)
@@ -35,7 +45,17 @@ struct ChildPart {
   }
 
   private var isolated: Bool {
-    for operation in operations { if case .userNamespace = operation { return true } }
+    for operation in operations {
+      if case .userNamespace = operation { return true }
+      if case .joinNamespace(let kind, _) = operation, Namespaces(rawValue: kind) == .user { return true }
+    }
+    return false
+  }
+
+  private var ownsMounts: Bool {
+    for operation in operations {
+      if case .namespaces(let kinds) = operation { return Namespaces(rawValue: kinds).contains(.mount) }
+    }
     return false
   }
 
@@ -49,31 +69,26 @@ struct ChildPart {
       let writable = try folder.open(".", [.readOnly, .directory])
       try writable.setMode(mode)
       try writable.setOwner(uid, gid)
-    case .bind(_, let target, _, _), .secrets(let target, _): try attach(index, to: target)
-    case .proc:
-      let proc = try Mount.make("proc", attributes: [.noSetuid, .noDevices, .noExec])
-      guard try Mount.isFileSystem(proc, FileSystemMagic.proc) else { throw .invalid }
-      try attach(proc, to: "/proc")
-    case .sysfs:
-      try attach(try Mount.make("sysfs", attributes: [.readOnly, .noSetuid, .noDevices, .noExec]), to: "/sys")
+    case .rootDirectory: try makeRoot(from: index)
+    case .rootAttributes(let change): try ChildPart.change(try rootDescriptor(), change)
+    case .workingDirectory(let path): _ = try folder(at: path, creating: true)
+    case .bind(_, let target, let options):
+      guard let mount = host.opened[index] else { throw .invalid }
+      try attach(mount.descriptor, to: target)
+      // Propagation is a property of where it is mounted.
+      if options.change.propagation != 0 { try propagate(target, options.change.propagation) }
+    case .secrets(let target, _):
+      guard let mount = host.opened[index] else { throw .invalid }
+      try attach(mount.descriptor, to: target)
+    case .fileSystem(let type, let source, let target, let options, let change, let copyUp):
+      try mount(type, source, target, options, change, copyUp: copyUp)
     case .cgroupFileSystem(let hierarchies): try mountCgroups(hierarchies)
-    case .tmpfs(let target, let bytes, let inodes, let mode, let attributes):
-      let mount = try Mount.make(
-        "tmpfs", [("size", "\(bytes)"), ("nr_inodes", "\(inodes)"), ("mode", octal(mode))],
-        attributes: MountAttributes(rawValue: attributes))
-      try attach(mount, to: target)
     case .device(let path, _, _):
       guard let node = host.opened[index] else { throw .invalid }
       try makeFile(path, mode: 0o666, content: [])
-      try Mount.attach(
-        node.descriptor, to: try rootDescriptor().open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks]))
-    case .devpts:
-      let pts = try Mount.make(
-        "devpts", [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
-        attributes: [.noSetuid, .noExec])
-      guard try Mount.isFileSystem(pts, FileSystemMagic.devpts) else { throw .invalid }
-      try attach(pts, to: "/dev/pts")
-    case .mqueue: try attach(try Mount.make("mqueue", attributes: [.noSetuid, .noDevices, .noExec]), to: "/dev/mqueue")
+      try attach(node.descriptor, to: path)
+    case .node(let path, let mode, let major, let minor, let uid, let gid):
+      try makeNode(path, mode, major, minor, uid, gid)
     case .symlink(let path, let target):
       let (parent, name) = try parent(of: path)
       try parent.descriptor.makeSymlink(name, to: target)
@@ -82,27 +97,37 @@ struct ChildPart {
     case .readOnly(let path): try makeReadOnly(path)
     case .pivotRoot: try Mount.pivot(into: try rootDescriptor())
     case .hostname(let name): try Process.setHostname(name)
+    case .domainname(let name): try Process.setDomainname(name)
+    case .personality(let persona): try Process.setPersonality(persona)
+    case .timeOffsets(let offsets): try setTimeOffsets(offsets)
     case .sysctl(let key, let value): try setSysctl(key, value)
-    case .resourceLimit(let resource, let soft, let hard):
+    case .resourceLimit(let resource, let soft, let hard, let strict):
+      if strict { return try Process.setLimit(Int32(resource), soft: soft, hard: hard) }
       // Hosts without CAP_SYS_RESOURCE cannot raise a hard limit: the host's own then stays in force.
-      let present = try Process.limit(Int32(resource))
-      let ceiling = min(hard, present.hard)
+      let ceiling = min(hard, try Process.limit(Int32(resource)).hard)
       try Process.setLimit(Int32(resource), soft: min(soft, ceiling), hard: ceiling)
     case .sessionKeyring: try Process.newSessionKeyring()
     case .cgroupNamespace: try Process.unshare(.cgroup)
-    case .awaitStart:
-      try supervisor.send(.waiting(pid: Process.id))
-      guard case .start? = try supervisor.receive()?.message else { throw .noSuchProcess }
-    case .capabilities: try Process.dropBoundingCapabilities()
-    case .user(let uid, let gid, let groups, let mask):
+    case .rendezvous:
+      try supervisor.send(.ready)
+      guard case .proceed? = try supervisor.receive()?.message else { throw .noSuchProcess }
+    case .hook(let arguments, let environment, let seconds, let input):
+      try Hook(arguments: arguments, environment: environment, seconds: seconds).run(input)
+    case .terminal(_, let rows, let columns): try openTerminal(index, rows: rows, columns: columns)
+    case .awaitStart: try awaitStart()
+    case .user(let uid, let gid, let groups, let mask, let sets):
+      // Dropping from the bounding set needs a capability, so it comes before the change of user that ends all.
+      try Process.limitBoundingCapabilities(to: sets.bounding)
+      if sets.permitted != 0 { try Process.keepPermittedCapabilities() }
       try Process.setIDs(uid: uid, gid: gid, groups: groups)
-      // After the ids: leaving uid 0 needs CAP_SETUID, and the ambient set can only be emptied now.
-      try Process.clearCapabilities()
+      // After the ids: leaving uid 0 needs CAP_SETUID, and the ambient set can only be set now.
+      try Process.setCapabilities(
+        effective: sets.effective, permitted: sets.permitted, inheritable: sets.inheritable, ambient: sets.ambient)
       Process.setFileMask(mask)
     case .undumpable: try Process.becomeUndumpable()
     case .noNewPrivileges: try Process.forbidNewPrivileges()
-    case .seccomp(let program): try Process.loadFilter(program)
-    case .userNamespace, .namespaces, .outOfMemoryScore, .log, .execute: break
+    case .seccomp(let program, let flags): try Process.loadFilter(program, flags: flags)
+    case .userNamespace, .namespaces, .joinNamespace, .outOfMemoryScore, .log, .execute: break
     }
   }
 
@@ -110,12 +135,25 @@ struct ChildPart {
 
   /// A tmpfs over /tmp of this mount namespace is the workbench: nobody else can reach a path in it, so the
   /// paths that the overlay needs are safe. It goes with the old root.
-  private mutating func makeRoot(_ bytes: UInt64, _ inodes: UInt64) throws(Errno) {
+  private func makeBench() throws(Errno) -> Descriptor {
     let bench = try Mount.make("tmpfs", [("mode", "0700"), ("size", "1048576")])
     try Mount.attach(bench, to: try Descriptor.open("/tmp", [.path, .directory, .noFollow]))
     let here = try bench.open(".", [.readOnly, .directory])
-    try here.makeDirectory("scratch", mode: 0o700)
     try here.makeDirectory("root", mode: 0o755)
+    return here
+  }
+
+  private mutating func makeRoot(from index: Int) throws(Errno) {
+    guard let mount = host.opened[index] else { throw .invalid }
+    let here = try makeBench()
+    try Mount.attach(mount.descriptor, to: try here.open("root", [.path, .directory]))
+    root = Handle(try here.open("root", [.path, .directory]))
+    walk = .inRoot
+  }
+
+  private mutating func makeRoot(_ bytes: UInt64, _ inodes: UInt64) throws(Errno) {
+    let here = try makeBench()
+    try here.makeDirectory("scratch", mode: 0o700)
     let scratch = try Mount.make(
       "tmpfs", [("size", "\(bytes)"), ("nr_inodes", "\(inodes)"), ("mode", "0755")],
       attributes: [.noSetuid, .noDevices])
@@ -141,12 +179,11 @@ struct ChildPart {
     return try root.descriptor.duplicate()
   }
 
-  /// A folder of the new root. No component may be a symlink: an image could lead a mount elsewhere with one
-  /// (CVE-2019-19921, CVE-2026-47766).
+  /// A folder of the new root.
   private func folder(at path: String, creating: Bool) throws(Errno) -> Descriptor {
     let root = try rootDescriptor()
     do throws(Errno) {
-      return try root.open(relative(path), [.path, .directory], resolving: [.inRoot, .noSymlinks])
+      return try root.open(relative(path), [.path, .directory], resolving: walk)
     } catch {
       guard creating, error == .noEntry else { throw error }
     }
@@ -156,7 +193,7 @@ struct ChildPart {
     } catch {
       if error != .exists { throw error }
     }
-    return try root.open(relative(path), [.path, .directory], resolving: [.inRoot, .noSymlinks])
+    return try root.open(relative(path), [.path, .directory], resolving: walk)
   }
 
   private func parent(of path: String) throws(Errno) -> (Handle, String) {
@@ -175,13 +212,123 @@ struct ChildPart {
     try file.write(content)
   }
 
-  private func attach(_ index: Int, to target: String) throws(Errno) {
-    guard let mount = host.opened[index] else { throw .invalid }
-    try Mount.attach(mount.descriptor, to: try folder(at: target, creating: true))
+  /// Attaches to a folder or file of the root, making it if it is not there.
+  private func attach(_ mount: borrowing Descriptor, to target: String) throws(Errno) {
+    if try mount.status().kind == .directory { return try Mount.attach(mount, to: try folder(at: target, creating: true)) }
+    let existing: Descriptor
+    do throws(Errno) {
+      existing = try rootDescriptor().open(relative(target), [.path], resolving: walk)
+    } catch {
+      guard error == .noEntry else { throw error }
+      let (parent, name) = try parent(of: target)
+      _ = try parent.descriptor.open(name, [.writeOnly, .create, .exclusive, .noFollow], mode: 0o644)
+      existing = try parent.descriptor.open(name, [.path, .noFollow])
+    }
+    try Mount.attach(mount, to: existing)
   }
 
-  private func attach(_ mount: borrowing Descriptor, to target: String) throws(Errno) {
-    try Mount.attach(mount, to: try folder(at: target, creating: true))
+  /// What mount_setattr(2) is to change on a mount, and on all below it. Propagation apart: a detached mount has none.
+  static func change(_ mount: borrowing Descriptor, _ change: MountChange) throws(Errno) {
+    if change.recursiveSet | change.recursiveClear != 0 {
+      try Mount.setAttributes(
+        mount, MountAttributes(rawValue: change.recursiveSet), clearing: MountAttributes(rawValue: change.recursiveClear),
+        recursive: true)
+    }
+    if change.set | change.clear != 0 {
+      try Mount.setAttributes(
+        mount, MountAttributes(rawValue: change.set), clearing: MountAttributes(rawValue: change.clear))
+    }
+  }
+
+  private func propagate(_ target: String, _ propagation: UInt64) throws(Errno) {
+    let mounted = try rootDescriptor().open(relative(target), [.path], resolving: walk)
+    // The kinds without MS_REC, which is bit 14.
+    let recursive = propagation & (1 << 14) != 0
+    try Mount.setAttributes(mounted, [], propagation: propagation & ~(1 << 14), recursive: recursive)
+  }
+
+  private func mount(
+    _ type: String, _ source: String, _ target: String, _ options: [String], _ change: MountChange, copyUp: Bool
+  ) throws(Errno) {
+    var pairs: [(String, String)] = source.isEmpty ? [] : [("source", source)]
+    for option in options {
+      let parts = option.split(separator: "=", maxSplits: 1)
+      pairs.append((String(parts.first ?? ""), parts.count > 1 ? String(parts[1]) : ""))
+    }
+    let mount = try Mount.make(type, pairs, attributes: MountAttributes(rawValue: change.set))
+    if copyUp {
+      do throws(Errno) {
+        let below = try folder(at: target, creating: false).open(".", [.readOnly, .directory])
+        // A file system that is to be read-only is filled before.
+        try Mount.setAttributes(mount, [], clearing: .readOnly)
+        try Copy.contents(of: below, to: try mount.open(".", [.readOnly, .directory]))
+        try Mount.setAttributes(mount, MountAttributes(rawValue: change.set))
+      } catch {
+        if error != .noEntry { throw error }
+      }
+    }
+    try attach(mount, to: target)
+    if change.propagation != 0 { try propagate(target, change.propagation) }
+  }
+
+  private func makeNode(
+    _ path: String, _ mode: UInt32, _ major: UInt32, _ minor: UInt32, _ uid: UInt32, _ gid: UInt32
+  ) throws(Errno) {
+    let (parent, name) = try parent(of: path)
+    do throws(Errno) {
+      try parent.descriptor.makeNode(name, mode: mode, major: major, minor: minor)
+    } catch {
+      // With the host's own /dev in the container it may be there already; another one in its place is an error.
+      guard error == .exists else { throw error }
+      let status = try parent.descriptor.open(name, [.path, .noFollow]).status()
+      guard status.major == major, status.minor == minor else { throw .exists }
+      return
+    }
+    try parent.descriptor.setOwner(uid, gid, name)
+    try parent.descriptor.setMode(mode & 0o7777, name)
+  }
+
+  private func setTimeOffsets(_ offsets: [String]) throws(Errno) {
+    try Process.unshare(.time)
+    let file = try Descriptor.open("/proc/self/timens_offsets", [.writeOnly])
+    var text = ""
+    for offset in offsets { text += offset + "\n" }
+    try file.write(Array(text.utf8))
+    // Nobody may be in it while its offsets are set; this is the way in for the one that made it.
+    try Process.join(try Descriptor.open("/proc/self/ns/time_for_children", [.readOnly]), .time)
+  }
+
+  private mutating func openTerminal(_ index: Int, rows: UInt32, columns: UInt32) throws(Errno) {
+    let pair = try Terminal.open("/dev/pts/ptmx")
+    // A container that is joined could have put anything there.
+    guard try Mount.isFileSystem(pair.slave.descriptor, FileSystemMagic.devpts) else { throw .invalid }
+    if rows | columns != 0 { try Terminal.resize(pair.master.descriptor, rows: UInt16(clamping: rows), columns: UInt16(clamping: columns)) }
+    for operation in operations {
+      if case .user(let uid, _, _, _, _) = operation { try pair.slave.descriptor.setOwner(uid, .max) }
+    }
+    if let socket = host.opened[index] {
+      try Socket.send(socket.descriptor, Array("/dev/pts/ptmx".utf8), passing: [pair.master])
+    } else {
+      try supervisor.send(.execStarted(session: 0), passing: [pair.master])
+    }
+    terminal = pair.slave
+    if root != nil {
+      try makeFile("/dev/console", mode: 0o600, content: [])
+      try Mount.attach(
+        try Mount.clone(pair.slave.descriptor), to: try rootDescriptor().open("dev/console", [.path, .noFollow], resolving: walk))
+    }
+  }
+
+  private mutating func awaitStart() throws(Errno) {
+    try supervisor.send(.waiting(pid: Process.id))
+    guard let gate else {
+      guard case .start? = try supervisor.receive()?.message else { throw .noSuchProcess }
+      return
+    }
+    var poller = Poller()
+    _ = poller.add(gate)
+    try poller.wait()
+    starter = MessageSocket(Handle(try Socket.accept(gate.descriptor)))
   }
 
   private func mountCgroups(_ hierarchies: [String]) throws(Errno) {

@@ -42,18 +42,30 @@ final class HostPart {
       }
     case .layer(let path):
       return Handle(try Mount.clone(try Descriptor.open(path, [.path, .directory, .noFollow])))
-    case .bind(let source, _, let attributes, _):
-      // No symlink anywhere in the source: what was checked is what is mounted.
-      let root = try Descriptor.open("/", [.path, .directory])
-      let folder = try root.open(relative(source), [.path, .directory], resolving: [.inRoot, .noSymlinks])
-      let mount = try Mount.clone(folder)
-      try Mount.setAttributes(mount, MountAttributes(rawValue: attributes))
-      return Handle(mount)
+    case .rootDirectory(let path):
+      return Handle(try Mount.clone(try Descriptor.open(path, [.path, .directory]), recursive: true))
+    case .bind(let source, _, let options): return Handle(try bind(source, options))
+    case .joinNamespace(_, let path): return Handle(try Descriptor.open(path, [.readOnly]))
+    case .terminal(let socket, _, _): return socket.isEmpty ? nil : Handle(try Socket.connect(path: socket))
     case .secrets(_, let bytes): return Handle(try makeSecrets(bytes))
     case .device(let path, let major, let minor): return Handle(try device(path, major, minor))
     case .mask: return Handle(try device("/dev/null", 1, 3))
     default: return nil
     }
+  }
+
+  private func bind(_ source: String, _ options: BindOptions) throws(Errno) -> Descriptor {
+    let file: Descriptor
+    if options.followsSource {
+      file = try Descriptor.open(source, [.path])
+    } else {
+      // No symlink anywhere in the source: what was checked is what is mounted.
+      let root = try Descriptor.open("/", [.path, .directory])
+      file = try root.open(relative(source), [.path], resolving: [.inRoot, .noSymlinks])
+    }
+    let mount = try Mount.clone(file, recursive: options.recursive)
+    try ChildPart.change(mount, options.change)
+    return mount
   }
 
   /// A clone of a host device node, after proof that it is that device (CVE-2025-31133).
@@ -93,18 +105,21 @@ final class HostPart {
   /// The clone into the new namespaces; nil in the child.
   func clone() throws(StepFailure) -> Child? {
     var flags: Namespaces = []
-    var owner: UInt32?
-    for operation in operations {
+    var owner: UInt32 = 0
+    var joined: [(kind: Namespaces, file: Handle)] = []
+    for (index, operation) in operations.enumerated() {
       switch operation {
-      case .userNamespace(let first, _):
-        owner = first
+      case .userNamespace(let id, _, _):
+        owner = id
         flags.insert(.user)
       case .namespaces(let kinds): flags.formUnion(Namespaces(rawValue: kinds))
+      case .joinNamespace(let kind, _): if let file = opened[index] { joined.append((Namespaces(rawValue: kind), file)) }
       default: break
       }
     }
     do throws(Errno) {
-      guard let owner else { return try Process.clone(into: flags, cgroup: birthplace) }
+      if !joined.isEmpty { return try clone(into: flags, joining: joined) }
+      if owner == 0 { return try Process.clone(into: flags, cgroup: birthplace) }
       // The namespace must belong to the workspace's own host uid: the kernel counts inotify instances,
       // namespaces and more for the owner, and with root as the owner one workspace could use up all.
       try Process.keepCapabilitiesAcrossSetID()
@@ -117,23 +132,54 @@ final class HostPart {
     }
   }
 
+  /// Through a process that joins the namespaces, so that this one stays where it is: what that clones belongs to the
+  /// user namespace that it has joined, and is a child of this process.
+  private func clone(into flags: Namespaces, joining joined: [(kind: Namespaces, file: Handle)]) throws(Errno) -> Child? {
+    let pipe = try Pipe()
+    let pid = try Process.fork()
+    if pid == 0 {
+      var report: Int32
+      do throws(Errno) {
+        // The user namespace first: what follows needs the capabilities in it.
+        for entry in joined where entry.kind == .user { try Process.join(entry.file.descriptor, .user) }
+        for entry in joined where entry.kind != .user { try Process.join(entry.file.descriptor, entry.kind) }
+        guard let born = try Process.cloneSibling(into: flags, cgroup: birthplace) else { return nil }
+        report = born
+      } catch {
+        report = -error.code
+      }
+      var bytes: [UInt8] = []
+      bytes.append(number: UInt64(bitPattern: Int64(report)), width: 8)
+      do throws(Errno) { try pipe.writing?.descriptor.write(bytes) } catch {}
+      Process.exit(0)
+    }
+    pipe.closeWriting()
+    let bytes = try pipe.reading.descriptor.read(upTo: 8)
+    _ = try Process.reap(pid, wait: true)
+    var reader = Reader(bytes)
+    let report: Int64
+    do throws(PlanError) { report = Int64(bitPattern: try reader.number(width: 8)) } catch { throw .noChild }
+    if report < 0 { throw Errno(Int32(-report)) }
+    // A child of this process that nobody else reaps: the number cannot have been given to another.
+    let born = Int32(report)
+    return Child(pid: born, handle: Handle(try Process.open(pid: born)))
+  }
+
   /// Id maps, id-mapped mounts and what else needs the child's pid.
   func complete(child: Child) throws(StepFailure) {
     var namespace: Handle?
-    var first: UInt32 = 0
     for (index, operation) in operations.enumerated() {
       do throws(Errno) {
         switch operation {
-        case .userNamespace(let start, let count):
-          first = start
-          try writeMap(child.pid, "uid_map", inside: 0, outside: start, count: count)
-          try writeMap(child.pid, "gid_map", inside: 0, outside: start, count: count)
+        case .userNamespace(_, let uids, let gids):
+          try writeMap(child.pid, "uid_map", uids)
+          try writeMap(child.pid, "gid_map", gids)
           namespace = Handle(try Descriptor.open("/proc/\(child.pid)/ns/user", [.readOnly]))
         case .layer:
           if let mount = opened[index], let namespace { try Mount.mapIDs(mount.descriptor, by: namespace.descriptor) }
-        case .bind(_, _, _, let ids):
-          if let mount = opened[index], let ids {
-            try Mount.mapIDs(mount.descriptor, by: try mappingNamespace(ids, first: first))
+        case .bind(_, _, let options):
+          if let mount = opened[index], !options.uids.isEmpty {
+            try Mount.mapIDs(mount.descriptor, by: try mappingNamespace(options.uids, options.gids))
           }
         case .outOfMemoryScore(let score):
           try Descriptor.open("/proc/\(child.pid)/oom_score_adj", [.writeOnly]).write(Array("\(score)".utf8))
@@ -145,14 +191,15 @@ final class HostPart {
     }
   }
 
-  private func writeMap(_ pid: Int32, _ name: String, inside: UInt32, outside: UInt32, count: UInt32) throws(Errno) {
-    let file = try Descriptor.open("/proc/\(pid)/\(name)", [.writeOnly])
-    try file.write(Array("\(inside) \(outside) \(count)\n".utf8))
+  private func writeMap(_ pid: Int32, _ name: String, _ ranges: [IDRange]) throws(Errno) {
+    var text = ""
+    for range in ranges { text += "\(range.inside) \(range.outside) \(range.count)\n" }
+    try Descriptor.open("/proc/\(pid)/\(name)", [.writeOnly]).write(Array(text.utf8))
   }
 
   /// A user namespace that only serves as the map of a mount. Its process is gone when this returns; the
   /// descriptor keeps the namespace.
-  private func mappingNamespace(_ ids: IDMapping, first: UInt32) throws(Errno) -> Descriptor {
+  private func mappingNamespace(_ uids: [IDRange], _ gids: [IDRange]) throws(Errno) -> Descriptor {
     let gate = try Pipe()
     guard let holder = try Process.clone(into: .user) else {
       // In the child: wait to be killed. Reading is enough, since nobody writes.
@@ -161,8 +208,8 @@ final class HostPart {
     }
     let result: Result<Int32, Errno>
     do throws(Errno) {
-      try writeMap(holder.pid, "uid_map", inside: ids.fromUID, outside: first + ids.toUID, count: 1)
-      try writeMap(holder.pid, "gid_map", inside: ids.fromGID, outside: first + ids.toGID, count: 1)
+      try writeMap(holder.pid, "uid_map", uids)
+      try writeMap(holder.pid, "gid_map", gids)
       result = .success(try Descriptor.open("/proc/\(holder.pid)/ns/user", [.readOnly]).release())
     } catch {
       result = .failure(error)
@@ -186,12 +233,15 @@ extension Operation {
   /// Its name, with the path it is about.
   var label: String {
     switch self {
-    case .cgroup(let path), .layer(let path), .directory(let path, _, _, _), .device(let path, _, _),
-      .symlink(let path, _), .file(let path, _, _), .mask(let path), .readOnly(let path):
+    case .cgroup(let path), .layer(let path), .rootDirectory(let path), .directory(let path, _, _, _), .device(let path, _, _),
+      .node(let path, _, _, _, _, _), .symlink(let path, _), .file(let path, _, _), .mask(let path), .readOnly(let path),
+      .joinNamespace(_, let path), .terminal(let path, _, _):
       name + " " + path
-    case .bind(let source, let target, _, _): name + " " + source + " at " + target
-    case .secrets(let target, _), .tmpfs(let target, _, _, _, _): name + " " + target
+    case .bind(let source, let target, _): name + " " + source + " at " + target
+    case .fileSystem(let type, _, let target, _, _, _): name + " " + type + " at " + target
+    case .secrets(let target, _): name + " " + target
     case .sysctl(let key, _): name + " " + key
+    case .hook(let arguments, _, _, _): name + " " + (arguments.first ?? "")
     default: name
     }
   }

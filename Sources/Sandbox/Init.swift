@@ -27,8 +27,7 @@ struct Init {
       throw StepFailure("open /dev/null", error)
     }
     Process.setName("carrel-init")
-    main = try payload.start(
-      Payload.Streams(input: input, output: output, errors: errors, isTerminal: false))
+    main = try payload.start(Payload.Streams(input: input, output: output, errors: errors))
   }
 
   /// Runs until the tool ends or the supervisor is gone; the kernel then ends whatever else runs.
@@ -110,12 +109,10 @@ struct Init {
       } catch {
         throw StepFailure("open a terminal", error)
       }
-      let streams = Payload.Streams(input: pair.slave, output: pair.slave, errors: pair.slave, isTerminal: true)
-      return (try payload.start(streams), pair.master)
+      return (try payload.start(Payload.Streams(terminal: pair.slave)), pair.master)
     }
     guard descriptors.count == 3 else { throw StepFailure("receive standard streams", .invalid) }
-    let streams = Payload.Streams(
-      input: descriptors[0], output: descriptors[1], errors: descriptors[2], isTerminal: false)
+    let streams = Payload.Streams(input: descriptors[0], output: descriptors[1], errors: descriptors[2])
     return (try payload.start(streams), nil)
   }
 }

@@ -24,6 +24,8 @@ package enum Message: Equatable, Sendable {
   // Answers and reports.
   case preparing
   case created(pid: Int32)
+  /// The child's namespaces and mounts stand, and it waits for `proceed`.
+  case ready
   /// The child stands before `start`; its pid again, for who connects only now.
   case waiting(pid: Int32)
   case started(pid: Int32)
@@ -91,6 +93,7 @@ extension Message {
     case .refused(let code): head(28); number(Int64(code))
     case .execStarted(let session): head(29); number(Int64(session))
     case .execFailed(let session, let value): head(30); number(Int64(session)); failure(value)
+    case .ready: head(32)
     case .execExited(let session, let value): head(31); number(Int64(session)); status(value)
     }
     return bytes
@@ -128,6 +131,7 @@ extension Message {
     case 29: return .execStarted(session: try reader.uint32())
     case 30: return .execFailed(session: try reader.uint32(), failure: try reader.failure())
     case 31: return .execExited(session: try reader.uint32(), status: try reader.status())
+    case 32: return .ready
     default: throw reader.error(.unknownOperation)
     }
   }

@@ -1,16 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #if !hasFeature(Embedded)
-  internal import Linux
+  package import Linux
 #endif
 
 /// A program about to be executed in the workspace. Everything is built before the fork.
-struct Payload {
-  struct Streams {
-    let input: Handle
-    let output: Handle
-    let errors: Handle
-    let isTerminal: Bool
+package struct Payload {
+  /// The standard streams; one that is nil stays what it is.
+  package struct Streams {
+    var input: Handle?
+    var output: Handle?
+    var errors: Handle?
+    var isTerminal = false
+
+    package init() {}
+
+    init(input: Handle?, output: Handle?, errors: Handle?) {
+      self.input = input
+      self.output = output
+      self.errors = errors
+    }
+
+    /// All three are this terminal, which becomes the controlling one.
+    package init(terminal: Handle) {
+      self.init(input: terminal, output: terminal, errors: terminal)
+      isTerminal = true
+    }
   }
 
   private let candidates: [String]
@@ -18,8 +33,9 @@ struct Payload {
   private let environment: CStrings
   private let directory: String
 
-  init(arguments: [String], environment: [String], directory: String) {
-    candidates = Payload.candidates(arguments.first ?? "", environment)
+  /// `file`: the program itself, where it is not the first argument.
+  package init(arguments: [String], environment: [String], directory: String, file: String? = nil) {
+    candidates = Payload.candidates(file ?? arguments.first ?? "", environment)
     self.arguments = CStrings(arguments)
     self.environment = CStrings(environment)
     self.directory = directory
@@ -56,17 +72,17 @@ struct Payload {
     throw failure
   }
 
-  /// In the forked child; returns only if the program could not be executed.
-  private func become(_ streams: Streams) -> StepFailure {
+  /// Turns this process into the program; returns only if that cannot be. `kept` descriptors from 3 on stay open.
+  package func become(_ streams: Streams, keeping kept: UInt32 = 0) -> StepFailure {
     var step = "set up standard streams"
     do throws(Errno) {
       try Process.newSession()
-      try Process.place(streams.input.descriptor.number, at: 0)
-      try Process.place(streams.output.descriptor.number, at: 1)
-      try Process.place(streams.errors.descriptor.number, at: 2)
+      if let input = streams.input { try Process.place(input.descriptor.number, at: 0) }
+      if let output = streams.output { try Process.place(output.descriptor.number, at: 1) }
+      if let errors = streams.errors { try Process.place(errors.descriptor.number, at: 2) }
       if streams.isTerminal { try Process.setControllingTerminal(0) }
       step = "close descriptors"
-      try Process.closeOnExec(from: 3)
+      try Process.closeOnExec(from: 3 + kept)
       step = "enter directory " + directory
       try Process.changeDirectory(directory)
       if !Process.workingDirectoryIsInsideRoot() { throw .perm }

@@ -298,13 +298,16 @@ package final class Supervisor {
 
   // ------------------------------------------------------------------ secrets
 
+  /// The workspace's user, as the host sees it.
   private var secretsOwner: (uid: UInt32, gid: UInt32) {
-    var first: UInt32 = 0
+    var maps: (uids: [IDRange], gids: [IDRange]) = ([], [])
     for operation in plan.operations {
-      if case .userNamespace(let start, _) = operation { first = start }
-      if case .user(let uid, let gid, _, _) = operation { return (first + uid, first + gid) }
+      if case .userNamespace(_, let uids, let gids) = operation { maps = (uids, gids) }
+      if case .user(let uid, let gid, _, _, _) = operation {
+        return (maps.uids.outside(uid) ?? uid, maps.gids.outside(gid) ?? gid)
+      }
     }
-    return (first, first)
+    return (0, 0)
   }
 
   /// Replaced by rename: a reader finds the old content or the new one, never a part.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import Isolation
 import LaunchPlan
 import Linux
 import Sandbox
@@ -12,7 +13,7 @@ import Testing
   @Test("no capability in any set") func capabilities() async throws {
     let probe = "grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status | awk '{print $2}' | tr -d '0\\n'"
     #expect(try await Box().output(probe) == "")
-    let bare = try await Box().output(probe, uid: 0) { $0.without("drop all capabilities", "become user") }
+    let bare = try await Box().output(probe, uid: 0) { $0.without("become user") }
     #expect(bare.contains("f"), "control: without the step there are capabilities")
   }
 
@@ -32,7 +33,7 @@ import Testing
   @Test("root inside cannot mount") func mounting() async throws {
     let probe = "mount -t tmpfs none /tmp 2>/dev/null && echo mounted || echo refused"
     #expect(try await Box().output(probe, uid: 0) == "refused\n")
-    let bare = try await Box().output(probe, uid: 0) { $0.without("load seccomp filter", "drop all capabilities", "become user") }
+    let bare = try await Box().output(probe, uid: 0) { $0.without("load seccomp filter", "become user") }
     #expect(bare == "mounted\n", "control")
   }
 
@@ -53,7 +54,7 @@ import Testing
     let probe = "echo 7 > /proc/sys/user/max_ipc_namespaces && echo written || echo refused"
     #expect(try await Box().output("(\(probe)) 2>/dev/null", uid: 0) == "refused\n")
     let bare = try await Box().output("(\(probe)) 2>/dev/null", uid: 0) {
-      $0.without("make read-only", "drop all capabilities", "become user")
+      $0.without("make read-only", "become user")
     }
     #expect(bare == "written\n", "control")
   }
@@ -83,7 +84,9 @@ import Testing
     func bind(_ ids: IDMapping?) -> (inout [LaunchPlan.Operation]) -> Void {
       { operations in
         let at = operations.firstIndex { $0.name == "secrets" } ?? 0
-        operations.insert(.bind(source: home, target: "/home", attributes: 6, ids: ids), at: at)
+        let change = MountChange(set: 6)
+        operations.insert(
+          .bind(source: home, target: "/home", options: ids?.options(change, first: box.firstID) ?? BindOptions(change: change)), at: at)
       }
     }
     let probe = "stat -c %u /home; echo work > /home/file && echo written; grep ' /home ' /proc/self/mountinfo | grep -c nosuid,nodev"
@@ -100,7 +103,7 @@ import Testing
     try FileManager.default.createSymbolicLink(atPath: box.path + "/link", withDestinationPath: "/etc")
     var plan = try box.plan("ls /data")
     plan.operations.insert(
-      .bind(source: box.path + "/link", target: "/data", attributes: 6, ids: nil),
+      .bind(source: box.path + "/link", target: "/data", options: BindOptions(change: MountChange(set: 6))),
       at: plan.operations.firstIndex { $0.name == "secrets" } ?? 0)
     guard case .failed(let failure)? = try await box.run(plan).record else {
       Issue.record("it was mounted")

@@ -58,7 +58,8 @@ enum {
   CLX_ATTR_NOSYMFOLLOW = 0x200000, CLX_ATTR_IDMAP = 0x100000,
   CLX_FSCONFIG_SET_FLAG = 0, CLX_FSCONFIG_SET_STRING = 1, CLX_FSCONFIG_CMD_CREATE = 6,
   CLX_MNT_DETACH = 2,
-  CLX_PR_SET_DUMPABLE = 4, CLX_PR_SET_NAME = 15, CLX_PR_CAPBSET_DROP = 24, CLX_PR_SET_SECUREBITS = 28,
+  CLX_ATTR_ATIME = 0x70, CLX_ATTR_NOATIME = 0x10, CLX_ATTR_STRICTATIME = 0x20, CLX_ATTR_NODIRATIME = 0x80,
+  CLX_PR_SET_DUMPABLE = 4, CLX_PR_SET_KEEPCAPS = 8, CLX_PR_SET_CHILD_SUBREAPER = 36, CLX_PR_SET_NAME = 15, CLX_PR_CAPBSET_DROP = 24, CLX_PR_SET_SECUREBITS = 28,
   CLX_PR_SET_NO_NEW_PRIVS = 38, CLX_PR_CAP_AMBIENT = 47,
   CLX_SECBIT_NO_SETUID_FIXUP = 4,
   CLX_CLONE_INTO_CGROUP_BIT = 33,
@@ -72,7 +73,7 @@ enum {
 
 enum {
   CLX_NEWNS = 0x00020000, CLX_NEWCGROUP = 0x02000000, CLX_NEWUTS = 0x04000000,
-  CLX_NEWIPC = 0x08000000, CLX_NEWUSER = 0x10000000, CLX_NEWPID = 0x20000000, CLX_NEWNET = 0x40000000,
+  CLX_NEWTIME = 0x80, CLX_NEWIPC = 0x08000000, CLX_NEWUSER = 0x10000000, CLX_NEWPID = 0x20000000, CLX_NEWNET = 0x40000000,
 };
 
 #define CLX_SUPER_PROC 0x9fa0
@@ -101,6 +102,8 @@ static inline long clx_set_nonblocking(int fd) {
   return flags < 0 ? flags : clx_result(syscall(SYS_fcntl, fd, F_SETFL, flags | O_NONBLOCK));
 }
 static inline long clx_pipe2(int fds[2], int flags) { return clx_result(syscall(SYS_pipe2, fds, flags | CLX_O_CLOEXEC)); }
+static inline long clx_rewind(int fd) { return clx_result(syscall(SYS_lseek, fd, 0, 0)); }
+static inline long clx_memfd_create(const char *name) { return clx_result(syscall(SYS_memfd_create, name, 1)); }  // MFD_CLOEXEC
 static inline long clx_fsync(int fd) { return clx_result(syscall(SYS_fsync, fd)); }
 static inline long clx_flock(int fd, int operation) { return clx_result(syscall(SYS_flock, fd, operation)); }
 static inline long clx_renameat(int a, const char *from, int b, const char *to) { return clx_result(syscall(SYS_renameat2, a, from, b, to, 0)); }
@@ -114,6 +117,8 @@ static inline long clx_fchmodat(int dir, const char *path, unsigned mode) { retu
 static inline long clx_fchownat(int dir, const char *path, unsigned uid, unsigned gid) {
   return clx_result(syscall(SYS_fchownat, dir, path, uid, gid, CLX_AT_SYMLINK_NOFOLLOW | (path[0] ? 0 : CLX_AT_EMPTY_PATH)));
 }
+static inline long clx_readlinkat(int dir, const char *path, char *to, size_t n) { return clx_result(syscall(SYS_readlinkat, dir, path, to, n)); }
+static inline long clx_getdents(int fd, void *to, size_t n) { return clx_result(syscall(SYS_getdents64, fd, to, n)); }
 static inline long clx_access(int dir, const char *path, int mode) { return clx_result(syscall(SYS_faccessat, dir, path, mode)); }
 static inline long clx_fsetxattr(int fd, const char *name, const void *value, size_t n) { return clx_result(syscall(SYS_fsetxattr, fd, name, value, n, 0)); }
 static inline long clx_fgetxattr(int fd, const char *name, void *value, size_t n) { return clx_result(syscall(SYS_fgetxattr, fd, name, value, n)); }
@@ -180,6 +185,13 @@ static inline long clx_clone3(uint64_t flags, int *pidfd, int cgroup) {
   if (cgroup >= 0) { args.flags |= 1ULL << CLX_CLONE_INTO_CGROUP_BIT; args.cgroup = (uint64_t)cgroup; }
   return clx_result(syscall(435, &args, sizeof args));
 }
+// The same as a child of this process's parent; it takes over how the parent hears of its end.
+static inline long clx_clone3_sibling(uint64_t flags, int cgroup) {
+  struct clone_args args = { 0 };
+  args.flags = flags | CLONE_PARENT;
+  if (cgroup >= 0) { args.flags |= 1ULL << CLX_CLONE_INTO_CGROUP_BIT; args.cgroup = (uint64_t)cgroup; }
+  return clx_result(syscall(435, &args, sizeof args));
+}
 static inline long clx_fork(void) { return clx_result(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0)); }
 static inline long clx_unshare(unsigned long flags) { return clx_result(syscall(SYS_unshare, flags)); }
 static inline long clx_setns(int fd, int flags) { return clx_result(syscall(SYS_setns, fd, flags)); }
@@ -196,14 +208,18 @@ static inline long clx_set_process_name(const char *name) { return clx_result(sy
 static inline long clx_setresuid(unsigned r, unsigned e, unsigned s) { return clx_result(syscall(SYS_setresuid, r, e, s)); }
 static inline long clx_setresgid(unsigned r, unsigned e, unsigned s) { return clx_result(syscall(SYS_setresgid, r, e, s)); }
 static inline long clx_setgroups(size_t n, const unsigned *groups) { return clx_result(syscall(SYS_setgroups, n, groups)); }
-static inline long clx_capabilities_clear(void) {
+static inline long clx_capset(uint64_t effective, uint64_t permitted, uint64_t inheritable) {
   struct { uint32_t version; int pid; } header = { 0x20080522, 0 };
-  struct { uint32_t effective, permitted, inheritable; } data[2] = { { 0, 0, 0 }, { 0, 0, 0 } };
+  struct { uint32_t effective, permitted, inheritable; } data[2] = {
+    { (uint32_t)effective, (uint32_t)permitted, (uint32_t)inheritable },
+    { (uint32_t)(effective >> 32), (uint32_t)(permitted >> 32), (uint32_t)(inheritable >> 32) } };
   return clx_result(syscall(SYS_capset, &header, data));
 }
-static inline long clx_seccomp_load(const void *instructions, unsigned short count) {
+static inline long clx_prctl3(int option, unsigned long a, unsigned long b, unsigned long c) { return clx_result(syscall(SYS_prctl, option, a, b, c, 0)); }
+static inline long clx_personality(unsigned long persona) { return clx_result(syscall(SYS_personality, persona)); }
+static inline long clx_seccomp_load(const void *instructions, unsigned short count, unsigned long flags) {
   struct { unsigned short count; const void *instructions; } program = { count, instructions };
-  return clx_result(syscall(SYS_seccomp, 1, 0, &program));
+  return clx_result(syscall(SYS_seccomp, 1, flags, &program));
 }
 static inline long clx_setrlimit(int resource, uint64_t soft, uint64_t hard) {
   uint64_t limit[2] = { soft, hard };
@@ -212,6 +228,7 @@ static inline long clx_setrlimit(int resource, uint64_t soft, uint64_t hard) {
 static inline long clx_getrlimit(int resource, uint64_t limit[2]) { return clx_result(syscall(SYS_prlimit64, 0, resource, NULL, limit)); }
 static inline long clx_new_session_keyring(void) { return clx_result(syscall(SYS_keyctl, 1, NULL)); }
 static inline long clx_sethostname(const char *name, size_t n) { return clx_result(syscall(SYS_sethostname, name, n)); }
+static inline long clx_setdomainname(const char *name, size_t n) { return clx_result(syscall(SYS_setdomainname, name, n)); }
 static inline long clx_chdir(const char *path) { return clx_result(syscall(SYS_chdir, path)); }
 static inline long clx_fchdir(int fd) { return clx_result(syscall(SYS_fchdir, fd)); }
 // The raw call: glibc's getcwd would hide a directory outside the root, "(unreachable)/…".
