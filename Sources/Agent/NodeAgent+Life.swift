@@ -108,7 +108,7 @@ extension NodeAgent {
     try await step(.limits) {
       try cgroup.create()
       try cgroup.apply(
-        LimitValues(memoryBytes: amounts.memoryBytes, milliCPUs: amounts.milliCPUs, pids: amounts.pids))
+        Resources(memoryBytes: amounts.memoryBytes, milliCPUs: amounts.milliCPUs, pids: amounts.pids).values(cgroup.layout))
     }
     clock.lap("limits", managed)
 
@@ -327,7 +327,7 @@ extension NodeAgent {
       guard let group else { return }
       for attempt in 0..<50 where !group.remove() {
         // Dying processes leave a cgroup a little late; what does not leave is ended.
-        if attempt == 5 { group.kill() }
+        if attempt == 5 { group.signal(Signals.kill) }
         Thread.sleep(forTimeInterval: 0.02)
       }
     }

@@ -16,7 +16,7 @@ extension NodeAgent {
     let records = try await journal.records().map { try WorkspaceRecord($0) }
     let layout = facts.layout
     let parent = configuration.cgroupParent
-    try await blocking { try WorkspaceCgroup.prepare(layout: layout, parent: parent) }
+    try await blocking { try Cgroup(layout: layout, path: parent).prepare() }
     for record in records {
       let folder: WorkspaceFolder
       do throws(Errno) {
@@ -62,7 +62,7 @@ extension NodeAgent {
     } catch {
       // No supervisor: what it left behind decides, here and nowhere else.
       logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(managed.folder.exitRecord.map { "\($0)" } ?? "none")"])
-      if !managed.record.cgroup.isEmpty { cgroup(of: managed.record).kill() }
+      if !managed.record.cgroup.isEmpty { cgroup(of: managed.record).signal(Signals.kill) }
       begin(managed, with: .settle(managed.record.state == .preparing ? interrupted : nil))
     }
   }
@@ -104,7 +104,7 @@ extension NodeAgent {
     guard !workspaces.values.contains(where: { $0.record.state.mayRun }) else { return }
     let (layout, parent) = (facts.layout, configuration.cgroupParent)
     try? await blocking { [network] in
-      WorkspaceCgroup.removeParent(layout: layout, parent: parent)
+      Cgroup(layout: layout, path: parent).removeIfEmpty()
       try network.destroy()
     }
   }
@@ -122,7 +122,7 @@ extension NodeAgent {
     }
     let known = Set(workspaces.values.filter { !$0.record.state.isTerminal }.map(\.record.cgroup))
     let (layout, parent) = (facts.layout, configuration.cgroupParent)
-    try await blocking { WorkspaceCgroup.sweep(layout: layout, parent: parent, keeping: known) }
+    try await blocking { Cgroup(layout: layout, path: parent).sweep(keeping: known) }
   }
 
   /// Reports processes that the kernel ended for want of memory while their workspace lives on, such as a notebook's

@@ -324,8 +324,8 @@ package actor NodeAgent {
     feed.announce(try await task.value)
   }
 
-  func cgroup(of record: WorkspaceRecord) -> WorkspaceCgroup {
-    WorkspaceCgroup(layout: facts.layout, parent: configuration.cgroupParent, name: record.cgroup)
+  func cgroup(of record: WorkspaceRecord) -> Cgroup {
+    Cgroup(layout: facts.layout, path: configuration.cgroupParent + "/" + record.cgroup)
   }
 }
 

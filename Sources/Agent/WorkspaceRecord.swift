@@ -25,7 +25,7 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   package var imageDigest = ""
   /// Of the boot in which it was last started.
   package var bootID = ""
-  /// Never used twice, see `WorkspaceCgroup`.
+  /// Never used twice, see `Cgroup`.
   package var cgroup = ""
   /// When the tool was started, in nanoseconds since boot. Optional, as every field added later must be: records of
   /// an older agent lack it.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Foundation
-package import Linux
+#if !hasFeature(Embedded)
+  package import Linux
+#endif
 
 /// Which cgroup hierarchies this host has.
 package enum CgroupLayout: String, Sendable {
@@ -13,21 +14,9 @@ package enum CgroupLayout: String, Sendable {
   case legacy
 
   package static let root = "/sys/fs/cgroup"
-  static let controllers = ["memory", "cpu", "cpuacct", "pids"]
 
-  /// What a workspace sees of a host with v1 controllers: hierarchies by the names that they are mounted with, such as
-  /// `cpu,cpuacct` where systemd mounts the two together (cgroups(7), /proc/[pid]/cgroup). Empty for cgroup v2.
-  package var shownHierarchies: [String] {
-    if self == .unified { return [] }
-    let lines = ((try? String(contentsOfFile: "/proc/self/cgroup", encoding: .utf8)) ?? "").split(separator: "\n")
-    let hierarchies = lines.compactMap { line -> String? in
-      let fields = line.split(separator: ":", maxSplits: 2, omittingEmptySubsequences: false)
-      return fields.count == 3 ? String(fields[1]) : nil
-    }
-    return hierarchies.filter { hierarchy in
-      hierarchy.split(separator: ",").contains { CgroupLayout.controllers.contains(String($0)) }
-    }
-  }
+  /// The v1 controllers that every workspace is put under.
+  package static let controllers = ["memory", "cpu", "cpuacct", "pids"]
 
   /// Looks at the host.
   package static func detect() throws(Errno) -> CgroupLayout {
@@ -37,6 +26,28 @@ package enum CgroupLayout: String, Sendable {
       return try Mount.isFileSystem(unified, FileSystemMagic.cgroup2) ? .hybrid : .legacy
     } catch {
       return .legacy
+    }
+  }
+
+  /// The v1 hierarchies of this host with the controllers that each carries, such as `cpu,cpuacct` where systemd mounts
+  /// the two together (cgroups(7), /proc/[pid]/cgroup). Empty for cgroup v2.
+  package var hierarchies: [String] {
+    if self == .unified { return [] }
+    var found: [String] = []
+    do throws(Errno) {
+      let bytes = try Descriptor.open("/proc/self/cgroup", [.readOnly]).readAll(limit: 65_536)
+      for line in bytes.split(separator: UInt8(ascii: "\n")) {
+        let fields = line.split(separator: UInt8(ascii: ":"), maxSplits: 2, omittingEmptySubsequences: false)
+        if fields.count == 3, !fields[1].isEmpty { found.append(String(decoding: fields[1], as: UTF8.self)) }
+      }
+    } catch {}
+    return found
+  }
+
+  /// The hierarchies that a workspace is shown.
+  package var shownHierarchies: [String] {
+    hierarchies.filter { hierarchy in
+      hierarchy.split(separator: ",").contains { controller in CgroupLayout.controllers.contains(String(controller)) }
     }
   }
 }

@@ -232,6 +232,7 @@ package enum Signals {
 }
 
 package enum Clock {
+  package static func sleep(milliseconds: Int) { clx_sleep(milliseconds) }
   package static var realtime: Int64 { clx_clock(Int32(CLX_CLOCK_REALTIME)) }
   package static var monotonic: Int64 { clx_clock(Int32(CLX_CLOCK_MONOTONIC)) }
   /// Nanoseconds since boot, suspension included.

@@ -19,7 +19,7 @@ final class Box: Sendable {
 
   let path: String
   let firstID: UInt32
-  let cgroup: WorkspaceCgroup
+  let cgroup: Cgroup
 
   static let available = getuid() == 0 && FileManager.default.fileExists(atPath: "/bin/busybox")
   private static let parent = "carrel-test"
@@ -31,18 +31,20 @@ final class Box: Sendable {
     firstID = 2_000_000_000 + UInt32.random(in: 0..<1000) * 65_536
     try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
     let layout = try CgroupLayout.detect()
-    try WorkspaceCgroup.prepare(layout: layout, parent: Box.parent)
-    cgroup = WorkspaceCgroup(layout: layout, parent: Box.parent, name: name)
+    try Cgroup(layout: layout, path: Box.parent).prepare()
+    cgroup = Cgroup(layout: layout, path: Box.parent + "/" + name)
     try cgroup.create()
-    try cgroup.apply(LimitValues(memoryBytes: 64 << 20, milliCPUs: 1000, pids: 64))
+    try limit(Resources(memoryBytes: 64 << 20, milliCPUs: 1000, pids: 64))
     try makeRoot()
   }
 
   deinit {
-    cgroup.kill()
+    cgroup.signal(Signals.kill)
     for _ in 0..<50 where !cgroup.remove() { usleep(20_000) }
     try? FileManager.default.removeItem(atPath: path)
   }
+
+  func limit(_ resources: Resources) throws { try cgroup.apply(resources.values(cgroup.layout)) }
 
   private func makeRoot() throws {
     for folder in ["bin", "etc", "tmp", "proc", "sys", "dev", "run", "home", "var", "data"] {

@@ -32,7 +32,7 @@ import Testing
 
   @Test("CPU: half of one is half of one") func cpu() async throws {
     let box = try Box()
-    try box.cgroup.apply(LimitValues(memoryBytes: 64 << 20, milliCPUs: 500, pids: 64))
+    try box.limit(Resources(memoryBytes: 64 << 20, milliCPUs: 500, pids: 64))
     let start = ContinuousClock.now
     let result = try await box.run(try box.plan("i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done"))
     let wall = Double(start.duration(to: .now).components.attoseconds) / 1e18 + Double(start.duration(to: .now).components.seconds)
@@ -66,7 +66,7 @@ import Testing
   }
 
   @Test("a value that the kernel does not take is found out") func readBack() throws {
-    let cgroup = try Box().cgroup
-    #expect(throws: (any Error).self) { try cgroup.apply(LimitValues(memoryBytes: 64 << 20, milliCPUs: 1000, pids: .max)) }
+    let box = try Box()
+    #expect(throws: LimitsError.self) { try box.limit(Resources(memoryBytes: 64 << 20, milliCPUs: 1000, pids: .max)) }
   }
 }

@@ -221,6 +221,16 @@ static inline long clx_seccomp_load(const void *instructions, unsigned short cou
   struct { unsigned short count; const void *instructions; } program = { count, instructions };
   return clx_result(syscall(SYS_seccomp, 1, flags, &program));
 }
+// bpf(2): BPF_PROG_LOAD of BPF_PROG_TYPE_CGROUP_DEVICE, BPF_PROG_ATTACH at BPF_CGROUP_DEVICE.
+static inline long clx_bpf_load_device(const void *instructions, uint32_t count) {
+  struct { uint32_t type, count; uint64_t instructions, license; uint32_t rest[24]; } load = {
+    15, count, (uint64_t)(uintptr_t)instructions, (uint64_t)(uintptr_t)"Apache-2.0", { 0 } };
+  return clx_result(syscall(321, 5, &load, sizeof load));
+}
+static inline long clx_bpf_attach_device(int program, int cgroup) {
+  struct { uint32_t target, program, type, flags; } attach = { (uint32_t)cgroup, (uint32_t)program, 6, 2 };
+  return clx_result(syscall(321, 8, &attach, sizeof attach));
+}
 static inline long clx_setrlimit(int resource, uint64_t soft, uint64_t hard) {
   uint64_t limit[2] = { soft, hard };
   return clx_result(syscall(SYS_prlimit64, 0, resource, limit, NULL));
@@ -407,6 +417,10 @@ static inline long clx_terminal_peer(int master) { return clx_result(syscall(SYS
 
 // --------------------------------------------------------------------- time
 
+static inline void clx_sleep(long milliseconds) {
+  struct timespec t = { milliseconds / 1000, milliseconds % 1000 * 1000000 };
+  syscall(SYS_nanosleep, &t, NULL);
+}
 static inline int64_t clx_clock(int clock) {
   struct timespec t;
   syscall(SYS_clock_gettime, clock, &t);
