@@ -33,6 +33,11 @@ let embeddedLibraries: String = {
   return "/usr/lib/swift/embedded/x86_64-unknown-linux-gnu"
 }()
 
+let embeddedLinking: [LinkerSetting] = [
+  .unsafeFlags(["-no-static-stdlib", "-Xclang-linker", "-static", "-L\(embeddedLibraries)"]),
+  .linkedLibrary("swiftUnicodeDataTables"), .linkedLibrary("m"),
+]
+
 func system(_ name: String, _ pkgConfig: String, _ package: String) -> Target {
   .systemLibrary(name: name, path: "Sources/System/\(name)", pkgConfig: pkgConfig, providers: [.apt([package])])
 }
@@ -43,6 +48,7 @@ let package = Package(
     .executable(name: "carreld", targets: ["carreld"]),
     .executable(name: "carrel", targets: ["carrel"]),
     .executable(name: "carrel-shim", targets: ["carrel-shim"]),
+    .executable(name: "carrel-runtime", targets: ["carrel-runtime"]),
   ],
   dependencies: [
     .package(url: "https://github.com/grpc/grpc-swift-2", exact: "2.4.3"),
@@ -61,6 +67,7 @@ let package = Package(
     // C: one room for the kernel, one target for each system library.
     .target(name: "CLinux"),
     system("CSeccomp", "libseccomp", "libseccomp-dev"),
+    system("CJSON", "json-c", "libjson-c-dev"),
     system("CCap", "libcap", "libcap-dev"),
     system("CSystemd", "libsystemd", "libsystemd-dev"),
     system("CArchive", "libarchive", "libarchive-dev"),
@@ -68,20 +75,25 @@ let package = Package(
     system("CCrypto", "libcrypto", "libssl-dev"),
     system("CNetlink", "libnl-route-3.0", "libnl-route-3-dev"),
 
-    // The isolation core. `carrel-shim` compiles the same three folders once more,
-    // as one module of Embedded Swift (Sources/carrel-shim holds links to them).
+    // The isolation core. `carrel-shim` and `carrel-runtime` compile the same folders once more,
+    // as one module of Embedded Swift each (Sources/carrel-shim and its sibling hold links to them).
     .target(name: "Linux", dependencies: ["CLinux"], swiftSettings: strict),
     .target(name: "LaunchPlan", dependencies: ["CLinux", "Linux"], swiftSettings: strict),
     .target(name: "Sandbox", dependencies: ["CLinux", "Linux", "LaunchPlan"], swiftSettings: strict),
     .executableTarget(
-      name: "carrel-shim", dependencies: ["CLinux"], swiftSettings: embedded,
-      linkerSettings: [
-        .unsafeFlags(["-no-static-stdlib", "-Xclang-linker", "-static", "-L\(embeddedLibraries)"]),
-        .linkedLibrary("swiftUnicodeDataTables"), .linkedLibrary("m"),
-      ]),
+      name: "carrel-shim", dependencies: ["CLinux"], swiftSettings: embedded, linkerSettings: embeddedLinking),
+
+    // The same core behind the command line of OCI runtimes.
+    .target(name: "Limits", dependencies: ["Linux"], swiftSettings: strict),
+    .target(name: "Seccomp", dependencies: ["CSeccomp", "Linux"], swiftSettings: strict),
+    .target(
+      name: "OCI", dependencies: ["CJSON", "LaunchPlan", "Limits", "Linux", "Sandbox", "Seccomp"], swiftSettings: strict),
+    .executableTarget(
+      name: "carrel-runtime", dependencies: ["CJSON", "CLinux", "CSeccomp"], swiftSettings: embedded,
+      linkerSettings: embeddedLinking),
 
     // The domain and its drivers.
-    .target(name: "Isolation", dependencies: ["CSeccomp", "Linux", "LaunchPlan"], swiftSettings: strict),
+    .target(name: "Isolation", dependencies: ["Linux", "LaunchPlan", "Seccomp"], swiftSettings: strict),
     .target(
       name: "Workspaces", dependencies: [.product(name: "Yams", package: "Yams")],
       swiftSettings: strict),
@@ -93,7 +105,6 @@ let package = Package(
     .target(name: "Storage", dependencies: ["Linux"], swiftSettings: strict),
     // Not "Network": swift-nio asks canImport(Network) and means Apple's framework.
     .target(name: "Networking", dependencies: ["CNftables", "CNetlink", "CLinux", "Linux"], swiftSettings: strict),
-    .target(name: "Limits", dependencies: ["Linux"], swiftSettings: strict),
     .target(
       name: "Supervision", dependencies: ["CLinux", "Linux", "LaunchPlan", "Sandbox"],
       swiftSettings: strict),

@@ -118,7 +118,8 @@ package enum PlanCompiler {
       .root(scratchBytes: box.scratchBytes, scratchInodes: max(box.scratchBytes / 4096, 65_536)),
       fileSystem("proc", "/proc", harder),
       fileSystem("sysfs", "/sys", harder | MountAttributes.readOnly.rawValue),
-      .cgroupFileSystem(hierarchies: box.cgroupHierarchies),
+      .cgroupFileSystem(
+        hierarchies: box.cgroupHierarchies, target: "/sys/fs/cgroup", attributes: harder | MountAttributes.readOnly.rawValue),
       // The image's own /dev is never seen: it could hold links to anywhere.
       fileSystem("tmpfs", "/dev", MountAttributes([.noSetuid, .noExec]).rawValue, ["size=65536", "nr_inodes=128", "mode=0755"]),
     ]

@@ -192,7 +192,8 @@ extension Operation {
       options.gids = try reader.ranges()
       return .bind(source: source, target: target, options: options)
     case 8: return .secrets(target: try reader.text(), bytes: try reader.number())
-    case 11: return .cgroupFileSystem(hierarchies: try reader.list())
+    case 11: 
+      return .cgroupFileSystem(hierarchies: try reader.list(), target: try reader.text(), attributes: try reader.number())
     case 13:
       return .device(path: try reader.text(), major: try reader.number32(), minor: try reader.number32())
     case 16: return .symlink(path: try reader.text(), target: try reader.text())
@@ -251,7 +252,7 @@ extension Operation {
     case 41: return .rendezvous
     case 42:
       return .hook(
-        arguments: try reader.list(), environment: try reader.list(), seconds: try reader.number32(), input: try reader.text())
+        arguments: try reader.list(), environment: try reader.list(), seconds: try reader.number32(), input: try reader.list())
     case 43: return .terminal(socket: try reader.text(), rows: try reader.number32(), columns: try reader.number32())
     case 44: return .personality(try reader.number())
     case 46: return .workingDirectory(path: try reader.text())

@@ -70,14 +70,16 @@ extension Operation {
         42, "hook",
         [
           ("arguments", .list(arguments)), ("environment", .list(environment)), ("seconds", .number(UInt64(seconds))),
-          ("input", .text(input)),
+          ("input", .list(input)),
         ])
     case .terminal(let socket, let rows, let columns):
       Shape(43, "terminal", [("socket", .text(socket)), ("rows", .number(UInt64(rows))), ("columns", .number(UInt64(columns)))])
     case .personality(let persona): Shape(44, "personality", [("persona", .number(persona))])
     case .workingDirectory(let path): Shape(46, "working directory", [("path", .text(path))])
     case .timeOffsets(let offsets): Shape(45, "time offsets", [("offsets", .list(offsets))])
-    case .cgroupFileSystem(let hierarchies): Shape(11, "mount cgroup", [("hierarchies", .list(hierarchies))])
+    case .cgroupFileSystem(let hierarchies, let target, let attributes):
+      Shape(
+        11, "mount cgroup", [("hierarchies", .list(hierarchies)), ("target", .text(target)), ("attributes", .number(attributes))])
     case .device(let path, let major, let minor):
       Shape(
         13, "device",

@@ -32,8 +32,8 @@ package enum Operation: Equatable, Sendable {
   case secrets(target: String, bytes: UInt64)
   /// A new file system instance. Options are `key` or `key=value`. `copyUp`: it starts with what the root had there.
   case fileSystem(type: String, source: String, target: String, options: [String], change: MountChange, copyUp: Bool)
-  /// cgroup2, or these v1 hierarchies (`memory`, `cpu,cpuacct`), read-only at /sys/fs/cgroup.
-  case cgroupFileSystem(hierarchies: [String])
+  /// cgroup2, or these v1 hierarchies (`memory`, `cpu,cpuacct`) side by side.
+  case cgroupFileSystem(hierarchies: [String], target: String, attributes: UInt64)
   /// The host's device node of this path, after proof that it is this device.
   case device(path: String, major: UInt32, minor: UInt32)
   /// A new device node or FIFO; `mode` with the file type, as mknod(2) takes it.
@@ -56,9 +56,9 @@ package enum Operation: Equatable, Sendable {
   case cgroupNamespace
   /// Tell the launcher that namespaces and mounts stand, and wait until it has done its part there.
   case rendezvous
-  /// A program that the launch runs to completion with this on its standard input; it fails the launch if it fails.
-  /// Zero seconds: as long as it takes.
-  case hook(arguments: [String], environment: [String], seconds: UInt32, input: String)
+  /// A program that the launch runs to completion; it fails the launch if it fails. Its standard input is these parts
+  /// with the pid between them that the host has for the child. Zero seconds: as long as it takes.
+  case hook(arguments: [String], environment: [String], seconds: UInt32, input: [String])
   /// A pseudo-terminal of the container's own as its standard streams; the other end goes to this socket.
   case terminal(socket: String, rows: UInt32, columns: UInt32)
   /// Wait until the program is to start.

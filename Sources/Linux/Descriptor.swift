@@ -101,6 +101,24 @@ package final class Handle: Sendable {
   package init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
 }
 
+/// Standard output and error, which this process does not own.
+package enum StandardStream: Int32, Sendable {
+  case output = 1
+  case error = 2
+
+  package func write(_ text: String) { write(Array(text.utf8)) }
+
+  package func write(_ bytes: [UInt8]) {
+    var rest = bytes[...]
+    while !rest.isEmpty {
+      let count = rest.withUnsafeBytes { clx_write(rawValue, $0.baseAddress, $0.count) }
+      if count == Int(-EINTR) { continue }
+      if count <= 0 { return }
+      rest = rest.dropFirst(count)
+    }
+  }
+}
+
 /// A pipe, close-on-exec at both ends.
 package final class Pipe {
   package let reading: Handle

@@ -176,6 +176,7 @@ extension Descriptor {
     if durable { try sync() }
   }
 
-  /// Takes an exclusive lock for as long as this descriptor is open; `again` if another process holds it.
-  package func lock() throws(Errno) { try retrying { clx_flock(number, 2 | 4) } }
+  /// Takes an exclusive lock for as long as this descriptor is open; `again` if another process holds it and this one
+  /// does not wait.
+  package func lock(waiting: Bool = false) throws(Errno) { try retrying { clx_flock(number, waiting ? 2 : 2 | 4) } }
 }

@@ -109,6 +109,13 @@ package enum Process {
       try check(result)
     }
   }
+  /// What this process's bounding set has, a bit each.
+  package static var boundingCapabilities: UInt64 {
+    var bits: UInt64 = 0
+    // PR_CAPBSET_READ
+    for capability in 0..<63 where clx_prctl(23, UInt(capability), 0) == 1 { bits |= 1 << UInt64(capability) }
+    return bits
+  }
   /// Sets all sets but the bounding one; what is not in the permitted set now cannot be had.
   package static func setCapabilities(effective: UInt64, permitted: UInt64, inheritable: UInt64, ambient: UInt64) throws(Errno) {
     try check(clx_prctl(Int32(CLX_PR_CAP_AMBIENT), 4, 0))
@@ -156,10 +163,10 @@ package enum Process {
     try check(clx_close_range(first, .max, UInt32(CLX_CLOSE_RANGE_CLOEXEC)))
   }
 
-  /// Closes every descriptor from 3 up but these.
-  package static func closeAll(except kept: [Handle]) throws(Errno) {
-    var next: UInt32 = 3
-    for number in kept.map({ UInt32($0.descriptor.number) }).sorted() {
+  /// Closes every descriptor from `first` up but these.
+  package static func closeAll(from first: UInt32 = 3, except kept: [Handle]) throws(Errno) {
+    var next = first
+    for number in kept.map({ UInt32($0.descriptor.number) }).sorted() where number >= first {
       if number > next { try check(clx_close_range(next, number - 1, 0)) }
       next = number + 1
     }
@@ -216,6 +223,21 @@ package enum Signals {
   package static let kill: Int32 = SIGKILL
   package static let terminate: Int32 = SIGTERM
   package static let child: Int32 = SIGCHLD
+  package static let windowChange: Int32 = SIGWINCH
+
+  /// In the order of their numbers on x86-64 and arm64 (signal(7)).
+  private static let names = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD",
+    "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+  ]
+
+  /// The number of a signal by its name, with or without SIG, or by its number; nil where there is none.
+  package static func number(_ text: String) -> Int32? {
+    if let number = Int32(text) { return (1...64).contains(number) ? number : nil }
+    let name = text.utf8.starts(with: "SIG".utf8) ? String(text.dropFirst(3)) : text
+    if name.utf8.starts(with: "RTMIN+".utf8) { return Int32(name.dropFirst(6)).flatMap { (0...30).contains($0) ? 34 + $0 : nil } }
+    return names.firstIndex(of: name).map { Int32($0) + 1 }
+  }
 
   package static func blockAll() throws(Errno) { try check(clx_block_all_signals()) }
   package static func unblockAll() throws(Errno) { try check(clx_unblock_all_signals()) }

@@ -153,7 +153,29 @@ package enum Terminal {
     return (Handle(master), Handle(slave))
   }
 
+  /// Of the terminal at a descriptor number; nil where there is none.
+  package static func size(_ number: Int32) -> (rows: UInt16, columns: UInt16)? {
+    var (rows, columns): (UInt16, UInt16) = (0, 0)
+    return clx_terminal_size(number, &rows, &columns) >= 0 ? (rows, columns) : nil
+  }
+
   package static func resize(_ terminal: borrowing Descriptor, rows: UInt16, columns: UInt16) throws(Errno) {
     try check(clx_terminal_resize(terminal.number, rows, columns))
+  }
+}
+
+/// How a terminal treats what is typed (termios(3)).
+package struct TerminalMode: Sendable {
+  private let saved: clx_terminal_mode
+
+  /// Makes the terminal at a descriptor number pass every key on; nil where there is none.
+  package static func makeRaw(_ number: Int32) -> TerminalMode? {
+    var saved = clx_terminal_mode()
+    return clx_terminal_make_raw(number, &saved) >= 0 ? TerminalMode(saved: saved) : nil
+  }
+
+  package func restore(_ number: Int32) {
+    var mode = saved
+    _ = clx_terminal_restore(number, &mode)
   }
 }

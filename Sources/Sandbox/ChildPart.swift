@@ -12,6 +12,8 @@ struct ChildPart {
   private let supervisor: MessageSocket
   /// Where `awaitStart` waits for a connection; without one it waits for a message of the supervisor.
   private let gate: Handle?
+  /// Descriptors from 3 on that the program inherits.
+  private let inherited: UInt32
   private var root: Handle?
   private var layers: [Handle] = []
   /// How paths of the root are walked. Never out of it; and through a link of an image only where the plan brings a root
@@ -19,10 +21,12 @@ struct ChildPart {
   private var walk: Resolution = [.inRoot, .noSymlinks]
   /// The connection that opened the gate: whoever started the program hears there that it failed.
   private(set) var starter: MessageSocket?
+  private var hostPID: Int32 = 0
   /// The terminal's side of the program.
   private(set) var terminal: Handle?
 
-  init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket, gate: Handle? = nil) {
+  init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket, gate: Handle? = nil, inherited: UInt32 = 0) {
+    self.inherited = inherited
     operations = plan.operations
     self.host = host
     self.supervisor = supervisor
@@ -32,7 +36,8 @@ struct ChildPart {
   /// Everything up to, and without, `execute`.
   mutating func enter() throws(StepFailure) {
     do throws(Errno) {
-      guard case .proceed? = try supervisor.receive()?.message else { throw .noSuchProcess }
+      guard case .proceed(let pid)? = try supervisor.receive()?.message else { throw .noSuchProcess }
+      hostPID = pid
       if isolated { try Process.setIDs(uid: 0, gid: 0, groups: []) }
       if ownsMounts { try Mount.makeSlave() }
       Process.setFileMask(0)
@@ -70,7 +75,9 @@ struct ChildPart {
       try writable.setMode(mode)
       try writable.setOwner(uid, gid)
     case .rootDirectory: try makeRoot(from: index)
-    case .rootAttributes(let change): try ChildPart.change(try rootDescriptor(), change)
+    case .rootAttributes(let change):
+      try ChildPart.change(try rootDescriptor(), change)
+      if change.propagation != 0 { try propagate("/", change.propagation) }
     case .workingDirectory(let path): _ = try folder(at: path, creating: true)
     case .bind(_, let target, let options):
       guard let mount = host.opened[index] else { throw .invalid }
@@ -82,7 +89,8 @@ struct ChildPart {
       try attach(mount.descriptor, to: target)
     case .fileSystem(let type, let source, let target, let options, let change, let copyUp):
       try mount(type, source, target, options, change, copyUp: copyUp)
-    case .cgroupFileSystem(let hierarchies): try mountCgroups(hierarchies)
+    case .cgroupFileSystem(let hierarchies, let target, let attributes):
+      try mountCgroups(hierarchies, at: target, MountAttributes(rawValue: attributes))
     case .device(let path, _, _):
       guard let node = host.opened[index] else { throw .invalid }
       try makeFile(path, mode: 0o666, content: [])
@@ -91,7 +99,7 @@ struct ChildPart {
       try makeNode(path, mode, major, minor, uid, gid)
     case .symlink(let path, let target):
       let (parent, name) = try parent(of: path)
-      try parent.descriptor.makeSymlink(name, to: target)
+      do throws(Errno) { try parent.descriptor.makeSymlink(name, to: target) } catch { if error != .exists { throw error } }
     case .file(let path, let mode, let content): try makeFile(path, mode: mode, content: content)
     case .mask(let path): try mask(path, with: host.opened[index])
     case .readOnly(let path): try makeReadOnly(path)
@@ -112,7 +120,7 @@ struct ChildPart {
       try supervisor.send(.ready)
       guard case .proceed? = try supervisor.receive()?.message else { throw .noSuchProcess }
     case .hook(let arguments, let environment, let seconds, let input):
-      try Hook(arguments: arguments, environment: environment, seconds: seconds).run(input)
+      try Hook(arguments: arguments, environment: environment, seconds: seconds).run(input, pid: hostPID)
     case .terminal(_, let rows, let columns): try openTerminal(index, rows: rows, columns: columns)
     case .awaitStart: try awaitStart()
     case .user(let uid, let gid, let groups, let mask, let sets):
@@ -320,35 +328,38 @@ struct ChildPart {
   }
 
   private mutating func awaitStart() throws(Errno) {
-    try supervisor.send(.waiting(pid: Process.id))
     guard let gate else {
+      try supervisor.send(.waiting(pid: Process.id))
       guard case .start? = try supervisor.receive()?.message else { throw .noSuchProcess }
       return
     }
+    // For as long as this waits it holds nothing of the host (CVE-2024-21626), and no lock of who made it. The objects
+    // that owned the closed numbers live until this process is the program.
+    try Process.closeAll(from: 3 + inherited, except: [supervisor.handle, gate] + (terminal.map { [$0] } ?? []))
+    try supervisor.send(.waiting(pid: Process.id))
     var poller = Poller()
     _ = poller.add(gate)
     try poller.wait()
     starter = MessageSocket(Handle(try Socket.accept(gate.descriptor)))
   }
 
-  private func mountCgroups(_ hierarchies: [String]) throws(Errno) {
-    let hardening: MountAttributes = [.readOnly, .noSetuid, .noDevices, .noExec]
+  private func mountCgroups(_ hierarchies: [String], at target: String, _ attributes: MountAttributes) throws(Errno) {
     if hierarchies.isEmpty {
-      try attach(try Mount.make("cgroup2", attributes: hardening), to: "/sys/fs/cgroup")
+      try attach(try Mount.make("cgroup2", attributes: attributes), to: target)
       return
     }
     let parent = try Mount.make("tmpfs", [("mode", "0755"), ("size", "65536")], attributes: [.noSetuid, .noDevices, .noExec])
-    try attach(parent, to: "/sys/fs/cgroup")
+    try attach(parent, to: target)
     for hierarchy in hierarchies {
       let controllers = hierarchy.split(separator: ",")
       try attach(
-        try Mount.make("cgroup", controllers.map { (String($0), "") }, attributes: hardening), to: "/sys/fs/cgroup/\(hierarchy)")
+        try Mount.make("cgroup", controllers.map { (String($0), "") }, attributes: attributes), to: "\(target)/\(hierarchy)")
       // Where two are mounted together, each is found by its own name as well, as on the host.
       if controllers.count > 1 {
         for controller in controllers { try parent.makeSymlink(String(controller), to: hierarchy) }
       }
     }
-    try Mount.setAttributes(parent, [.readOnly])
+    try Mount.setAttributes(parent, attributes)
   }
 
   private func mask(_ path: String, with null: Handle?) throws(Errno) {

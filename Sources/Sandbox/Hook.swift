@@ -18,11 +18,13 @@ package struct Hook: Sendable {
     self.seconds = seconds
   }
 
-  /// Runs it to completion with `input` on its standard input. Fails with `canceled` if it was too slow and was killed,
+  /// Runs it to completion, the parts of `input` with the pid between them on its standard input. Fails with `canceled` if it was too slow and was killed,
   /// with `io` if it failed.
-  package func run(_ input: String) throws(Errno) {
+  package func run(_ input: [String], pid container: Int32) throws(Errno) {
     guard let path = arguments.first else { throw .invalid }
-    let text = Handle(try Descriptor.memory("hook", Array(input.utf8)))
+    var state = ""
+    for (index, part) in input.enumerated() { state += (index > 0 ? "\(container)" : "") + part }
+    let text = Handle(try Descriptor.memory("hook", Array(state.utf8)))
     let named = arguments.count > 1 ? Array(arguments.dropFirst()) : arguments
     let payload = Payload(arguments: named, environment: environment, directory: "/", file: path)
     let pid: Int32

@@ -10,7 +10,8 @@
 /// Descriptors ride beside `exec` (its standard streams) and `execStarted` (a terminal's master).
 package enum Message: Equatable, Sendable {
   // Requests.
-  case proceed
+  /// The child's pid as the host numbers it.
+  case proceed(pid: Int32)
   case start
   case signal(Int32)
   case kill
@@ -72,7 +73,7 @@ extension Message {
       number(Int64(value.errno))
     }
     switch self {
-    case .proceed: head(1)
+    case .proceed(let pid): head(1); number(Int64(pid))
     case .start: head(2)
     case .signal(let signal): head(3); number(Int64(signal))
     case .kill: head(4)
@@ -107,7 +108,7 @@ extension Message {
 
   private static func read(from reader: inout Reader) throws(PlanError) -> Message {
     switch try reader.byte() {
-    case 1: return .proceed
+    case 1: return .proceed(pid: try reader.int32())
     case 2: return .start
     case 3: return .signal(try reader.int32())
     case 4: return .kill

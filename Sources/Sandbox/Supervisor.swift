@@ -91,7 +91,7 @@ package final class Supervisor {
     errors.closeWriting()
     host.closeMounts()
     status = .created(pid: pid)
-    do throws(Errno) { try socket.send(.proceed) } catch { throw StepFailure("enter namespaces", error) }
+    do throws(Errno) { try socket.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
   }
 
   /// The child's side of the clone, up to its end.

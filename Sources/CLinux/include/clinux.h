@@ -408,6 +408,21 @@ static inline long clx_terminal_size(int fd, unsigned short *rows, unsigned shor
   *columns = size.ws_col;
   return r;
 }
+// struct ktermios as TCGETS has it on x86-64 and arm64.
+struct clx_terminal_mode { uint32_t input, output, control, local; uint8_t line, keys[19]; };
+static inline long clx_terminal_make_raw(int fd, struct clx_terminal_mode *saved) {
+  long r = clx_result(syscall(SYS_ioctl, fd, 0x5401, saved));  // TCGETS
+  if (r < 0) return r;
+  struct clx_terminal_mode raw = *saved;
+  // cfmakeraw(3)
+  raw.input &= ~(uint32_t)(0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x80 | 0x100 | 0x400);
+  raw.output &= ~(uint32_t)0x1;
+  raw.local &= ~(uint32_t)(0x8 | 0x40 | 0x2 | 0x1 | 0x8000);
+  raw.control = (raw.control & ~(uint32_t)(0x30 | 0x100)) | 0x30;
+  raw.keys[6] = 1; raw.keys[5] = 0;
+  return clx_result(syscall(SYS_ioctl, fd, 0x5402, &raw));  // TCSETS
+}
+static inline long clx_terminal_restore(int fd, struct clx_terminal_mode *saved) { return clx_result(syscall(SYS_ioctl, fd, 0x5402, saved)); }
 static inline long clx_terminal_unlock(int master) {
   int zero = 0;
   return clx_result(syscall(SYS_ioctl, master, 0x40045431, &zero));

@@ -3,12 +3,10 @@
 #include <errno.h>
 // Macros that Swift cannot import.
 static inline uint32_t cseccomp_errno(int code) { return SCMP_ACT_ERRNO(code); }
+static inline uint32_t cseccomp_trace(int code) { return SCMP_ACT_TRACE(code); }
 static inline uint32_t cseccomp_allow(void) { return SCMP_ACT_ALLOW; }
-static inline struct scmp_arg_cmp cseccomp_masked(unsigned arg, uint64_t mask, uint64_t value) {
-  struct scmp_arg_cmp c = { arg, SCMP_CMP_MASKED_EQ, mask, value };
-  return c;
-}
-static inline struct scmp_arg_cmp cseccomp_equal(unsigned arg, uint64_t value) {
-  struct scmp_arg_cmp c = { arg, SCMP_CMP_EQ, value, 0 };
-  return c;
-}
+static inline uint32_t cseccomp_kill_thread(void) { return SCMP_ACT_KILL_THREAD; }
+static inline uint32_t cseccomp_kill_process(void) { return SCMP_ACT_KILL_PROCESS; }
+static inline uint32_t cseccomp_trap(void) { return SCMP_ACT_TRAP; }
+static inline uint32_t cseccomp_log(void) { return SCMP_ACT_LOG; }
+static inline uint32_t cseccomp_notify(void) { return SCMP_ACT_NOTIFY; }

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  internal import LaunchPlan
+  internal import Limits
+  internal import Linux
+  package import Sandbox
+#endif
+
+/// What a command line says about a container that is to be made.
+package struct CreateOptions {
+  package var bundle = "."
+  package var pidFile = ""
+  package var consoleSocket = ""
+  package var inherited: UInt32 = 0
+  package var noPivot = false
+  package init() {}
+}
+
+/// The operations of the runtime-spec (runtime.md, "Operations") on the containers of a store.
+package struct Containers {
+  let store: ContainerStore
+
+  package init(_ store: ContainerStore) { self.store = store }
+
+  // ------------------------------------------------------------------ create
+
+  /// Makes the container up to where it waits for `start`.
+  @discardableResult
+  package func create(_ id: String, _ options: CreateOptions) throws(RuntimeError) -> Launch.Started {
+    if options.noPivot { throw RuntimeError("--no-pivot: not supported: chroot can be left by who has CAP_SYS_CHROOT") }
+    let bundle = try absolute(options.bundle)
+    let text: [UInt8]
+    do throws(Errno) {
+      text = try Descriptor.open(bundle + "/config.json", [.readOnly]).readAll(limit: JSON.sizeLimit)
+    } catch {
+      throw RuntimeError("cannot read \(bundle)/config.json: \(error.sentence)")
+    }
+    let configuration = try Configuration(text, bundle: bundle)
+    let process = try configuration.process()
+    if process?.terminal == false && !options.consoleSocket.isEmpty {
+      throw RuntimeError("--console-socket: the process has no terminal")
+    }
+    let folder = try store.make(id)
+    do throws(RuntimeError) {
+      try folder.lock()
+      return try make(folder, configuration, text, options)
+    } catch {
+      folder.remove()
+      throw error
+    }
+  }
+
+  private func make(
+    _ folder: ContainerFolder, _ configuration: Configuration, _ text: [UInt8], _ options: CreateOptions
+  ) throws(RuntimeError) -> Launch.Started {
+    let cgroup = try CgroupPlace.cgroup(configuration, id: folder.id)
+    var state = ContainerState(id: folder.id, configuration: configuration, cgroup: cgroup)
+    let plan = try configuration.plan(cgroup, states: state, socket: options.consoleSocket, cache: store.filters)
+    try folder.write("config.json", text)
+    do throws(RuntimeError) {
+      try limit(cgroup, configuration)
+      let gate: Handle
+      do throws(Errno) { gate = Handle(try Socket.listen(ContainerFolder.socketName, in: folder.folder.descriptor)) } catch {
+        throw RuntimeError("cannot listen in \(folder.path): \(error.sentence)")
+      }
+      let started: Launch.Started
+      do throws(StepFailure) {
+        started = try Launch(plan, gate: gate, inherited: options.inherited).start { (pid) throws(StepFailure) in
+          for entry in configuration.hooks.runtime { try Containers.run(entry, state.parts(.creating), pid) }
+        }
+      } catch {
+        throw RuntimeError(error)
+      }
+      state.pid = started.child.pid
+      state.processStart = ProcessStat.read(started.child.pid)?.start ?? 0
+      do throws(RuntimeError) {
+        try folder.write("state.json", Array(state.encoded().utf8))
+        try writePID(started.child.pid, options.pidFile)
+      } catch {
+        do throws(Errno) {
+          try started.child.signal(Signals.kill)
+          _ = try Process.reap(started.child.pid, wait: true)
+        } catch {}
+        throw error
+      }
+      return started
+    } catch {
+      Containers.remove(cgroup)
+      throw error
+    }
+  }
+
+  private func limit(_ cgroup: Cgroup, _ configuration: Configuration) throws(RuntimeError) {
+    if let name = configuration.resources.unsupported(cgroup.layout) { throw RuntimeError("linux.resources.\(name): not supported") }
+    do throws(LimitsError) {
+      try cgroup.create(controllers: CgroupPlace.controllers(configuration.resources, cgroup.layout))
+      try cgroup.apply(configuration.resources.values(cgroup.layout))
+      try cgroup.restrict(configuration.deviceRules)
+    } catch {
+      throw RuntimeError(error.description)
+    }
+  }
+
+  private static func run(_ entry: Hooks.Entry, _ state: [String], _ pid: Int32) throws(StepFailure) {
+    do throws(Errno) {
+      try entry.hook.run(state, pid: pid)
+    } catch {
+      throw StepFailure("hook " + (entry.hook.arguments.first ?? ""), error)
+    }
+  }
+
+  func writePID(_ pid: Int32, _ path: String) throws(RuntimeError) {
+    if path.isEmpty { return }
+    do throws(Errno) {
+      // Complete from the moment that it is there: engines watch for it.
+      let temporary = path + ".tmp"
+      try Descriptor.open(temporary, [.writeOnly, .create, .truncate, .noFollow], mode: 0o644).write(Array("\(pid)".utf8))
+      try Descriptor.open(".", [.path, .directory]).rename(temporary, to: path)
+    } catch {
+      throw RuntimeError("cannot write --pid-file \(path): \(error.sentence)")
+    }
+  }
+
+  private func absolute(_ path: String) throws(RuntimeError) -> String {
+    do throws(Errno) {
+      let folder = try Descriptor.open(path, [.path, .directory])
+      return try Descriptor.open("/", [.path, .directory]).link(folder.procPath)
+    } catch {
+      throw RuntimeError("--bundle \(path): \(error.sentence)")
+    }
+  }
+
+  // ------------------------------------------------------------------- start
+
+  /// Lets the program run; fails with its reason where it cannot.
+  package func start(_ id: String) throws(RuntimeError) {
+    let folder = try store.open(id)
+    try folder.lock()
+    let state = try folder.state()
+    let status = folder.status(state)
+    guard status == .created else { throw RuntimeError("container \(id) is \(status.rawValue), and only a created one can be started") }
+    let hooks = try folder.configuration(state).hooks
+    let answer: Message?
+    do throws(Errno) {
+      let connection = MessageSocket(Handle(try Socket.connect(ContainerFolder.socketName, in: folder.folder.descriptor)))
+      try folder.folder.descriptor.remove(ContainerFolder.socketName)
+      answer = try connection.receive()?.message
+    } catch {
+      throw RuntimeError("container \(id): cannot start: \(error.sentence)")
+    }
+    // Closed without a word: the program runs.
+    if case .failed(let failure)? = answer { throw RuntimeError(failure) }
+    for entry in hooks.poststart {
+      // Told, and no reason to fail (runtime.md, "Lifecycle", step 10).
+      do throws(StepFailure) { try Containers.run(entry, state.parts(.running), state.pid) } catch { warn(RuntimeError(error).message) }
+    }
+  }
+
+  // -------------------------------------------------------------------- kill
+
+  package func kill(_ id: String, _ signal: Int32, all: Bool) throws(RuntimeError) {
+    let folder = try store.open(id)
+    let state = try folder.state()
+    if all, let cgroup = state.cgroup { return cgroup.signal(signal) }
+    guard let process = state.process() else { throw RuntimeError("container \(id) is not running") }
+    do throws(Errno) { try Process.signal(process.descriptor, signal) } catch {
+      throw RuntimeError("container \(id): cannot signal: \(error.sentence)")
+    }
+    // A v1 freezer holds even a SIGKILL back until it thaws.
+    if signal == Signals.kill, let cgroup = state.cgroup, cgroup.layout != .unified, cgroup.isFrozen {
+      do throws(LimitsError) { try cgroup.freeze(false) } catch { throw RuntimeError(error.description) }
+    }
+  }
+
+  // ------------------------------------------------------------------ delete
+
+  package func delete(_ id: String, force: Bool) throws(RuntimeError) {
+    let folder: ContainerFolder
+    do throws(RuntimeError) { folder = try store.open(id) } catch { if force { return } else { throw error } }
+    try folder.lock()
+    let state: ContainerState
+    do throws(RuntimeError) { state = try folder.state() } catch {
+      // A `create` that was cut off: nothing of it can run, since its child ends with it.
+      guard force else { throw error }
+      return folder.remove()
+    }
+    if let process = state.process() {
+      let status = folder.status(state)
+      guard force || status == .created else { throw RuntimeError("container \(id) is \(status.rawValue); kill it first, or use --force") }
+      do throws(Errno) { try Process.signal(process.descriptor, Signals.kill) } catch {}
+      if let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.freeze(false) } catch {} }
+      for _ in 0..<1000 where state.process() != nil { Clock.sleep(milliseconds: 2) }
+    }
+    if let cgroup = state.cgroup { Containers.remove(cgroup) }
+    do throws(RuntimeError) {
+      for entry in try folder.configuration(state).hooks.poststop {
+        do throws(StepFailure) { try Containers.run(entry, state.parts(.stopped), 0) } catch { warn(RuntimeError(error).message) }
+      }
+    } catch {
+      warn(error.message)
+    }
+    folder.remove()
+  }
+
+  private static func remove(_ cgroup: Cgroup) {
+    for attempt in 0..<500 {
+      if cgroup.remove() { return }
+      // What still runs there is ended: the first process did not take it along where it shares a pid namespace.
+      if attempt == 2 { cgroup.signal(Signals.kill) }
+      Clock.sleep(milliseconds: attempt < 20 ? 1 : 10)
+    }
+  }
+
+  // ------------------------------------------------------------------- state
+
+  package func state(_ id: String) throws(RuntimeError) -> String {
+    let folder = try store.open(id)
+    let state = try folder.state()
+    return state.text(folder.status(state))
+  }
+
+  /// Id, pid, status, bundle, created, for each.
+  package func list() throws(RuntimeError) -> [(id: String, pid: Int32, status: ContainerStatus, bundle: String, created: String)] {
+    var found: [(id: String, pid: Int32, status: ContainerStatus, bundle: String, created: String)] = []
+    for id in try store.ids() {
+      do throws(RuntimeError) {
+        let folder = try store.open(id)
+        let state = try folder.state()
+        let status = folder.status(state)
+        found.append((id, status == .stopped ? 0 : state.pid, status, state.bundle, state.created))
+      } catch {
+        warn("\(id): \(error.message)")
+      }
+    }
+    return found
+  }
+
+  package func processes(_ id: String) throws(RuntimeError) -> [Int32] { try cgroup(id).processes() }
+
+  package func pause(_ id: String, _ paused: Bool) throws(RuntimeError) {
+    let folder = try store.open(id)
+    let status = folder.status(try folder.state())
+    guard status == (paused ? .running : .paused) else { throw RuntimeError("container \(id) is \(status.rawValue)") }
+    let cgroup = try cgroup(id)
+    do throws(LimitsError) { try cgroup.freeze(paused) } catch { throw RuntimeError(error.description) }
+  }
+
+  package func usage(_ id: String) throws(RuntimeError) -> Usage { try cgroup(id).usage() }
+
+  /// Changes limits while it runs. `json`: an object as `linux.resources`.
+  package func update(_ id: String, _ text: [UInt8]) throws(RuntimeError) {
+    let cgroup = try cgroup(id)
+    let resources = try ResourcesReader.read(try JSON(parsing: text, name: "resources"))
+    if let name = resources.unsupported(cgroup.layout) { throw RuntimeError("\(name): not supported") }
+    let values = resources.values(cgroup.layout)
+    for value in values where cgroup.layout != .unified && !cgroup.controllers.contains(value.controller) {
+      throw RuntimeError("\(value.file): the container was made without the controller \(value.controller)")
+    }
+    do throws(LimitsError) {
+      do throws(LimitsError) { try cgroup.apply(values) } catch {
+        // The v1 limit on memory may not pass the one with swap: whichever has to go first.
+        guard cgroup.layout != .unified, values.count > 1 else { throw error }
+        try cgroup.apply(values.reversed())
+        try cgroup.apply(values)
+      }
+    } catch {
+      throw RuntimeError(error.description)
+    }
+  }
+
+  private func cgroup(_ id: String) throws(RuntimeError) -> Cgroup {
+    guard let cgroup = try store.open(id).state().cgroup else { throw RuntimeError("container \(id) has no cgroup") }
+    return cgroup
+  }
+}
+
+extension RuntimeError {
+  init(_ failure: StepFailure) { self.init("cannot \(failure.step): \(Errno(failure.errno).sentence)") }
+}
+
+/// Told on standard error; the command goes on.
+func warn(_ message: String) {
+  StandardStream.error.write("carrel-runtime: \(message)\n")
+}

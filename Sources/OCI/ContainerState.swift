@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  internal import Limits
+  internal import Linux
+  internal import Sandbox
+#endif
+
+/// Where a container is in its life (runtime.md, "State").
+package enum ContainerStatus: String, Sendable {
+  case creating, created, running, paused, stopped
+}
+
+/// What the runtime keeps of a container: `<root>/<id>/state.json`, in the form that the runtime-spec prescribes with what
+/// this runtime needs besides.
+struct ContainerState {
+  let id: String
+  let bundle: String
+  let version: String
+  let annotations: [(key: String, value: String)]
+  /// RFC 3339, UTC.
+  let created: String
+  var pid: Int32 = 0
+  /// When that process started, in the kernel's ticks since boot: the number alone could be another's by now.
+  var processStart: UInt64 = 0
+  let cgroup: Cgroup?
+
+  init(id: String, configuration: Configuration, cgroup: Cgroup?) {
+    self.id = id
+    bundle = configuration.bundle
+    version = configuration.version
+    annotations = configuration.annotations
+    created = Timestamp.now
+    self.cgroup = cgroup
+  }
+
+  init(parsing bytes: [UInt8]) throws(RuntimeError) {
+    let json = try JSON(parsing: bytes, name: "state.json")
+    id = try json.string("id") ?? ""
+    bundle = try json.string("bundle") ?? ""
+    version = try json.string("ociVersion") ?? ""
+    annotations = try json.object("annotations")?.stringMembers() ?? []
+    created = try json.string("created") ?? ""
+    pid = Int32(clamping: try json.signed("pid") ?? 0)
+    processStart = try json.unsigned("processStart") ?? 0
+    cgroup =
+      if let place = try json.object("cgroup"), let layout = CgroupLayout(rawValue: try place.string("layout") ?? ""),
+        let path = try place.string("path"), !path.isEmpty
+      { Cgroup(layout: layout, path: path, controllers: try place.strings("controllers")) } else { nil }
+  }
+
+  func encoded() -> String {
+    var members = specified(pid: .number(Int64(pid)), status: .created)
+    members.append(("created", .string(created)))
+    members.append(("processStart", .unsigned(processStart)))
+    if let cgroup {
+      let place: [(key: String, value: JSONText)] = [
+        ("layout", .string(cgroup.layout.rawValue)), ("path", .string(cgroup.path)),
+        ("controllers", .array(cgroup.controllers.map { .string($0) })),
+      ]
+      members.append(("cgroup", .object(place)))
+    }
+    return JSONText.object(members).encoded
+  }
+
+  private func specified(pid: JSONText, status: ContainerStatus) -> [(key: String, value: JSONText)] {
+    [
+      ("ociVersion", .string(version)), ("id", .string(id)), ("status", .string(status.rawValue)), ("pid", pid),
+      ("bundle", .string(bundle)), ("annotations", .object(annotations.map { ($0.key, .string($0.value)) })),
+    ]
+  }
+
+  /// As `state` prints it.
+  func text(_ status: ContainerStatus) -> String {
+    let alive = status != .stopped
+    return JSONText.object(
+      specified(pid: .number(alive ? Int64(pid) : 0), status: status) + [("created", .string(created))]
+    ).encoded
+  }
+
+  /// As hooks get it, in two parts around the pid, which is not known yet when a plan is made.
+  func parts(_ status: ContainerStatus) -> [String] {
+    let rest = JSONText.object(
+      [("bundle", .string(bundle)), ("annotations", .object(annotations.map { ($0.key, .string($0.value)) }))]
+    ).encoded
+    let head = JSONText.object([("ociVersion", .string(version)), ("id", .string(id)), ("status", .string(status.rawValue))]).encoded
+    return [String(head.dropLast()) + ",\"pid\":", "," + String(rest.dropFirst())]
+  }
+
+  /// The first process, if it lives: a descriptor that no other process can slip into.
+  func process() -> Handle? {
+    guard pid > 0 else { return nil }
+    do throws(Errno) {
+      let handle = Handle(try Process.open(pid: pid))
+      guard let stat = ProcessStat.read(pid), stat.start == processStart, !stat.isDead else { return nil }
+      return handle
+    } catch {
+      return nil
+    }
+  }
+}
+
+/// What /proc/PID/stat tells (proc_pid_stat(5)).
+struct ProcessStat {
+  let isDead: Bool
+  let start: UInt64
+
+  static func read(_ pid: Int32) -> ProcessStat? {
+    do throws(Errno) {
+      let bytes = try Descriptor.open("/proc/\(pid)/stat", [.readOnly]).readAll(limit: 8192)
+      // The name may hold anything, a bracket too: the fields follow the last one.
+      guard let end = bytes.lastIndex(of: UInt8(ascii: ")")) else { return nil }
+      let fields = bytes[(end + 1)...].split(separator: UInt8(ascii: " "))
+      guard fields.count > 19, let start = UInt64(String(decoding: fields[19], as: UTF8.self)) else { return nil }
+      let state = fields[0].first
+      return ProcessStat(isDead: state == UInt8(ascii: "Z") || state == UInt8(ascii: "X"), start: start)
+    } catch {
+      return nil
+    }
+  }
+}
+
+enum Timestamp {
+  static var now: String { text(Clock.realtime) }
+
+  /// RFC 3339 in UTC, from nanoseconds since 1970.
+  static func text(_ nanoseconds: Int64) -> String {
+    let seconds = nanoseconds / 1_000_000_000
+    let (days, rest) = (seconds / 86_400, seconds % 86_400)
+    // Days to a civil date in the Gregorian calendar, years counted from March so that leap days come last.
+    let shifted = days + 719_468
+    let era = shifted / 146_097
+    let day = shifted % 146_097
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365
+    let ofYear = day - (365 * year + year / 4 - year / 100)
+    let month = (5 * ofYear + 2) / 153
+    let civilMonth = month < 10 ? month + 3 : month - 9
+    let civilYear = year + era * 400 + (civilMonth <= 2 ? 1 : 0)
+    func two(_ number: Int64) -> String { number < 10 ? "0\(number)" : "\(number)" }
+    let date = "\(civilYear)-\(two(civilMonth))-\(two(ofYear - (153 * month + 2) / 5 + 1))"
+    let fraction = "\(1_000_000_000 + nanoseconds % 1_000_000_000)".dropFirst()
+    return "\(date)T\(two(rest / 3600)):\(two(rest / 60 % 60)):\(two(rest % 60)).\(fraction)Z"
+  }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  internal import LaunchPlan
+  internal import Linux
+  internal import Seccomp
+#endif
+
+/// `linux.seccomp` (config-linux.md, "Seccomp") as a filter.
+enum SeccompReader {
+  /// The step that loads it; nil where the configuration has none. What was compiled once is kept in `cache`: the same
+  /// profile comes with every container of an engine, and compiling it costs more than everything else together.
+  static func operation(_ linux: JSON, cache: FilterCache) throws(RuntimeError) -> Operation? {
+    guard let json = try linux.object("seccomp") else { return nil }
+    if json.has("listenerPath") { throw json.error("listenerPath", "not supported") }
+    let text = json.encoded
+    var flags: UInt64 = 0
+    for name in try json.strings("flags") {
+      guard let bit = flagBits.first(where: { $0.name == name })?.bit else { throw json.error("flags", "\(name) is not supported") }
+      flags |= bit
+    }
+    if let program = cache.find(text) { return .seccomp(program: program, flags: flags) }
+    let program = try compile(json)
+    cache.keep(text, program)
+    return .seccomp(program: program, flags: flags)
+  }
+
+  /// seccomp(2).
+  private static let flagBits: [(name: String, bit: UInt64)] = [
+    ("SECCOMP_FILTER_FLAG_TSYNC", 1), ("SECCOMP_FILTER_FLAG_LOG", 2), ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", 4),
+  ]
+
+  private static let comparisons: [(name: String, comparison: SeccompFilter.Comparison)] = [
+    ("SCMP_CMP_NE", .notEqual), ("SCMP_CMP_LT", .less), ("SCMP_CMP_LE", .lessOrEqual), ("SCMP_CMP_EQ", .equal),
+    ("SCMP_CMP_GE", .greaterOrEqual), ("SCMP_CMP_GT", .greater), ("SCMP_CMP_MASKED_EQ", .maskedEqual),
+  ]
+
+  private static func compile(_ json: JSON) throws(RuntimeError) -> [UInt8] {
+    let fallback = try action(json, "defaultAction", "defaultErrnoRet")
+    let filter = try naming(json) { () throws(SeccompFilter.Failure) in try SeccompFilter(fallback: fallback) }
+    for name in try json.strings("architectures") {
+      guard name.utf8.starts(with: "SCMP_ARCH_".utf8) else { throw json.error("architectures", "\(name) is no architecture") }
+      try naming(json) { () throws(SeccompFilter.Failure) in try filter.add(architecture: lowercased(name.utf8.dropFirst(10))) }
+    }
+    for rule in try json.objects("syscalls") { try add(rule, to: filter) }
+    return try naming(json) { () throws(SeccompFilter.Failure) in try filter.program() }
+  }
+
+  private static func add(_ rule: JSON, to filter: SeccompFilter) throws(RuntimeError) {
+    let action = try action(rule, "action", "errnoRet")
+    var conditions: [SeccompFilter.Condition] = []
+    var arguments: Set<UInt32> = []
+    for entry in try rule.objects("args") {
+      let name = try entry.string("op") ?? ""
+      guard let comparison = comparisons.first(where: { $0.name == name })?.comparison else {
+        throw entry.error("op", "\(name) is no comparison")
+      }
+      guard let index = try entry.number32("index"), index < 6 else { throw entry.error("index", "expected 0 to 5") }
+      arguments.insert(index)
+      conditions.append(
+        SeccompFilter.Condition(argument: index, comparison, try entry.unsigned("value") ?? 0, try entry.unsigned("valueTwo") ?? 0))
+    }
+    let names = try rule.strings("names")
+    guard !names.isEmpty else { throw rule.error("names", "is empty") }
+    for name in names {
+      try naming(rule) { () throws(SeccompFilter.Failure) in
+        // Several conditions on one argument are alternatives, on different ones they all have to hold.
+        if arguments.count < conditions.count {
+          for condition in conditions { try filter.add(action, name, [condition]) }
+        } else {
+          try filter.add(action, name, conditions)
+        }
+      }
+    }
+  }
+
+  private static func action(_ json: JSON, _ name: String, _ errno: String) throws(RuntimeError) -> SeccompFilter.Action {
+    let code = UInt16(clamping: try json.unsigned(errno) ?? 1)  // EPERM
+    switch try json.string(name) ?? "" {
+    case "SCMP_ACT_ALLOW": return .allow
+    case "SCMP_ACT_ERRNO": return .errno(code)
+    case "SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD": return .killThread
+    case "SCMP_ACT_KILL_PROCESS": return .killProcess
+    case "SCMP_ACT_TRAP": return .trap
+    case "SCMP_ACT_TRACE": return .trace(code)
+    case "SCMP_ACT_LOG": return .log
+    case "SCMP_ACT_NOTIFY": throw json.error(name, "SCMP_ACT_NOTIFY: not supported")
+    case let other: throw json.error(name, "\(other) is no action")
+    }
+  }
+
+  private static func naming<T>(_ json: JSON, _ body: () throws(SeccompFilter.Failure) -> T) throws(RuntimeError) -> T {
+    do throws(SeccompFilter.Failure) { return try body() } catch { throw json.error(error.message) }
+  }
+
+  private static func lowercased(_ bytes: Substring.UTF8View) -> String {
+    String(decoding: bytes.map { (0x41...0x5A).contains($0) ? $0 + 0x20 : $0 }, as: UTF8.self)
+  }
+}
+
+/// Compiled filters, each in a file named by a hash of the profile and holding both: what is found is compared whole.
+struct FilterCache {
+  private let folder: Handle?
+
+  /// `path` is made if it is not there; without it nothing is kept.
+  init(_ path: String) {
+    do throws(Errno) {
+      let root = try Descriptor.open("/", [.path, .directory])
+      do throws(Errno) { try root.makeDirectory(path, mode: 0o700) } catch { if error != .exists { throw error } }
+      let opened = try Descriptor.open(path, [.readOnly, .directory, .noFollow])
+      // What others could write to is not believed.
+      let status = try opened.status()
+      let isOurs = status.uid == Process.effectiveUser && status.permissions & 0o022 == 0
+      folder = isOurs ? Handle(opened) : nil
+    } catch {
+      folder = nil
+    }
+  }
+
+  func find(_ profile: String) -> [UInt8]? {
+    guard let folder else { return nil }
+    do throws(Errno) {
+      let bytes = try folder.descriptor.open(FilterCache.name(profile), [.readOnly, .noFollow]).readAll(limit: 8 << 20)
+      var reader = Reader(bytes)
+      do throws(PlanError) {
+        guard try reader.counted() == Array(profile.utf8) else { return nil }
+        let program = try reader.counted()
+        return reader.position == bytes.count ? program : nil
+      } catch {
+        return nil
+      }
+    } catch {
+      return nil
+    }
+  }
+
+  func keep(_ profile: String, _ program: [UInt8]) {
+    guard let folder else { return }
+    var bytes: [UInt8] = []
+    bytes.append(counted: Array(profile.utf8))
+    bytes.append(counted: program)
+    do throws(Errno) { try folder.descriptor.replace(FilterCache.name(profile), with: bytes, durable: false) } catch {}
+  }
+
+  /// FNV-1a; a collision is found by the comparison and costs a compilation.
+  private static func name(_ profile: String) -> String {
+    var hash: UInt64 = 0xCBF2_9CE4_8422_2325
+    for byte in profile.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01B3 }
+    return "\(hash)"
+  }
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  package import LaunchPlan
+  package import Linux
+#endif
+
+/// A launch without a supervisor: the child becomes the program itself, and its standard streams are the caller's. What
+/// the OCI runtime does; the workspaces' way is `Supervisor`.
+package struct Launch {
+  private let plan: Plan
+  /// Where the child waits for `start`; without it the program runs at once.
+  private let gate: Handle?
+  /// Descriptors from 3 on that the program inherits.
+  private let inherited: UInt32
+
+  package init(_ plan: Plan, gate: Handle? = nil, inherited: UInt32 = 0) {
+    self.plan = plan
+    self.gate = gate
+    self.inherited = inherited
+  }
+
+  package struct Started {
+    package let child: Child
+    /// The terminal's other end, where no socket was named to send it to.
+    package let terminal: Handle?
+  }
+
+  /// Returns when the child waits at the gate, or where there is none, when the program runs. `atRendezvous` is called with
+  /// the child's pid when namespaces and mounts stand and somebody asked for it. On an error nothing of the child is left.
+  package func start(_ atRendezvous: (Int32) throws(StepFailure) -> Void = { _ in }) throws(StepFailure) -> Started {
+    let host = HostPart(plan)
+    try host.prepare()
+    let control: Control
+    do throws(Errno) { control = try Control() } catch { throw StepFailure("make a socket pair", error) }
+    guard let child = try host.clone() else { become(host, MessageSocket(control.takeFar())) }
+    // The child's end is only seen once nobody here holds its side.
+    _ = control.takeFar()
+    let near = MessageSocket(control.near)
+    do throws(StepFailure) {
+      try host.complete(child: child)
+      let terminal = try follow(near, child.pid, atRendezvous)
+      return Started(child: child, terminal: terminal)
+    } catch {
+      do throws(Errno) {
+        try child.signal(Signals.kill)
+        _ = try Process.reap(child.pid, wait: true)
+      } catch {}
+      throw error
+    }
+  }
+
+  private func follow(
+    _ near: MessageSocket, _ pid: Int32, _ atRendezvous: (Int32) throws(StepFailure) -> Void
+  ) throws(StepFailure) -> Handle? {
+    var terminal: Handle?
+    do throws(Errno) { try near.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
+    while true {
+      let received: MessageSocket.Received?
+      do throws(Errno) { received = try near.receive() } catch { throw StepFailure("hear from the child", error) }
+      switch received?.message {
+      case .ready:
+        try atRendezvous(pid)
+        do throws(Errno) { try near.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
+      case .execStarted: terminal = received?.descriptors.first
+      case .waiting: return terminal
+      case .failed(let failure): throw failure
+      case nil:
+        if gate != nil { throw StepFailure("hear from the child", .noSuchProcess) }
+        return terminal
+      default: throw StepFailure("hear from the child", .invalid)
+      }
+    }
+  }
+
+  /// The child's side.
+  private func become(_ host: HostPart, _ supervisor: MessageSocket) -> Never {
+    var part = ChildPart(plan, host, supervisor, gate: gate, inherited: inherited)
+    var failure: StepFailure
+    do throws(StepFailure) {
+      try part.enter()
+      failure = StepFailure("execute", .invalid)
+      for operation in plan.operations {
+        if case .execute(let arguments, let environment, let directory) = operation {
+          let streams = part.terminal.map { Payload.Streams(terminal: $0) } ?? Payload.Streams()
+          failure = Payload(arguments: arguments, environment: environment, directory: directory)
+            .become(streams, keeping: inherited)
+        }
+      }
+    } catch {
+      failure = error
+    }
+    do throws(Errno) { try (part.starter ?? supervisor).send(.failed(failure)) } catch {}
+    Process.exit(1)
+  }
+}
+
+/// A socket pair of which one end is given away.
+private final class Control {
+  let near: Handle
+  private var far: Handle?
+
+  init() throws(Errno) {
+    let ends = try Socket.pair()
+    near = ends.0
+    far = ends.1
+  }
+
+  func takeFar() -> Handle {
+    defer { far = nil }
+    return far ?? near
+  }
+}

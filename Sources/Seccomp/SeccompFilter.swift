@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CSeccomp
+
+#if !hasFeature(Embedded)
+  package import Linux
+#endif
+
+/// A filter being put together by libseccomp.
+///
+/// Tree-shaped: loading and running such a filter costs an eighth of a linear one (seccomp_attr_set(3),
+/// SCMP_FLTATR_CTL_OPTIMIZE).
+package final class SeccompFilter {
+  /// What happens to a call, as libseccomp numbers it.
+  package struct Action: Equatable, Sendable {
+    let number: UInt32
+    package static let allow = Action(number: cseccomp_allow())
+    package static let killThread = Action(number: cseccomp_kill_thread())
+    package static let killProcess = Action(number: cseccomp_kill_process())
+    package static let trap = Action(number: cseccomp_trap())
+    package static let log = Action(number: cseccomp_log())
+    package static let notify = Action(number: cseccomp_notify())
+    package static func errno(_ code: UInt16) -> Action { Action(number: cseccomp_errno(Int32(code))) }
+    package static func trace(_ code: UInt16) -> Action { Action(number: cseccomp_trace(Int32(code))) }
+  }
+
+  package enum Comparison: Equatable, Sendable { case notEqual, less, lessOrEqual, equal, greaterOrEqual, greater, maskedEqual }
+
+  /// A condition on one argument of a call. For `maskedEqual` the mask is `first`, the value `second`.
+  package struct Condition: Equatable, Sendable {
+    let argument: UInt32
+    let comparison: Comparison
+    let first: UInt64
+    let second: UInt64
+    package init(argument: UInt32, _ comparison: Comparison, _ first: UInt64, _ second: UInt64 = 0) {
+      self.argument = argument
+      self.comparison = comparison
+      self.first = first
+      self.second = second
+    }
+  }
+
+  package struct Failure: Error, Sendable {
+    package let message: String
+  }
+
+  private let context: scmp_filter_ctx
+  private let fallback: Action
+
+  package init(fallback: Action) throws(Failure) {
+    guard let context = seccomp_init(fallback.number) else { throw Failure(message: "libseccomp: no context for a filter") }
+    self.context = context
+    self.fallback = fallback
+    try succeed(seccomp_attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, 2), "set the optimisation")
+  }
+
+  deinit { seccomp_release(context) }
+
+  /// What happens to calls by the numbers of an architecture that was not added.
+  package func setActionForOtherArchitectures(_ action: Action) throws(Failure) {
+    try succeed(seccomp_attr_set(context, SCMP_FLTATR_ACT_BADARCH, action.number), "set the action for other architectures")
+  }
+
+  /// By the name that libseccomp has for it: `x86_64`, `x86`, `x32`, `aarch64` …
+  package func add(architecture name: String) throws(Failure) {
+    let token = name.withCString { seccomp_arch_resolve_name($0) }
+    guard token != 0 else { throw Failure(message: "libseccomp knows no architecture \(name)") }
+    let result = seccomp_arch_add(context, token)
+    if result != -Errno.exists.code { try succeed(result, "add the architecture \(name)") }
+  }
+
+  /// False: this libseccomp does not know the call, so it stays at the fallback. A rule that says the same as the
+  /// fallback is left out; libseccomp refuses it.
+  @discardableResult
+  package func add(_ action: Action, _ name: String, _ conditions: [Condition] = []) throws(Failure) -> Bool {
+    let number = name.withCString { seccomp_syscall_resolve_name($0) }
+    guard number != __NR_SCMP_ERROR else { return false }
+    if action == fallback { return true }
+    let raw = conditions.map { condition in
+      let operation =
+        switch condition.comparison {
+        case .notEqual: SCMP_CMP_NE
+        case .less: SCMP_CMP_LT
+        case .lessOrEqual: SCMP_CMP_LE
+        case .equal: SCMP_CMP_EQ
+        case .greaterOrEqual: SCMP_CMP_GE
+        case .greater: SCMP_CMP_GT
+        case .maskedEqual: SCMP_CMP_MASKED_EQ
+        }
+      return scmp_arg_cmp(arg: condition.argument, op: operation, datum_a: condition.first, datum_b: condition.second)
+    }
+    let result = raw.withUnsafeBufferPointer {
+      seccomp_rule_add_array(context, action.number, number, UInt32($0.count), $0.baseAddress)
+    }
+    try succeed(result, "add a rule for \(name)")
+    return true
+  }
+
+  /// Classic BPF, eight bytes an instruction.
+  package func program() throws(Failure) -> [UInt8] {
+    // By a file in memory: the filter of several architectures can be more than a pipe takes.
+    do throws(Errno) {
+      let file = try Descriptor.memory("filter", [])
+      let result = seccomp_export_bpf(context, file.number)
+      if result < 0 { throw Errno(-result) }
+      var program: [UInt8] = []
+      while true {
+        let part = try file.read(at: UInt64(program.count), upTo: 65_536)
+        if part.isEmpty { return program }
+        program += part
+      }
+    } catch {
+      throw Failure(message: "libseccomp: cannot export the filter: \(error.sentence)")
+    }
+  }
+
+  private func succeed(_ result: Int32, _ what: String) throws(Failure) {
+    if result < 0 { throw Failure(message: "libseccomp: cannot \(what): \(Errno(-result).sentence)") }
+  }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// carrel-runtime: the isolation core behind the command line of OCI runtimes. One process for each command, none stays.
+
+let globalOptions: [Arguments.Option] = [
+  .value("root", help: "where the containers' state is kept; default /run/carrel-runtime"),
+  .value("log", help: "file that errors are written to besides standard error"), .value("log-format", help: "text or json"),
+  .flag("debug", help: "accepted"), .flag("systemd-cgroup", help: "refused"), .value("cgroup-manager", help: "cgroupfs"),
+  .value("rootless", help: "accepted"), .flag("version", "v", help: "print the version"), .flag("help", "h", help: "print this"),
+]
+
+func runCommandLine() -> Int32 {
+  Signals.ignorePipe()
+  // Nothing that an engine left open reaches a container by accident; what it asks for is handed on by number.
+  var log = ErrorLog()
+  do throws(RuntimeError) {
+    let global = try Arguments(Process.arguments.dropFirst(), globalOptions)
+    log = ErrorLog(path: global.value("log") ?? "", isJSON: global.value("log-format") == "json")
+    if global.has("version") {
+      StandardStream.output.write("carrel-runtime version 0.1.0\nspec: \(Features.specificationVersion)\n")
+      return 0
+    }
+    guard let name = global.operands.first, !global.has("help"), name != "help" else {
+      StandardStream.output.write(help())
+      return global.operands.isEmpty && !global.has("help") ? 2 : 0
+    }
+    guard let command = commands.first(where: { $0.name == name }) else { throw RuntimeError("\(name): unknown command; see --help") }
+    if global.has("systemd-cgroup") || global.value("cgroup-manager") == "systemd" {
+      throw RuntimeError("--systemd-cgroup: not supported yet; use the cgroupfs driver")
+    }
+    let arguments = try Arguments(
+      global.operands.dropFirst(), command.options + [.flag("help", "h", help: "print this")], mixed: command.name != "exec")
+    if arguments.has("help") {
+      StandardStream.output.write(help(command))
+      return 0
+    }
+    return try command.run(Containers(try ContainerStore(global.value("root") ?? "/run/carrel-runtime")), arguments)
+  } catch {
+    log.write(error.message)
+    return 1
+  }
+}
+
+/// Where errors go: standard error, and the file that an engine reads them from.
+struct ErrorLog {
+  var path = ""
+  var isJSON = false
+
+  func write(_ message: String) {
+    StandardStream.error.write("carrel-runtime: \(message)\n")
+    if path.isEmpty { return }
+    let line = JSONText.object([("msg", .string(message)), ("level", .string("error")), ("time", .string(Timestamp.now))]).encoded
+    let text = isJSON ? line : "time=\"\(Timestamp.now)\" level=error msg=\(JSONText.string(message).encoded)"
+    do throws(Errno) {
+      try Descriptor.open(path, [.writeOnly, .create, .append, .noFollow], mode: 0o644).write(Array((text + "\n").utf8))
+    } catch {}
+  }
+}
+
+func help() -> String {
+  var text = "usage: carrel-runtime [global options] COMMAND [options] ...\n\ncommands:\n"
+  for command in commands { text += "  \(command.name) \(command.usage)\n" }
+  text += "\nglobal options:\n" + help(globalOptions)
+  return text + "\ncarrel-runtime COMMAND --help: the options of a command\n"
+}
+
+func help(_ command: Command) -> String {
+  "usage: carrel-runtime \(command.name) \(command.usage)\n" + (command.options.isEmpty ? "" : "\n" + help(command.options))
+}
+
+func help(_ options: [Arguments.Option]) -> String {
+  var text = ""
+  for option in options {
+    let names = option.names.map { ($0.utf8.count > 1 ? "--" : "-") + $0 }.joined(separator: ", ")
+    let left = names + (option.takesValue ? " VALUE" : "")
+    text += "  " + left + String(repeating: " ", count: max(26 - left.utf8.count, 1)) + option.help + "\n"
+  }
+  return text
+}
+
+Process.exit(runCommandLine())
