@@ -45,7 +45,23 @@ struct ChildPart {
       throw StepFailure("enter namespaces", error)
     }
     for (index, operation) in operations.enumerated() {
+      if case .awaitStart = operation, gate != nil { try findProgram() }
       do throws(Errno) { try apply(operation, index) } catch { throw StepFailure(operation.label, error) }
+    }
+  }
+
+  /// A program that is not there is said while the container is being made, where its caller looks for the reason.
+  private func findProgram() throws(StepFailure) {
+    for operation in operations {
+      guard case .execute(let arguments, let environment, let directory) = operation else { continue }
+      let name = arguments.first ?? ""
+      do throws(Errno) {
+        try Process.changeDirectory(directory)
+        guard Payload.candidates(name, environment).contains(where: { Process.exists($0) }) else { throw .noEntry }
+        try Process.changeDirectory("/")
+      } catch {
+        throw StepFailure("find " + name, error)
+      }
     }
   }
 

@@ -240,6 +240,7 @@ extension Operation {
     case .bind(let source, let target, _): name + " " + source + " at " + target
     case .fileSystem(let type, _, let target, _, _, _): name + " " + type + " at " + target
     case .secrets(let target, _): name + " " + target
+    case .resourceLimit(let resource, let soft, let hard, _): name + " \(resource) to \(soft):\(hard)"
     case .sysctl(let key, _): name + " " + key
     case .hook(let arguments, _, _, _): name + " " + (arguments.first ?? "")
     default: name
