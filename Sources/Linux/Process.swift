@@ -194,6 +194,18 @@ package enum Process {
       try check(path.withCString { clx_spawn3($0, arguments.pointers, environment.pointers, a, b, c, errors) }))
   }
 
+  /// Starts this program anew with the same arguments from a mount of its own file that nobody can write through, unless
+  /// it runs from one already: what opens /proc/PID/exe then never gets a file that it could change (CVE-2019-5736). The
+  /// mount is attached nowhere, so that nobody can change it either.
+  package static func executeFromReadOnlyMount() throws(Errno) {
+    let own = try Descriptor.open("/proc/self/exe", [.path])
+    if try Mount.isReadOnly(own) { return }
+    let mount = try Mount.clone(own)
+    try Mount.setAttributes(mount, [.readOnly])
+    let strings = CStrings(arguments)
+    try withExtendedLifetime(strings) { () throws(Errno) in try check(clx_execute_again(mount.number, strings.pointers)) }
+  }
+
   /// The arguments this program was started with.
   package static var arguments: [String] {
     (0..<clx_argument_count()).map { String(cString: clx_argument($0)) }

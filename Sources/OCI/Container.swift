@@ -37,6 +37,7 @@ package struct Containers {
       throw RuntimeError("cannot read \(bundle)/config.json: \(error.sentence)")
     }
     let configuration = try Configuration(text, bundle: bundle)
+    try Containers.protectExecutable(configuration.space)
     let process = try configuration.process()
     if process?.terminal == false && !options.consoleSocket.isEmpty {
       throw RuntimeError("--console-socket: the process has no terminal")
@@ -88,6 +89,14 @@ package struct Containers {
     } catch {
       Containers.remove(cgroup)
       throw error
+    }
+  }
+
+  /// Root of a user namespace cannot write to what the host's root owns; the host's root could.
+  static func protectExecutable(_ space: NamespaceSet) throws(RuntimeError) {
+    if space.isMapped || !Defence.readOnlyExecutable.isOn { return }
+    do throws(Errno) { try Process.executeFromReadOnlyMount() } catch {
+      throw RuntimeError("cannot run from a read-only mount: \(error.sentence)")
     }
   }
 

@@ -35,6 +35,7 @@ extension Containers {
     let status = folder.status(state)
     guard status != .paused else { throw RuntimeError("container \(id) is paused") }
     let configuration = try folder.configuration(state)
+    try Containers.protectExecutable(configuration.space)
     let specification = try specification(options, configuration)
 
     var steps: [Operation] = (state.cgroup?.paths ?? []).map { .cgroup(path: $0) }

@@ -148,7 +148,7 @@ struct ChildPart {
       try Process.setCapabilities(
         effective: sets.effective, permitted: sets.permitted, inheritable: sets.inheritable, ambient: sets.ambient)
       Process.setFileMask(mask)
-    case .undumpable: try Process.becomeUndumpable()
+    case .undumpable: if Defence.undumpable.isOn { try Process.becomeUndumpable() }
     case .noNewPrivileges: try Process.forbidNewPrivileges()
     case .seccomp(let program, let flags): try Process.loadFilter(program, flags: flags)
     case .userNamespace, .namespaces, .joinNamespace, .outOfMemoryScore, .log, .execute: break
@@ -157,14 +157,26 @@ struct ChildPart {
 
   // ------------------------------------------------------------------ the root
 
-  /// A tmpfs over /tmp of this mount namespace is the workbench: nobody else can reach a path in it, so the
-  /// paths that the overlay needs are safe. It goes with the old root.
+  /// A tmpfs in this mount namespace is the workbench: nobody else can reach a path in it, so the paths that the overlay
+  /// needs are safe. It goes with the old root. It lies over a directory of the host that no hook is to be run from.
   private func makeBench() throws(Errno) -> Descriptor {
     let bench = try Mount.make("tmpfs", [("mode", "0700"), ("size", "1048576")])
-    try Mount.attach(bench, to: try Descriptor.open("/tmp", [.path, .directory, .noFollow]))
+    try Mount.attach(bench, to: try benchPlace())
     let here = try bench.open(".", [.readOnly, .directory])
     try here.makeDirectory("root", mode: 0o755)
     return here
+  }
+
+  private func benchPlace() throws(Errno) -> Descriptor {
+    for place in ["/tmp", "/mnt", "/media", "/srv"] {
+      let isNeeded = operations.contains { operation in
+        if case .hook(let arguments, _, _, _) = operation { return arguments.first?.utf8.starts(with: (place + "/").utf8) ?? false }
+        return false
+      }
+      if isNeeded { continue }
+      do throws(Errno) { return try Descriptor.open(place, [.path, .directory, .noFollow]) } catch { if error != .noEntry { throw error } }
+    }
+    throw .noEntry
   }
 
   private mutating func makeRoot(from index: Int) throws(Errno) {
@@ -172,7 +184,7 @@ struct ChildPart {
     let here = try makeBench()
     try Mount.attach(mount.descriptor, to: try here.open("root", [.path, .directory]))
     root = Handle(try here.open("root", [.path, .directory]))
-    walk = .inRoot
+    walk = Defence.resolveInRoot.isOn ? .inRoot : []
   }
 
   private mutating func makeRoot(_ bytes: UInt64, _ inodes: UInt64) throws(Errno) {
@@ -351,7 +363,9 @@ struct ChildPart {
     }
     // For as long as this waits it holds nothing of the host (CVE-2024-21626), and no lock of who made it. The objects
     // that owned the closed numbers live until this process is the program.
-    try Process.closeAll(from: 3 + inherited, except: [supervisor.handle, gate] + (terminal.map { [$0] } ?? []))
+    if Defence.closedDescriptors.isOn {
+      try Process.closeAll(from: 3 + inherited, except: [supervisor.handle, gate] + (terminal.map { [$0] } ?? []))
+    }
     try supervisor.send(.waiting(pid: Process.id))
     var poller = Poller()
     _ = poller.add(gate)

@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
+import tempfile
 
 import pytest
 
@@ -16,6 +18,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUNTIME = ROOT / ".build" / os.environ.get("CARREL_CONFIGURATION", "debug") / "carrel-runtime"
 APPLETS = "sh cat id ls sleep ps mount umount hostname true false echo env stat touch kill grep dd head yes mknod ln readlink mkdir pwd test wc tr sync df".split()
 HYBRID = pathlib.Path("/sys/fs/cgroup/unified").is_dir()
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs():
+    def late(*_):
+        raise TimeoutError("this test takes longer than two minutes")
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
 
 
 def busybox_root(path: pathlib.Path):
@@ -55,10 +67,14 @@ class Runtime:
         self.state = directory / "state"
         self.count = 0
 
-    def run(self, *arguments, check=True, timeout=60, command=None, **options):
-        command = [str(self.program), "--root", str(self.state), *map(str, arguments)]
-        done = subprocess.run(["timeout", "-s", "KILL", str(timeout), *command], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, **options)
+    def run(self, *arguments, check=True, timeout=60, **options):
+        # Into files: a container that goes on keeps its standard streams, and a pipe would be waited for.
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            done = subprocess.run(["timeout", "-s", "KILL", str(timeout), str(self.program), "--root", str(self.state), *map(str, arguments)],
+                                  stdout=output, stderr=errors, stdin=subprocess.DEVNULL, **options)
+            for name, file in (("stdout", output), ("stderr", errors)):
+                file.seek(0)
+                setattr(done, name, file.read().decode(errors="replace"))
         if check:
             assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The escape suite: each known class of escape tried against the runtime, and again where it should bite: with the defence
+switched off in a build that can do that (`.build/open`, made with -DWITHOUT_DEFENCES), or without the isolation in question.
+The table at the end says which were tried how often, and whether both came out as they must."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import HYBRID, ROOT, RUNTIME, Runtime, busybox_root, in_user_namespace
+
+OPEN = ROOT / ".build" / "open" / "debug" / "carrel-runtime"
+RESULTS = []
+
+
+def record(what, cve, times, held, bit):
+    RESULTS.append((what, cve, times, held, bit))
+    assert held, f"{what}: not held"
+    assert bit in (True, None), f"{what}: the control did not bite, so this proves nothing"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    yield
+    lines = [f"{'class':58} {'known as':30} {'tried':>5}  held  control"]
+    for what, cve, times, held, bit in RESULTS:
+        lines.append(f"{what:58} {cve:30} {times:5}  {'yes' if held else 'NO':4}  {'bit' if bit else 'none' if bit is None else 'DID NOT BITE'}")
+    text = "\n".join(lines) + "\n"
+    (ROOT / ".cache" / "log").mkdir(parents=True, exist_ok=True)
+    (ROOT / ".cache" / "log" / "escapes.txt").write_text(text)
+    print("\n" + text)
+
+
+@pytest.fixture(scope="module")
+def open_runtime(directory, root):
+    """The runtime with defences that CARREL_WITHOUT names switched off."""
+    assert OPEN.exists(), "hack/test builds it"
+    (directory / "open").mkdir()
+    return Runtime(directory / "open", root, OPEN)
+
+
+def without(name):
+    return {"env": {**os.environ, "CARREL_WITHOUT": name}}
+
+
+def rewrite_attack(runtime, directory, rounds, **options):
+    """CVE-2019-5736: a program that is the runtime itself (`#!/proc/self/exe`), and a process inside that keeps its file open
+    until it can be written to."""
+    program = directory / f"victim-{runtime.program.parent.parent.name}-{rounds}"
+    shutil.copy(runtime.program, program)
+    digest = hashlib.sha256(program.read_bytes()).hexdigest()
+    root = busybox_root(directory / f"root-{program.name}")
+    (root / "evil").write_text("#!/proc/self/exe\n")
+    (root / "evil").chmod(0o755)
+    (root / "loop").write_text(
+        "#!/bin/sh\nwhile true; do for p in /proc/[0-9]*; do e=$(readlink $p/exe 2>/dev/null); case $e in *victim*) "
+        "exec 5<$p/exe && { i=0; while [ $i -lt 40 ]; do echo owned 2>/dev/null >/proc/self/fd/5 && echo written >/data/hit && break; i=$((i+1)); done; exec 5<&-; } 2>/dev/null;; esac; done; done\n")
+    (root / "loop").chmod(0o755)
+    victim = Runtime(directory / f"state-{program.name}", root, program)
+    victim.directory.mkdir()
+
+    def change(config):
+        config["root"]["readonly"] = False
+        config["process"]["args"] = ["/loop"]
+    id = victim.id()
+    victim.run("run", "--detach", "--bundle", victim.bundle(change), id, **options)
+    for _ in range(rounds):
+        victim.run("exec", id, "/evil", check=False, **options)
+        if hashlib.sha256(program.read_bytes()).hexdigest() != digest:
+            break
+    time.sleep(0.3)
+    changed = hashlib.sha256(program.read_bytes()).hexdigest() != digest
+    runtime.run("--root", victim.state, "delete", "--force", id, check=False)
+    return changed
+
+
+def test_the_runtime_cannot_be_rewritten(runtime, open_runtime, directory):
+    held = not rewrite_attack(runtime, directory, 60)
+    bit = rewrite_attack(open_runtime, directory, 400, **without("read-only-executable"))
+    record("host binary rewritten through /proc/PID/exe", "CVE-2019-5736", 60, held, bit)
+
+
+def crafted_roots(directory, canary):
+    """Root file systems whose standard places lead to a directory of the host."""
+    for name, link in [("proc", "proc"), ("dev", "dev"), ("sys", "sys"), ("etc", "etc"), ("run", "run"), ("dev-shm", "dev/shm"), ("deep", "data/a/b")]:
+        for target in (str(canary), f"../../../../../../../..{canary}"):
+            root = busybox_root(directory / f"crafted-{name}-{len(target)}")
+            path = root / link
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(target)
+            yield root, "/" + link
+
+
+def tree(path):
+    return sorted((str(p), p.lstat().st_mode, p.lstat().st_mtime_ns) for p in [path, *path.rglob("*")])
+
+
+def attack_with_links(runtime, directory, prefix, **options):
+    canary = directory / f"{prefix}-canary"
+    canary.mkdir()
+    (canary / "x").write_text("host")
+    before = tree(canary)
+    count = 0
+    (directory / prefix).mkdir()
+    for root, link in crafted_roots(directory / prefix, canary):
+        def change(config):
+            config["root"]["readonly"] = False
+            config["process"]["args"] = ["true"]
+            config["mounts"] = [m for m in config["mounts"] if not link.startswith("/dev") or not m["destination"].startswith("/dev")]
+            config["mounts"].append({"destination": link + "/made/here", "type": "tmpfs", "source": "tmpfs"})
+        runtime.run("run", "--bundle", runtime.bundle(change, root), runtime.id(), check=False, **options)
+        count += 1
+    return count, tree(canary) != before
+
+
+def test_links_of_the_image_lead_nowhere_outside(runtime, open_runtime, directory):
+    count, escaped = attack_with_links(runtime, directory, "links")
+    _, bit = attack_with_links(open_runtime, directory, "links-open", **without("resolve-in-root"))
+    record("mount targets, devices and folders through an image's links", "CVE-2019-19921, 2026-47766", count, not escaped, bit)
+
+
+def attack_with_exchange(runtime, directory, prefix, starts, **options):
+    """CVE-2021-30465: a target that is exchanged with a link to the host while containers start."""
+    canary = directory / f"{prefix}-canary"
+    (canary / "here").mkdir(parents=True)
+    root = busybox_root(directory / f"{prefix}-root")
+    (root / "swap" / "here").mkdir(parents=True)
+    (root / "link").symlink_to(canary)
+    stop = threading.Event()
+
+    def exchange():
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        a, b = str(root / "swap").encode(), str(root / "link").encode()
+        while not stop.is_set():
+            libc.renameat2(-100, a, -100, b, 2)  # RENAME_EXCHANGE
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    hits = 0
+    try:
+        def change(config):
+            config["root"]["readonly"] = False
+            config["process"]["args"] = ["true"]
+            config["mounts"].append({"destination": "/swap/made", "type": "tmpfs", "source": "tmpfs"})
+        bundle = runtime.bundle(change, root)
+        for _ in range(starts):
+            runtime.run("run", "--bundle", bundle, runtime.id(), check=False, **options)
+            if (canary / "made").exists():
+                hits += 1
+                break
+    finally:
+        stop.set()
+        thread.join()
+    return hits > 0
+
+
+def test_a_target_that_is_exchanged_while_it_is_mounted(runtime, open_runtime, directory):
+    held = not attack_with_exchange(runtime, directory, "exchange", 200)
+    bit = attack_with_exchange(open_runtime, directory, "exchange-open", 200, **without("resolve-in-root"))
+    record("mount target exchanged with a link during the start", "CVE-2021-30465", 200, held, bit)
+
+
+def leaked_directory(runtime, **options):
+    """CVE-2024-21626: the working directory is a descriptor of the host that was left open."""
+    hits = 0
+    for number in range(3, 24):
+        def change(config):
+            config["process"].update(args=["sh", "-c", "ls ../../../../../../work 2>/dev/null; cat ../../../../../../etc/hostname"], cwd=f"/proc/self/fd/{number}")
+        done = runtime.run("run", "--bundle", runtime.bundle(change), runtime.id(), check=False, **options)
+        if done.returncode == 0 and done.stdout:
+            hits += 1
+    return hits
+
+
+def test_a_working_directory_outside_the_root(runtime, open_runtime):
+    hits = leaked_directory(runtime)
+    bit = leaked_directory(open_runtime, **without("working-directory,closed-descriptors"))
+    record("working directory by a descriptor of the host", "CVE-2024-21626", 21, hits == 0, bit > 0)
+
+
+def open_in_a_waiting_one(runtime, **options):
+    id, bundle = runtime.id(), runtime.bundle(lambda c: c["process"].update(args=["true"]))
+    runtime.run("create", "--bundle", bundle, id, **options)
+    pid = json.loads(runtime.run("state", id).stdout)["pid"]
+    found = sorted(os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd") if int(n) > 2)
+    runtime.run("delete", "--force", id)
+    return found
+
+
+def test_what_waits_for_its_start_holds_nothing_of_the_host(runtime, open_runtime):
+    found = open_in_a_waiting_one(runtime)
+    control = open_in_a_waiting_one(open_runtime, **without("closed-descriptors"))
+    sockets_only = lambda names: all(n.startswith("socket:") for n in names) and len(names) == 2
+    record("descriptors open in a created container", "CVE-2024-21626", 1, sockets_only(found), not sockets_only(control))
+
+
+def traced_while_joining(runtime, rounds, **options):
+    """CVE-2016-9962: a process inside looks at the descriptors of one that is joining."""
+    def change(config):
+        capabilities = ["CAP_SYS_PTRACE"]
+        config["process"]["capabilities"] = {s: capabilities for s in ("bounding", "effective", "permitted")}
+        in_user_namespace(config, 500_000)
+        config["process"]["args"] = ["sh", "-c", "while true; do for p in /proc/[0-9]*; do case $p in /proc/1|/proc/$$) ;; *) ls -l $p/fd 2>/dev/null | grep -E 'socket|ns/|cgroup' && echo seen >/tmp/seen;; esac; done; done"]
+        config["mounts"].append({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"})
+    id = runtime.id()
+    runtime.run("run", "--detach", "--bundle", runtime.bundle(change), id, **options)
+    for _ in range(rounds):
+        runtime.run("exec", id, "true", check=False, **options)
+    seen = runtime.run("exec", id, "cat", "/tmp/seen", check=False).returncode == 0
+    runtime.run("delete", "--force", id)
+    return seen
+
+
+def test_what_joins_cannot_be_looked_into(runtime, open_runtime):
+    held = not traced_while_joining(runtime, 300)
+    record("descriptors of a joining process seen from inside", "CVE-2016-9962", 300, held, None)
+
+
+def test_devices_and_terminals_of_the_image(runtime, directory):
+    """CVE-2025-31133, CVE-2025-52565: /dev/null, /dev/console and /dev/pts/0 of the image are links to a file of proc."""
+    root = busybox_root(directory / "devices")
+    for name in ("null", "console", "ptmx", "tty", "fd"):
+        (root / "dev" / name).symlink_to("/proc/sys/kernel/core_pattern")
+    (root / "dev" / "pts").mkdir()
+    (root / "dev" / "pts" / "0").symlink_to("/proc/sys/kernel/core_pattern")
+    before = pathlib.Path("/proc/sys/kernel/core_pattern").read_text()
+    count = 0
+    for with_dev in (True, False):
+        for mapped in (True, False):
+            def change(config):
+                config["root"]["readonly"] = False
+                config["process"]["args"] = ["sh", "-c", "echo x >/dev/null; echo evil >/proc/sys/kernel/core_pattern; grep -c core_pattern /proc/self/mountinfo"]
+                if not with_dev:
+                    config["mounts"] = [m for m in config["mounts"] if m["destination"] != "/dev"]
+                if mapped:
+                    in_user_namespace(config)
+            done = runtime.run("run", "--bundle", runtime.bundle(change, root), runtime.id(), check=False)
+            assert "1" not in done.stdout
+            count += 1
+    after = pathlib.Path("/proc/sys/kernel/core_pattern").read_text()
+    record("/dev/null, console and terminals of the image are links", "CVE-2025-31133, 2025-52565", count, after == before, None)
+
+
+def test_sysctls_reach_only_the_containers_own(runtime):
+    values = {name: pathlib.Path("/proc/sys/" + name.replace(".", "/")).read_text() for name in ("kernel.core_pattern", "kernel.shmmni", "vm.swappiness")}
+    tries = [{"kernel.core_pattern": "|/x"}, {"kernel.shmmni": "1\n+kernel.core_pattern=|/x"}, {"net/../kernel/core_pattern": "x"}, {"vm.swappiness": "7"},
+             {"net.ipv4.x+kernel.core_pattern": "x"}, {"kernel": "x"}]
+    for sysctl in tries:
+        assert runtime.once("true", lambda c: c["linux"].update(sysctl=sysctl)).returncode == 1
+    shared = [n for n in ("ipc",)]
+    assert runtime.once("true", lambda c: c["linux"].update(sysctl={"kernel.shmmni": "9"}, namespaces=[n for n in c["linux"]["namespaces"] if n["type"] not in shared])).returncode == 1
+    assert runtime.once("cat /proc/sys/kernel/shmmni", lambda c: c["linux"].update(sysctl={"kernel.shmmni": "9"})).stdout == "9\n", "control: its own can be set"
+    held = all(pathlib.Path("/proc/sys/" + name.replace(".", "/")).read_text() == value for name, value in values.items())
+    record("sysctls of the host", "CVE-2022-0811", len(tries) + 1, held, True)
+
+
+def test_cgroups_cannot_be_written_from_inside(runtime):
+    """CVE-2022-0492: the release agent of a v1 hierarchy."""
+    script = "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $d/x && echo made; echo /x >$d/release_agent && echo agent; echo 1 >$d/cgroup.procs && echo joined; done 2>/dev/null; mkdir /tmp/c; mount -t cgroup -o memory c /tmp/c 2>/dev/null && echo mounted"
+    def powerful(config):
+        config["mounts"].append({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"})
+        names = ["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]
+        config["process"]["capabilities"] = {s: names for s in ("bounding", "effective", "permitted")}
+        config["mounts"] = [{**m, "options": [o for o in m.get("options", []) if o != "ro"]} for m in config["mounts"]]
+    plain = runtime.once(script, lambda c: c["mounts"].append({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}))
+    control = runtime.once(script, powerful)
+    record("release agent, cgroups made or joined from inside", "CVE-2022-0492", 1, plain.stdout == "", "made" in control.stdout)
+
+
+def test_capabilities_keyring_groups_and_masks(runtime):
+    done = runtime.once("grep Cap /proc/self/status", lambda c: c["process"].pop("capabilities"))
+    record("capabilities where none was asked for", "CVE-2022-29162", 1, set(line.split()[1] for line in done.stdout.splitlines()) == {"0" * 16}, "CapEff:\t0000000000000000" not in pathlib.Path("/proc/self/status").read_text())
+    done = runtime.once("id -G", lambda c: c["process"].update(user={"uid": 5, "gid": 6, "additionalGids": [7]}))
+    record("supplementary groups", "CVE-2022-2995", 1, done.stdout == "6 7\n", None)
+    probe = "for f in /proc/kcore /proc/keys /proc/timer_list; do head -c 1 $f; done | wc -c; ls /sys/firmware | wc -l"
+    masked, bare = runtime.once(probe), runtime.once(probe, lambda c: c["linux"].update(maskedPaths=[]))
+    record("masked paths", "/proc leaks", 4, masked.stdout.split() == ["0", "0"], bare.stdout.split() != ["0", "0"])
+    written = "for f in /proc/sys/kernel/hostname /proc/sysrq-trigger; do ( : >>$f ) 2>/dev/null && echo open; done; true"
+    held, bare = runtime.once(written), runtime.once(written, lambda c: c["linux"].update(readonlyPaths=[]))
+    record("read-only paths", "/proc leaks", 2, held.stdout == "", "open" in bare.stdout)
+
+
+def test_ids_never_wrap(runtime):
+    tries = [2**31, 2**32, 2**32 - 1, 2**63, 2**64, -1, "0", "01", 0.5, True]
+    held = all(runtime.once("id -u", lambda c, v=v: c["process"]["user"].update(uid=v)).returncode == 1 for v in tries)
+    users = ["2147483648", "4294967296", "4294967295", "-1", "01", "+1", "0x0", "", ":", "1:", "1:-1"]
+    id = runtime.id()
+    runtime.run("run", "--detach", "--bundle", runtime.bundle(lambda c: c["process"].update(args=["sleep", "100"])), id)
+    held = held and all(runtime.run("exec", "--user", u, id, "id", check=False).returncode == 1 for u in users if u)
+    control = runtime.run("exec", "--user", "1:1", id, "id", "-u").stdout == "1\n"
+    runtime.run("delete", "--force", id)
+    record("ids that wrap to root", "CVE-2024-40635, 2026-30892", len(tries) + len(users), held, control)
+
+
+def test_proc_cannot_be_replaced(runtime, directory):
+    folder = directory / "fake-proc"
+    (folder / "self").mkdir(parents=True)
+    tries = [{"destination": "/proc", "type": "tmpfs", "source": "tmpfs"}, {"destination": "/proc/self", "source": str(folder), "options": ["bind"]},
+             {"destination": "/proc/sys/kernel", "source": str(folder), "options": ["bind"]}, {"destination": "/proc/self/attr", "source": str(folder), "options": ["rbind"]}]
+    held = all(runtime.once("true", lambda c, m=m: c["mounts"].append(m)).returncode == 1 for m in tries)
+    control = runtime.once("cat /data/self/x; true", lambda c: c["mounts"].append({"destination": "/data", "source": str(folder), "options": ["bind"]})).returncode == 0
+    record("something else in the place of proc", "CVE-2019-16884, 2025-52881", len(tries), held, control)
+
+
+def test_no_core_file_handler_of_the_host_is_fed(runtime):
+    limit = lambda c: c["process"].update(rlimits=[{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}])
+    done = runtime.once("ulimit -c; ulimit -Hc", limit)
+    record("core files through the host's handler", "core_pattern pipe", 1, done.stdout.split() == ["0", "0"], None)
