@@ -13,11 +13,12 @@ struct ChildPart {
   /// Where `awaitStart` waits for a connection; without one it waits for a message of the supervisor.
   private let gate: Handle?
   /// Descriptors from 3 on that the program inherits.
-  private let inherited: UInt32
+  /// Nil: the caller closes what it has to.
+  private let inherited: UInt32?
   private var root: Handle?
   private var layers: [Handle] = []
-  /// How paths of the root are walked. Never out of it; and through a link of an image only where the plan brings a root
-  /// of its own: an image could lead a mount elsewhere inside with one (CVE-2019-19921).
+  /// How paths of the root are walked. Never out of it; and in a workspace through no link at all: an image could lead a
+  /// mount elsewhere inside with one (CVE-2019-19921). The runtime-spec wants them followed.
   private var walk: Resolution = [.inRoot, .noSymlinks]
   /// The connection that opened the gate: whoever started the program hears there that it failed.
   private(set) var starter: MessageSocket?
@@ -25,8 +26,9 @@ struct ChildPart {
   /// The terminal's side of the program.
   private(set) var terminal: Handle?
 
-  init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket, gate: Handle? = nil, inherited: UInt32 = 0) {
+  init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket, gate: Handle? = nil, inherited: UInt32? = nil) {
     self.inherited = inherited
+    if inherited != nil { walk = Defence.resolveInRoot.isOn ? .inRoot : [] }
     operations = plan.operations
     self.host = host
     self.supervisor = supervisor
@@ -148,7 +150,7 @@ struct ChildPart {
       try Process.setCapabilities(
         effective: sets.effective, permitted: sets.permitted, inheritable: sets.inheritable, ambient: sets.ambient)
       Process.setFileMask(mask)
-    case .undumpable: if Defence.undumpable.isOn { try Process.becomeUndumpable() }
+    case .undumpable: try shutIn()
     case .noNewPrivileges: try Process.forbidNewPrivileges()
     case .seccomp(let program, let flags): try Process.loadFilter(program, flags: flags)
     case .userNamespace, .namespaces, .joinNamespace, .outOfMemoryScore, .log, .execute: break
@@ -184,7 +186,6 @@ struct ChildPart {
     let here = try makeBench()
     try Mount.attach(mount.descriptor, to: try here.open("root", [.path, .directory]))
     root = Handle(try here.open("root", [.path, .directory]))
-    walk = Defence.resolveInRoot.isOn ? .inRoot : []
   }
 
   private mutating func makeRoot(_ bytes: UInt64, _ inodes: UInt64) throws(Errno) {
@@ -355,16 +356,20 @@ struct ChildPart {
     }
   }
 
+  /// From here on this process cannot be looked into, and holds nothing of the host that a look would find
+  /// (CVE-2024-21626), nor a lock of who made it. The objects that owned the closed numbers live until it is the program.
+  private func shutIn() throws(Errno) {
+    if Defence.undumpable.isOn { try Process.becomeUndumpable() }
+    guard let inherited, Defence.closedDescriptors.isOn else { return }
+    let needed: [Handle?] = [supervisor.handle, gate, terminal, starter?.handle]
+    try Process.closeAll(from: 3 + inherited, except: needed.compactMap { $0 })
+  }
+
   private mutating func awaitStart() throws(Errno) {
     guard let gate else {
       try supervisor.send(.waiting(pid: Process.id))
       guard case .start? = try supervisor.receive()?.message else { throw .noSuchProcess }
       return
-    }
-    // For as long as this waits it holds nothing of the host (CVE-2024-21626), and no lock of who made it. The objects
-    // that owned the closed numbers live until this process is the program.
-    if Defence.closedDescriptors.isOn {
-      try Process.closeAll(from: 3 + inherited, except: [supervisor.handle, gate] + (terminal.map { [$0] } ?? []))
     }
     try supervisor.send(.waiting(pid: Process.id))
     var poller = Poller()
