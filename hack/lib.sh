@@ -41,9 +41,9 @@ packages() {
 }
 
 build_packages=(pkg-config libseccomp-dev libcap-dev libsystemd-dev libarchive-dev libssl-dev libnftables-dev
-  libnl-3-dev libnl-route-3-dev libsqlite3-dev)
+  libnl-3-dev libnl-route-3-dev libsqlite3-dev libjson-c-dev)
 image_packages=(mmdebstrap buildah uidmap curl ca-certificates python3 python3-venv python3-pip)
-test_packages=(busybox-static crun podman chromium chromium-driver iproute2 nftables procps)
+test_packages=(busybox-static crun podman containerd chromium chromium-driver iproute2 nftables procps)
 
 need_root() { [ "$(id -u)" = 0 ] || { echo "run this as root: it makes namespaces, cgroups and network links" >&2; exit 1; }; }
 need_swift() {
@@ -53,7 +53,7 @@ need_swift() {
 # release: the programs as they are installed, with the Swift runtime linked in.
 release() {
   local product
-  for product in carreld carrel carrel-shim; do
+  for product in carreld carrel carrel-shim carrel-runtime; do
     step "build-$product" swift build -c release --static-swift-stdlib --product "$product"
   done
 }

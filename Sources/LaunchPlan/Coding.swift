@@ -192,7 +192,7 @@ extension Operation {
       options.gids = try reader.ranges()
       return .bind(source: source, target: target, options: options)
     case 8: return .secrets(target: try reader.text(), bytes: try reader.number())
-    case 11: 
+    case 11:
       return .cgroupFileSystem(hierarchies: try reader.list(), target: try reader.text(), attributes: try reader.number())
     case 13:
       return .device(path: try reader.text(), major: try reader.number32(), minor: try reader.number32())

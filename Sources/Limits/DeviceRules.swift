@@ -34,7 +34,8 @@ package struct DeviceRule: Equatable, Sendable {
       case .character: "c"
       case .block: "b"
       }
-    return "\(letter) \(major.map { "\($0)" } ?? "*"):\(minor.map { "\($0)" } ?? "*") \(reads ? "r" : "")\(writes ? "w" : "")\(makes ? "m" : "")"
+    return
+      "\(letter) \(major.map { "\($0)" } ?? "*"):\(minor.map { "\($0)" } ?? "*") \(reads ? "r" : "")\(writes ? "w" : "")\(makes ? "m" : "")"
   }
 
   var isAll: Bool { kind == .all && major == nil && minor == nil && reads && writes && makes }

@@ -73,7 +73,9 @@ package struct Resources: Equatable, Sendable {
     self.pids = Int64(clamping: pids)
   }
 
-  package static func == (a: Resources, b: Resources) -> Bool { a.values(.unified) == b.values(.unified) && a.values(.legacy) == b.values(.legacy) }
+  package static func == (a: Resources, b: Resources) -> Bool {
+    a.values(.unified) == b.values(.unified) && a.values(.legacy) == b.values(.legacy)
+  }
 
   /// The v1 hierarchies that the values lie in, beyond those that every cgroup is in.
   package var controllers: [String] {

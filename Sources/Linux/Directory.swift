@@ -129,7 +129,8 @@ extension Descriptor {
 
   package func link(_ path: String) throws(Errno) -> String {
     var bytes = [CChar](repeating: 0, count: 4096)
-    let count = try check(path.withCString { p in bytes.withUnsafeMutableBufferPointer { clx_readlinkat(number, p, $0.baseAddress, 4096) } })
+    let count = try check(
+      path.withCString { p in bytes.withUnsafeMutableBufferPointer { clx_readlinkat(number, p, $0.baseAddress, 4096) } })
     return String(decoding: bytes[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 

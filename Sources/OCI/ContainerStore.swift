@@ -30,7 +30,8 @@ package struct ContainerStore {
     let bytes = Array(id.utf8)
     guard let first = bytes.first, bytes.count <= 255, first != UInt8(ascii: "."), first != UInt8(ascii: "-"),
       bytes.allSatisfy({ byte in
-        (0x30...0x39).contains(byte) || (0x41...0x5A).contains(byte) || (0x61...0x7A).contains(byte) || [0x5F, 0x2B, 0x2D, 0x2E].contains(byte)
+        (0x30...0x39).contains(byte) || (0x41...0x5A).contains(byte) || (0x61...0x7A).contains(byte)
+          || [0x5F, 0x2B, 0x2D, 0x2E].contains(byte)
       })
     else { throw RuntimeError("\(id): no container id: expected 1 to 255 of letters, digits and _+-. with a letter or digit first") }
   }

@@ -12,9 +12,11 @@ package enum Features {
     func list(_ texts: [String]) -> JSONText { .array(texts.map { .string($0) }) }
     let mountOptions = [
       "async", "atime", "bind", "dev", "diratime", "exec", "idmap", "noatime", "nodev", "nodiratime", "noexec", "norelatime",
-      "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime", "rexec", "rnoatime", "rnodev",
+      "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime", "rexec", "rnoatime",
+      "rnodev",
       "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw",
-      "rshared", "rslave", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "symfollow",
+      "rshared", "rslave", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "shared", "slave", "strictatime", "suid",
+      "symfollow",
       "tmpcopyup", "unbindable",
     ]
     let seccomp: [(key: String, value: JSONText)] = [
@@ -37,7 +39,9 @@ package enum Features {
       ("capabilities", list(Capabilities.names.map { "CAP_" + $0 })),
       (
         "cgroup",
-        .object([("v1", .bool(true)), ("v2", .bool(true)), ("systemd", .bool(false)), ("systemdUser", .bool(false)), ("rdma", .bool(false))])
+        .object([
+          ("v1", .bool(true)), ("v2", .bool(true)), ("systemd", .bool(false)), ("systemdUser", .bool(false)), ("rdma", .bool(false)),
+        ])
       ),
       ("seccomp", .object(seccomp)),
       ("apparmor", .object([("enabled", .bool(false))])), ("selinux", .object([("enabled", .bool(false))])),

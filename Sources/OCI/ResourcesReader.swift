@@ -68,7 +68,9 @@ enum ResourcesReader {
 
   private static func read(block: JSON, into resources: inout Resources) throws(RuntimeError) {
     resources.blockWeight = try block.unsigned("weight")
-    if let leaf = try block.unsigned("leafWeight"), leaf != 0 { throw block.error("leafWeight", "not supported (no such file since Linux 5.0)") }
+    if let leaf = try block.unsigned("leafWeight"), leaf != 0 {
+      throw block.error("leafWeight", "not supported (no such file since Linux 5.0)")
+    }
     if let first = try block.objects("weightDevice").first { throw first.error("not supported") }
     let kinds: [(String, Resources.BlockThrottle.Kind)] = [
       ("throttleReadBpsDevice", .readBytes), ("throttleWriteBpsDevice", .writeBytes), ("throttleReadIOPSDevice", .readOperations),
@@ -95,7 +97,9 @@ enum ResourcesReader {
       default: throw entry.error("type", "expected a, b or c")
       }
       let access = try entry.string("access") ?? "rwm"
-      guard !access.isEmpty, access.utf8.allSatisfy({ "rwm".utf8.contains($0) }) else { throw entry.error("access", "expected some of rwm") }
+      guard !access.isEmpty, access.utf8.allSatisfy({ "rwm".utf8.contains($0) }) else {
+        throw entry.error("access", "expected some of rwm")
+      }
       rules.append(
         DeviceRule(
           allows: try entry.bool("allow") ?? false, kind: kind, major: try number(entry, "major"), minor: try number(entry, "minor"),

@@ -186,7 +186,8 @@ private func blockSignals() throws(RuntimeError) {
     let width = all.map { $0.id.utf8.count }.max() ?? 0
     var text = pad("ID", max(width, 2)) + pad("PID", 7) + pad("STATUS", 8) + pad("CREATED", 30) + "BUNDLE\n"
     for entry in all {
-      text += pad(entry.id, max(width, 2)) + pad("\(entry.pid)", 7) + pad(entry.status.rawValue, 8) + pad(entry.created, 30) + entry.bundle + "\n"
+      text +=
+        pad(entry.id, max(width, 2)) + pad("\(entry.pid)", 7) + pad(entry.status.rawValue, 8) + pad(entry.created, 30) + entry.bundle + "\n"
     }
     StandardStream.output.write(text)
   }
@@ -195,7 +196,8 @@ private func blockSignals() throws(RuntimeError) {
 
 private let updateOptions: [(option: Arguments.Option, section: String, field: String)] = [
   (.value("memory", help: "bytes"), "memory", "limit"), (.value("memory-swap", help: "bytes, memory and swap"), "memory", "swap"),
-  (.value("memory-reservation", help: "bytes"), "memory", "reservation"), (.value("cpu-share", "cpu-shares", help: "2 to 262144"), "cpu", "shares"),
+  (.value("memory-reservation", help: "bytes"), "memory", "reservation"),
+  (.value("cpu-share", "cpu-shares", help: "2 to 262144"), "cpu", "shares"),
   (.value("cpu-quota", help: "microseconds in a period"), "cpu", "quota"), (.value("cpu-period", help: "microseconds"), "cpu", "period"),
   (.value("cpuset-cpus", help: "list"), "cpu", "cpus"), (.value("cpuset-mems", help: "list"), "cpu", "mems"),
   (.value("pids-limit", help: "processes"), "pids", "limit"), (.value("blkio-weight", help: "10 to 1000"), "blockIO", "weight"),
@@ -248,7 +250,8 @@ private func statistics(_ id: String, _ usage: Usage) -> String {
             (
               "usage",
               .object([
-                ("limit", .unsigned(usage.memoryLimitBytes)), ("usage", .unsigned(usage.memoryBytes)), ("max", .unsigned(usage.memoryPeakBytes)),
+                ("limit", .unsigned(usage.memoryLimitBytes)), ("usage", .unsigned(usage.memoryBytes)),
+                ("max", .unsigned(usage.memoryPeakBytes)),
                 ("failcnt", .unsigned(usage.outOfMemoryKills)),
               ])
             )
