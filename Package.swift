@@ -165,8 +165,8 @@ let package = Package(
     .testTarget(
       name: "UnitTests",
       dependencies: [
-        "CLinux", "Agent", "Images", "Isolation", "Journal", "LaunchPlan", "Linux", "Networking", "Sandbox", "Supervision",
-        "Workspaces",
+        "CLinux", "Agent", "Images", "Isolation", "Journal", "LaunchPlan", "Limits", "Linux", "Networking", "OCI", "Sandbox",
+        "Supervision", "Workspaces",
       ], swiftSettings: strict),
     .testTarget(
       name: "RootTests",

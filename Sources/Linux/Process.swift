@@ -203,7 +203,7 @@ package enum Process {
     let mount = try Mount.clone(own)
     try Mount.setAttributes(mount, [.readOnly])
     let strings = CStrings(arguments)
-    try withExtendedLifetime(strings) { () throws(Errno) in try check(clx_execute_again(mount.number, strings.pointers)) }
+    _ = try withExtendedLifetime(strings) { () throws(Errno) in try check(clx_execute_again(mount.number, strings.pointers)) }
   }
 
   /// The arguments this program was started with.

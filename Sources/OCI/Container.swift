@@ -2,7 +2,7 @@
 
 #if !hasFeature(Embedded)
   internal import LaunchPlan
-  internal import Limits
+  package import Limits
   internal import Linux
   package import Sandbox
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #if !hasFeature(Embedded)
+  internal import Limits
   internal import Linux
   internal import Sandbox
 #endif

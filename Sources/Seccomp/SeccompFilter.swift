@@ -3,7 +3,7 @@
 internal import CSeccomp
 
 #if !hasFeature(Embedded)
-  package import Linux
+  internal import Linux
 #endif
 
 /// A filter being put together by libseccomp.

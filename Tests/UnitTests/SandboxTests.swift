@@ -10,7 +10,7 @@ import Testing
 
 @Suite("Messages between agent and supervisor") struct MessageTests {
   static let all: [Message] = [
-    .proceed, .start, .signal(15), .kill, .putSecret(name: "a", content: [0, 1]), .getSecret(name: "a"),
+    .proceed(pid: 7), .ready, .start, .signal(15), .kill, .putSecret(name: "a", content: [0, 1]), .getSecret(name: "a"),
     .exec(session: 7, arguments: ["a", ""], environment: ["A=1"], directory: "/", terminal: true, rows: 24, columns: 80),
     .execSignal(session: 7, signal: 9), .preparing, .created(pid: 12), .waiting(pid: 12), .started(pid: 2),
     .failed(StepFailure("mask /x", .noEntry)), .exited(.exited(3)), .exited(.signalled(9)), .secret([1]), .done, .refused(2),

@@ -173,17 +173,3 @@ def test_stopping_the_holding_unit_ends_every_workspace(host):
     host.carrel("rm held")
     host.launch("again", "exit 0", wait=True)
     host.carrel("rm again")
-
-
-def test_an_upgrade_keeps_and_a_removal_leaves_nothing(host):
-    host.launch("kept", "sleep 600")
-    host.running("kept")
-    before = host.agent()
-    sh("dpkg -i /job/carrel.deb")
-    host.serves()
-    assert host.agent() != before and host.state("kept") == "STATE_READY"
-    host.carrel("rm --force kept")
-    sh("dpkg -r carrel")
-    assert not list(pathlib.Path("/sys/fs/cgroup").glob("**/carrel-workspaces.service"))
-    assert "carrel" not in sh("nft list tables").stdout
-    assert not sh("busybox pgrep -f carrel-shim", check=False).stdout
