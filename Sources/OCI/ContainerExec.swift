@@ -31,7 +31,7 @@ extension Containers {
   package func exec(_ id: String, _ options: ExecOptions) throws(RuntimeError) -> Launch.Started {
     let folder = try store.open(id)
     let state = try folder.state()
-    guard let process = state.process() else { throw RuntimeError("container \(id) is not running") }
+    guard state.process() != nil else { throw RuntimeError("container \(id) is not running") }
     let status = folder.status(state)
     guard status != .paused else { throw RuntimeError("container \(id) is paused") }
     let configuration = try folder.configuration(state)
@@ -42,7 +42,6 @@ extension Containers {
     steps += try joined(state.pid)
     // The descriptors of its namespaces are only taken for the container's if it still lives after they were found.
     guard state.process() != nil else { throw RuntimeError("container \(id) is not running") }
-    _ = process
     if let score = specification.outOfMemoryScore { steps.append(.outOfMemoryScore(score)) }
     steps += specification.operations(
       filter: try SeccompReader.operation(configuration.linux, cache: store.filters), gate: false, hooks: [],

@@ -2,10 +2,11 @@
 
 import Foundation
 import LaunchPlan
-import Limits
 import Linux
 import Sandbox
 import Testing
+
+@testable import Limits
 
 @Suite("Limits", .enabled(if: Box.available), .serialized) struct LimitTests {
   private let hog = "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null; echo $?"
@@ -68,5 +69,24 @@ import Testing
   @Test("a value that the kernel does not take is found out") func readBack() throws {
     let box = try Box()
     #expect(throws: LimitsError.self) { try box.limit(Resources(memoryBytes: 64 << 20, milliCPUs: 1000, pids: .max)) }
+  }
+
+  @Test("the kernel loads device programs, and what they forbid cannot be opened") func deviceProgram() async throws {
+    let folder = try CgroupLayout.detect() == .unified ? CgroupLayout.root : CgroupLayout.root + "/unified"
+    // Nothing to attach to on a host with v1 hierarchies alone.
+    guard Process.exists(folder + "/cgroup.procs") else { return }
+    let box = try Box()
+    let null = DeviceRule(allows: true, kind: .character, major: 1, minor: 3, access: "rwm")
+    let all = DeviceRule(allows: false, kind: .all, major: nil, minor: nil, access: "rwm")
+    let unified = try Descriptor.open(try #require(box.cgroup.unifiedPath), [.readOnly, .directory])
+    #expect(try await box.run(try box.plan("head -c 1 /dev/zero | wc -c")).output == "1\n", "control: before, it can be read")
+    let other = try Box()
+    let shut = try Descriptor.open(try #require(other.cgroup.unifiedPath), [.readOnly, .directory])
+    try Filter.attachDeviceProgram(DeviceProgram.compile([all, null]), to: shut)
+    #expect(try await other.run(try other.plan("head -c 1 /dev/zero 2>/dev/null | wc -c; echo x >/dev/null && echo null")).output == "0\nnull\n")
+    // Each shape of rule is a program that the kernel takes.
+    for rules in [[], [all], [null], [all, DeviceRule(allows: false, kind: .block, major: 8, minor: nil, access: "rm"), null]] {
+      try Filter.attachDeviceProgram(DeviceProgram.compile(rules), to: unified)
+    }
   }
 }
