@@ -119,26 +119,3 @@ struct ProcessStat {
     }
   }
 }
-
-enum Timestamp {
-  static var now: String { text(Clock.realtime) }
-
-  /// RFC 3339 in UTC, from nanoseconds since 1970.
-  static func text(_ nanoseconds: Int64) -> String {
-    let seconds = nanoseconds / 1_000_000_000
-    let (days, rest) = (seconds / 86_400, seconds % 86_400)
-    // Days to a civil date in the Gregorian calendar, years counted from March so that leap days come last.
-    let shifted = days + 719_468
-    let era = shifted / 146_097
-    let day = shifted % 146_097
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365
-    let ofYear = day - (365 * year + year / 4 - year / 100)
-    let month = (5 * ofYear + 2) / 153
-    let civilMonth = month < 10 ? month + 3 : month - 9
-    let civilYear = year + era * 400 + (civilMonth <= 2 ? 1 : 0)
-    func two(_ number: Int64) -> String { number < 10 ? "0\(number)" : "\(number)" }
-    let date = "\(civilYear)-\(two(civilMonth))-\(two(ofYear - (153 * month + 2) / 5 + 1))"
-    let fraction = "\(1_000_000_000 + nanoseconds % 1_000_000_000)".dropFirst()
-    return "\(date)T\(two(rest / 3600)):\(two(rest / 60 % 60)):\(two(rest % 60)).\(fraction)Z"
-  }
-}

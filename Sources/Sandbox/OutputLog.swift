@@ -51,7 +51,7 @@ package final class OutputLog {
   package func append(_ bytes: [UInt8], to stream: Stream) {
     allowance -= Int64(bytes.count)
     var lines: [UInt8] = []
-    let stamp = timestamp()
+    let stamp = Timestamp.bytes(Clock.realtime)
     var rest = bytes[...]
     while !rest.isEmpty {
       // Short lines grow twentyfold by their stamps: stored in parts, so that no segment passes its size by much.
@@ -113,42 +113,5 @@ package final class OutputLog {
   package static func segmentName(_ offset: UInt64) -> String {
     let digits = "\(offset)"
     return String(repeating: "0", count: 20 - digits.utf8.count) + digits + ".log"
-  }
-
-  /// RFC 3339 in UTC with nanoseconds. No C library call: those read locale and zone files.
-  private func timestamp() -> [UInt8] {
-    let now = Clock.realtime
-    let (days, second) = (now / 86_400_000_000_000, now / 1_000_000_000 % 86_400)
-    let date = OutputLog.civil(days)
-    var text: [UInt8] = []
-    func digits(_ value: Int64, _ width: Int, _ suffix: UInt8) {
-      var place: Int64 = 1
-      for _ in 1..<width { place *= 10 }
-      while place > 0 {
-        text.append(UInt8(ascii: "0") + UInt8(value / place % 10))
-        place /= 10
-      }
-      text.append(suffix)
-    }
-    digits(date.year, 4, UInt8(ascii: "-"))
-    digits(date.month, 2, UInt8(ascii: "-"))
-    digits(date.day, 2, UInt8(ascii: "T"))
-    digits(second / 3600, 2, UInt8(ascii: ":"))
-    digits(second / 60 % 60, 2, UInt8(ascii: ":"))
-    digits(second % 60, 2, UInt8(ascii: "."))
-    digits(now % 1_000_000_000, 9, UInt8(ascii: "Z"))
-    return text
-  }
-
-  /// The proleptic Gregorian date of a day number since 1970-01-01, by counting in years that begin in March.
-  static func civil(_ days: Int64) -> (year: Int64, month: Int64, day: Int64) {
-    let shifted = days + 719_468
-    let era = shifted / 146_097
-    let dayOfEra = shifted % 146_097
-    let yearOfEra = (dayOfEra - dayOfEra / 1460 + dayOfEra / 36_524 - dayOfEra / 146_096) / 365
-    let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
-    let shiftedMonth = (5 * dayOfYear + 2) / 153
-    let month = shiftedMonth < 10 ? shiftedMonth + 3 : shiftedMonth - 9
-    return (yearOfEra + era * 400 + (month <= 2 ? 1 : 0), month, dayOfYear - (153 * shiftedMonth + 2) / 5 + 1)
   }
 }

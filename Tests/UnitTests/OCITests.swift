@@ -84,14 +84,6 @@ import Testing
     #expect(verdict(2, 3, 1, 3) == 0, "an allowance covers all that is asked")
     #expect(verdict(1, 1, 9, 0) == 1 && verdict(1, 1, 8, 0) == 0 && verdict(1, 2, 9, 0) == 0 && verdict(2, 2, 1, 5) == 0)
   }
-
-  @Test(
-    "moments print as RFC 3339",
-    arguments: [
-      (0, "1970-01-01T00:00:00.000000000Z"), (951_782_400_000_000_001, "2000-02-29T00:00:00.000000001Z"),
-      (1_709_251_199_999_999_999, "2024-02-29T23:59:59.999999999Z"), (4_102_444_800_000_000_000, "2100-01-01T00:00:00.000000000Z"),
-    ] as [(Int64, String)])
-  func timestamps(nanoseconds: Int64, text: String) { #expect(Timestamp.text(nanoseconds) == text) }
 }
 
 /// As much of BPF as the program uses, so that its verdicts can be checked without a kernel that loads it.

@@ -63,11 +63,13 @@ import Testing
     #expect(last[last.count - 1].suffix(2).elementsEqual([0xFF, 0]))
   }
 
-  @Test("dates", arguments: [(0, "1970-1-1"), (59, "1970-3-1"), (11_016, "2000-2-29"), (20_780, "2026-11-23"), (47_540, "2100-2-28")])
-  func dates(day: Int64, expected: String) {
-    let date = OutputLog.civil(day)
-    #expect("\(date.year)-\(date.month)-\(date.day)" == expected)
-  }
+  @Test(
+    "moments print as RFC 3339",
+    arguments: [
+      (0, "1970-01-01T00:00:00.000000000Z"), (951_782_400_000_000_001, "2000-02-29T00:00:00.000000001Z"),
+      (1_709_251_199_999_999_999, "2024-02-29T23:59:59.999999999Z"), (4_102_444_800_000_000_000, "2100-01-01T00:00:00.000000000Z"),
+    ] as [(Int64, String)])
+  func moments(nanoseconds: Int64, text: String) { #expect(Timestamp.text(nanoseconds) == text) }
 }
 
 @Suite("Addresses") struct AddressTests {
