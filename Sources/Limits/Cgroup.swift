@@ -36,7 +36,15 @@ package struct Cgroup: Sendable {
   package init(layout: CgroupLayout, path: String, controllers: [String] = CgroupLayout.controllers) {
     self.layout = layout
     self.path = path
-    self.controllers = layout == .unified ? [] : controllers
+    switch layout {
+    case .unified: self.controllers = []
+    case .hybrid: self.controllers = controllers
+    // Where systemd keeps its units in a v1 hierarchy of its own, that is how it finds what a unit's end has to end.
+    case .legacy:
+      self.controllers =
+        controllers.contains("systemd") || !Process.exists(CgroupLayout.root + "/systemd/cgroup.procs")
+        ? controllers : controllers + ["systemd"]
+    }
   }
 
   private var bases: [String] {

@@ -40,6 +40,12 @@ package enum Mount {
     return Descriptor(adopting: Int32(try check(path.withCString { clx_open_tree(number, $0, flags) })))
   }
 
+  /// Leaves the peer group of the mount that this one was cloned from: what is mounted or unmounted below it inside does
+  /// not show outside. On hosts with systemd every mount is in such a group, and pivot_root(2) refuses one as the root.
+  package static func leavePeerGroup(_ mount: borrowing Descriptor) throws(Errno) {
+    try setAttributes(mount, [], propagation: 1 << 19, recursive: true)  // MS_SLAVE
+  }
+
   /// Makes a new file system instance. An option with an empty value is a flag.
   package static func make(
     _ type: String, _ options: [(String, String)] = [], attributes: MountAttributes = []

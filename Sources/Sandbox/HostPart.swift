@@ -43,7 +43,9 @@ final class HostPart {
     case .layer(let path):
       return Handle(try Mount.clone(try Descriptor.open(path, [.path, .directory, .noFollow])))
     case .rootDirectory(let path):
-      return Handle(try Mount.clone(try Descriptor.open(path, [.path, .directory]), recursive: true))
+      let mount = try Mount.clone(try Descriptor.open(path, [.path, .directory]), recursive: true)
+      try Mount.leavePeerGroup(mount)
+      return Handle(mount)
     case .bind(let source, _, let options): return Handle(try bind(source, options))
     case .joinNamespace(_, let path): return Handle(try Descriptor.open(path, [.readOnly]))
     case .terminal(let socket, _, _): return socket.isEmpty ? nil : Handle(try Socket.connect(path: socket))
@@ -64,6 +66,8 @@ final class HostPart {
       file = try root.open(relative(source), [.path], resolving: [.inRoot, .noSymlinks])
     }
     let mount = try Mount.clone(file, recursive: options.recursive)
+    // Unless sharing is what was asked for: MS_SHARED.
+    if options.change.propagation & (1 << 20) == 0 { try Mount.leavePeerGroup(mount) }
     try ChildPart.change(mount, options.change)
     return mount
   }

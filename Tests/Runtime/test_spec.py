@@ -333,3 +333,18 @@ def test_shared_pid_namespace_leaves_nothing(runtime):
     time.sleep(0.2)
     runtime.run("delete", "--force", id)
     assert subprocess.run(["pgrep", "-f", "^sleep 4321"], capture_output=True).returncode == 1
+
+
+def test_on_a_host_whose_mounts_are_shared(runtime, tmp_path):
+    """As systemd leaves them: pivot_root refuses a root in a peer group, and what a container mounts would show outside."""
+    def change(config):
+        config["process"]["args"] = ["sh", "-c", "mount -t tmpfs t /data/here && echo mounted"]
+        config["process"]["capabilities"] = {s: ["CAP_SYS_ADMIN"] for s in ("bounding", "effective", "permitted")}
+        config["mounts"].append({"destination": "/data", "source": str(tmp_path), "options": ["rbind"]})
+    (tmp_path / "here").mkdir()
+    bundle = runtime.bundle(change)
+    command = [str(RUNTIME), "--root", str(runtime.state), "run", "--bundle", str(bundle), runtime.id()]
+    script = f'mount --bind {tmp_path} {tmp_path} && "$@"; grep -c {tmp_path}/here /proc/self/mountinfo'
+    done = subprocess.run(["unshare", "--mount", "--propagation", "shared", "sh", "-c", script, "sh", *command], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=60)
+    assert done.stdout == "mounted\n0\n", done
