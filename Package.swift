@@ -154,7 +154,7 @@ let package = Package(
     .executableTarget(
       name: "carrel",
       dependencies: [
-        "API", "CLinux",
+        "API", "Linux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "GRPCCore", package: "grpc-swift-2"),
         .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),

@@ -19,6 +19,9 @@ struct Configuration {
   let resources: Resources
   let deviceRules: [DeviceRule]
   private let devices: [Device]
+  private let mounts: [MountReader]
+  /// Nil: the container has nothing to run yet, and none may be started.
+  let process: ProcessSpecification?
 
   init(_ bytes: [UInt8], bundle: String) throws(RuntimeError) {
     json = try JSON(parsing: bytes, name: "config.json")
@@ -36,20 +39,22 @@ struct Configuration {
     var devices: [Device] = []
     for entry in try linux.objects("devices") { devices.append(try Device(entry)) }
     self.devices = devices
-    deviceRules = try ResourcesReader.deviceRules(try linux.object("resources"), devices)
-  }
-
-  /// Nil: the container has nothing to run yet, and none may be started.
-  func process() throws(RuntimeError) -> ProcessSpecification? {
-    guard let process = try json.object("process") else { return nil }
-    let specification = try ProcessSpecification(process)
-    guard !specification.arguments.isEmpty else { throw process.error("args", "is empty") }
-    return specification
+    deviceRules = try ResourcesReader.deviceRules(try linux.object("resources"))
+    var mounts: [MountReader] = []
+    for entry in try json.objects("mounts") { mounts.append(try MountReader(entry, bundle: bundle)) }
+    self.mounts = mounts
+    if let process = try json.object("process") {
+      let specification = try ProcessSpecification(process)
+      guard !specification.arguments.isEmpty else { throw process.error("args", "is empty") }
+      self.process = specification
+    } else {
+      process = nil
+    }
   }
 
   /// Everything from the first namespace to the program.
   func plan(_ cgroup: Cgroup?, states: ContainerState, socket: String, cache: FilterCache) throws(RuntimeError) -> Plan {
-    guard let process = try process() else { throw json.error("process", "is missing") }
+    guard let process else { throw json.error("process", "is missing") }
     var steps: [Operation] = (cgroup?.paths ?? []).map { .cgroup(path: $0) }
     steps += space.operations
     if let score = process.outOfMemoryScore { steps.append(.outOfMemoryScore(score)) }
@@ -58,8 +63,8 @@ struct Configuration {
     if space.made.contains(.time) { steps.append(.timeOffsets(space.timeOffsets)) }
     let root = try root()
     steps.append(.rootDirectory(path: root.path))
-    steps += try mounts(cgroup)
-    steps += try deviceSteps()
+    steps += mountSteps(cgroup)
+    steps += deviceSteps()
     if !hooks.runtime.isEmpty { steps.append(.rendezvous) }
     steps += hooks.createContainer.map { $0.operation(states.parts(.creating)) }
     steps += try sysctls()
@@ -92,14 +97,13 @@ struct Configuration {
     return (path.utf8.first == UInt8(ascii: "/") ? path : bundle + "/" + path, change)
   }
 
-  private func mounts(_ cgroup: Cgroup?) throws(RuntimeError) -> [Operation] {
+  private func mountSteps(_ cgroup: Cgroup?) -> [Operation] {
     var steps: [Operation] = []
-    for entry in try json.objects("mounts") {
-      let mount = try MountReader(entry, bundle: bundle)
+    for mount in mounts {
       if !mount.isBind && (mount.type == "cgroup" || mount.type == "cgroup2") {
         steps += cgroupMounts(mount, cgroup)
       } else {
-        steps.append(mount.operation(space, containerUIDs: space.uids, containerGIDs: space.gids))
+        steps.append(mount.operation(space))
       }
     }
     return steps
@@ -127,12 +131,9 @@ struct Configuration {
     return steps
   }
 
-  private func deviceSteps() throws(RuntimeError) -> [Operation] {
+  private func deviceSteps() -> [Operation] {
     // With the host's own /dev bound in, there is nothing to make.
-    for entry in try json.objects("mounts") {
-      let mount = try MountReader(entry, bundle: bundle)
-      if mount.isBind && mount.target == "/dev" { return [] }
-    }
+    if mounts.contains(where: { $0.isBind && $0.target == "/dev" }) { return [] }
     var steps: [Operation] = []
     for device in Device.defaults where !devices.contains(where: { $0.path == device.path }) {
       steps.append(device.operation(isMapped: space.isMapped))
@@ -215,24 +216,17 @@ struct Configuration {
 
 /// `hooks` (config.md, "POSIX-platform Hooks").
 struct Hooks {
-  struct Entry {
-    let hook: Hook
-    func operation(_ state: [String]) -> Operation {
-      .hook(arguments: hook.arguments, environment: hook.environment, seconds: hook.seconds, input: state)
-    }
-  }
-
   /// prestart and createRuntime: on the host, when namespaces and mounts stand.
-  let runtime: [Entry]
-  let createContainer: [Entry]
-  let startContainer: [Entry]
-  let poststart: [Entry]
-  let poststop: [Entry]
+  let runtime: [Hook]
+  let createContainer: [Hook]
+  let startContainer: [Hook]
+  let poststart: [Hook]
+  let poststop: [Hook]
 
   init(_ json: JSON) throws(RuntimeError) {
     let hooks = try json.object("hooks")
-    func read(_ name: String) throws(RuntimeError) -> [Entry] {
-      var entries: [Entry] = []
+    func read(_ name: String) throws(RuntimeError) -> [Hook] {
+      var entries: [Hook] = []
       for entry in try hooks?.objects(name) ?? [] {
         guard let path = try entry.string("path"), path.utf8.first == UInt8(ascii: "/") else {
           throw entry.error("path", "expected an absolute path")
@@ -240,8 +234,7 @@ struct Hooks {
         let timeout = try entry.signed("timeout")
         if let timeout, timeout <= 0 || timeout > 86_400 { throw entry.error("timeout", "expected 1 to 86400 seconds") }
         let arguments = [path] + (try entry.strings("args"))
-        entries.append(
-          Entry(hook: Hook(arguments: arguments, environment: try entry.strings("env"), seconds: UInt32(timeout ?? 0))))
+        entries.append(Hook(arguments: arguments, environment: try entry.strings("env"), seconds: UInt32(timeout ?? 0)))
       }
       return entries
     }
@@ -250,5 +243,12 @@ struct Hooks {
     startContainer = try read("startContainer")
     poststart = try read("poststart")
     poststop = try read("poststop")
+  }
+}
+
+extension Hook {
+  /// The step that runs it inside the launch.
+  func operation(_ state: [String]) -> Operation {
+    .hook(arguments: arguments, environment: environment, seconds: seconds, input: state)
   }
 }

@@ -38,8 +38,7 @@ package struct Containers {
     }
     let configuration = try Configuration(text, bundle: bundle)
     try Containers.protectExecutable(configuration.space)
-    let process = try configuration.process()
-    if process?.terminal == false && !options.consoleSocket.isEmpty {
+    if configuration.process?.terminal == false && !options.consoleSocket.isEmpty {
       throw RuntimeError("--console-socket: the process has no terminal")
     }
     let folder = try store.make(id)
@@ -68,7 +67,7 @@ package struct Containers {
       let started: Launch.Started
       do throws(StepFailure) {
         started = try Launch(plan, gate: gate, inherited: options.inherited).start { (pid) throws(StepFailure) in
-          for entry in configuration.hooks.runtime { try Containers.run(entry, state.parts(.creating), pid) }
+          for hook in configuration.hooks.runtime { try Containers.run(hook, state.parts(.creating), pid) }
         }
       } catch {
         throw RuntimeError(error)
@@ -111,11 +110,11 @@ package struct Containers {
     }
   }
 
-  private static func run(_ entry: Hooks.Entry, _ state: [String], _ pid: Int32) throws(StepFailure) {
+  private static func run(_ hook: Hook, _ state: [String], _ pid: Int32) throws(StepFailure) {
     do throws(Errno) {
-      try entry.hook.run(state, pid: pid)
+      try hook.run(state, pid: pid)
     } catch {
-      throw StepFailure("hook " + (entry.hook.arguments.first ?? ""), error)
+      throw StepFailure("hook " + (hook.arguments.first ?? ""), error)
     }
   }
 
@@ -160,9 +159,9 @@ package struct Containers {
     }
     // Closed without a word: the program runs.
     if case .failed(let failure)? = answer { throw RuntimeError(failure) }
-    for entry in hooks.poststart {
+    for hook in hooks.poststart {
       // Told, and no reason to fail (runtime.md, "Lifecycle", step 10).
-      do throws(StepFailure) { try Containers.run(entry, state.parts(.running), state.pid) } catch { warn(RuntimeError(error).message) }
+      do throws(StepFailure) { try Containers.run(hook, state.parts(.running), state.pid) } catch { warn(RuntimeError(error).message) }
     }
   }
 
@@ -203,8 +202,8 @@ package struct Containers {
     }
     if let cgroup = state.cgroup { Containers.remove(cgroup) }
     do throws(RuntimeError) {
-      for entry in try folder.configuration(state).hooks.poststop {
-        do throws(StepFailure) { try Containers.run(entry, state.parts(.stopped), 0) } catch { warn(RuntimeError(error).message) }
+      for hook in try folder.configuration(state).hooks.poststop {
+        do throws(StepFailure) { try Containers.run(hook, state.parts(.stopped), 0) } catch { warn(RuntimeError(error).message) }
       }
     } catch {
       warn(error.message)

@@ -62,7 +62,7 @@ extension Containers {
       guard !specification.arguments.isEmpty else { throw RuntimeError("\(options.processFile): args: is empty") }
       return specification
     }
-    guard var specification = try configuration.process() else { throw RuntimeError("the container has no process to take after") }
+    guard var specification = configuration.process else { throw RuntimeError("the container has no process to take after") }
     guard !options.arguments.isEmpty else { throw RuntimeError("exec: no program to run") }
     specification.arguments = options.arguments
     specification.terminal = options.terminal

@@ -151,7 +151,7 @@ struct MountReader {
 
   /// The step for it. Some file systems can only be made by who owns the namespace that they show; the host's stands in
   /// where the container has no namespace of its own.
-  func operation(_ space: NamespaceSet, containerUIDs: [IDRange], containerGIDs: [IDRange]) -> Operation {
+  func operation(_ space: NamespaceSet) -> Operation {
     var bindSource = isBind ? source : nil
     if space.isMapped {
       if type == "sysfs" && !space.has(.network) { bindSource = "/sys" }
@@ -164,8 +164,8 @@ struct MountReader {
     var options = BindOptions(change: change)
     options.recursive = isRecursive || !isBind
     options.followsSource = true
-    options.uids = isMapped && uids.isEmpty ? containerUIDs : uids
-    options.gids = isMapped && uids.isEmpty ? containerGIDs : gids
+    options.uids = isMapped && uids.isEmpty ? space.uids : uids
+    options.gids = isMapped && uids.isEmpty ? space.gids : gids
     return .bind(source: bindSource, target: target, options: options)
   }
 

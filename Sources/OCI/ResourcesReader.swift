@@ -86,7 +86,7 @@ enum ResourcesReader {
 
   /// The rules for device nodes: those of the configuration, then the nodes that every container may use
   /// (config-linux.md, "Default Devices"), with making nodes as such, which opens nothing.
-  static func deviceRules(_ resources: JSON?, _ devices: [Device]) throws(RuntimeError) -> [DeviceRule] {
+  static func deviceRules(_ resources: JSON?) throws(RuntimeError) -> [DeviceRule] {
     var rules = [DeviceRule(allows: false, kind: .all, major: nil, minor: nil, access: "rwm")]
     for entry in try resources?.objects("devices") ?? [] {
       let kind: DeviceRule.Kind

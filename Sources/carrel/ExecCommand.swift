@@ -2,9 +2,9 @@
 
 internal import API
 internal import ArgumentParser
-internal import CLinux
 internal import Foundation
 internal import GRPCCore
+internal import Linux
 internal import SwiftProtobuf
 
 struct Exec: AsyncParsableCommand {
@@ -84,24 +84,15 @@ struct Exec: AsyncParsableCommand {
 
 /// The caller's terminal, passing every key on.
 final class RawTerminal {
-  private var saved = termios()
+  private let saved = TerminalMode.makeRaw(0)
 
-  init() {
-    tcgetattr(0, &saved)
-    var raw = saved
-    cfmakeraw(&raw)
-    tcsetattr(0, TCSANOW, &raw)
-  }
-
-  func restore() { tcsetattr(0, TCSANOW, &saved) }
+  func restore() { saved?.restore(0) }
 
   static func size() -> Carrel_V1_TerminalSize {
-    var rows: UInt16 = 0
-    var columns: UInt16 = 0
-    _ = clx_terminal_size(0, &rows, &columns)
+    let size = Terminal.size(0) ?? (0, 0)
     return .with {
-      $0.rows = UInt32(rows == 0 ? 24 : rows)
-      $0.columns = UInt32(columns == 0 ? 80 : columns)
+      $0.rows = UInt32(size.rows == 0 ? 24 : size.rows)
+      $0.columns = UInt32(size.columns == 0 ? 80 : size.columns)
     }
   }
 }

@@ -16,7 +16,7 @@ def test_buildah_builds_with_run_steps(directory, root, runtime, tmp_path):
     context = tmp_path / "context"
     context.mkdir()
     (context / "Containerfile").write_text(
-        "FROM scratch\nADD root.tar /\nENV A=b\nWORKDIR /work\nRUN echo $A >made && id -u >>made\nUSER 1000\nRUN cat made && test \"$(id -u)\" = 1000 && ! touch /work/denied\n")
+        "FROM scratch\nADD root.tar /\nENV A=b\nWORKDIR /build\nRUN echo $A >made && id -u >>made\nUSER 1000\nRUN cat made && test \"$(id -u)\" = 1000 && ! touch /build/denied\n")
     subprocess.run(["tar", "-C", str(root), "-cf", str(context / "root.tar"), "."], check=True)
     command = ["buildah", "--root", str(tmp_path / "root"), "--runroot", str(tmp_path / "run"), "--storage-driver", "vfs", "build",
                "--isolation", "oci", "--runtime", runtime, "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024",
