@@ -95,7 +95,7 @@ package struct Cgroup: Sendable {
     for base in bases {
       // Most often only the last one is missing.
       do throws(Errno) {
-        try Descriptor.open("/", [.path, .directory]).makeDirectory(base + "/" + path, mode: 0o755)
+        try Descriptor.makeDirectory(base + "/" + path, mode: 0o755)
         if wanted.isEmpty { continue }
       } catch {
         if error == .exists && wanted.isEmpty { continue }
@@ -133,9 +133,11 @@ package struct Cgroup: Sendable {
     for value in values {
       let file = folder(value.controller) + "/" + value.file
       if value.ifPresent && !Process.exists(file) { continue }
-      try Cgroup.write(value.text, to: file)
-      guard value.isReadBack else { continue }
-      let seen = try Cgroup.read(file)
+      guard value.isReadBack else {
+        try Cgroup.write(value.text, to: file)
+        continue
+      }
+      let seen = try Cgroup.write(value.text, readingBack: file)
       if seen == value.text { continue }
       // Bytes are rounded down to pages.
       if let asked = UInt64(value.text), let got = UInt64(seen), asked >= got, asked - got < 4096 { continue }
@@ -221,14 +223,14 @@ package struct Cgroup: Sendable {
 
   private static func removeTree(_ folder: String) -> Bool {
     do throws(Errno) {
-      try Descriptor.open("/", [.path, .directory]).remove(folder, directory: true)
+      try Descriptor.removeDirectory(folder)
       return true
     } catch {
       if error == .noEntry { return true }
     }
     for name in children(folder) { _ = removeTree(folder + "/" + name) }
     do throws(Errno) {
-      try Descriptor.open("/", [.path, .directory]).remove(folder, directory: true)
+      try Descriptor.removeDirectory(folder)
       return true
     } catch {
       return error == .noEntry
@@ -259,7 +261,7 @@ package struct Cgroup: Sendable {
 
   /// Removes it where nothing is left in it.
   package func removeIfEmpty() {
-    for folder in paths { do throws(Errno) { try Descriptor.open("/", [.path, .directory]).remove(folder, directory: true) } catch {} }
+    for folder in paths { do throws(Errno) { try Descriptor.removeDirectory(folder) } catch {} }
   }
 
   // ------------------------------------------------------------------- files
@@ -276,7 +278,7 @@ package struct Cgroup: Sendable {
 
   private static func makeFolder(_ path: String) throws(LimitsError) {
     do throws(Errno) {
-      try Descriptor.open("/", [.path, .directory]).makeDirectory(path, mode: 0o755)
+      try Descriptor.makeDirectory(path, mode: 0o755)
     } catch {
       if error != .exists { throw LimitsError(description: "cannot make the cgroup \(path): \(error.sentence)") }
     }
@@ -290,11 +292,26 @@ package struct Cgroup: Sendable {
     }
   }
 
+  /// What the kernel made of a value.
+  private static func write(_ text: String, readingBack path: String) throws(LimitsError) -> String {
+    do throws(Errno) {
+      let file = try Descriptor.open(path, [.readWrite])
+      try file.write(Array(text.utf8))
+      return line(try file.read(at: 0, upTo: 4096))
+    } catch {
+      throw LimitsError(description: "cannot write \(text) to \(path): \(error.sentence)")
+    }
+  }
+
+  private static func line(_ bytes: [UInt8]) -> String {
+    var bytes = bytes
+    while let last = bytes.last, last == 0x0A || last == 0x20 { bytes.removeLast() }
+    return String(decoding: bytes, as: UTF8.self)
+  }
+
   private static func read(_ path: String) throws(LimitsError) -> String {
     do throws(Errno) {
-      var bytes = try Descriptor.open(path, [.readOnly]).readAll(limit: 1 << 20)
-      while let last = bytes.last, last == 0x0A || last == 0x20 { bytes.removeLast() }
-      return String(decoding: bytes, as: UTF8.self)
+      return line(try Descriptor.open(path, [.readOnly]).readAll(limit: 1 << 20))
     } catch {
       throw LimitsError(description: "cannot read \(path): \(error.sentence)")
     }

@@ -31,8 +31,10 @@ package enum CgroupLayout: String, Sendable {
 
   /// The v1 hierarchies of this host with the controllers that each carries, such as `cpu,cpuacct` where systemd mounts
   /// the two together (cgroups(7), /proc/[pid]/cgroup). Empty for cgroup v2.
-  package var hierarchies: [String] {
-    if self == .unified { return [] }
+  package var hierarchies: [String] { self == .unified ? [] : CgroupLayout.mounted }
+
+  /// Read once: a host's hierarchies stay what they are.
+  private static let mounted: [String] = {
     var found: [String] = []
     do throws(Errno) {
       let bytes = try Descriptor.open("/proc/self/cgroup", [.readOnly]).readAll(limit: 65_536)
@@ -42,7 +44,7 @@ package enum CgroupLayout: String, Sendable {
       }
     } catch {}
     return found
-  }
+  }()
 
   /// The hierarchies that a workspace is shown.
   package var shownHierarchies: [String] {

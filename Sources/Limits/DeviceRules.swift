@@ -46,9 +46,12 @@ extension Cgroup {
   /// has, so that a list starts with a rule for all.
   package func restrict(_ rules: [DeviceRule]) throws(LimitsError) {
     guard layout == .unified else {
-      for rule in rules {
+      let (allow, deny) = (try open("devices.allow"), try open("devices.deny"))
+      for (index, rule) in rules.enumerated() where index == 0 || rule != rules[index - 1] {
         let text = rule.isAll ? "a" : rule.text
-        try apply([CgroupValue("devices", rule.allows ? "devices.allow" : "devices.deny", text)])
+        do throws(Errno) { try (rule.allows ? allow : deny).descriptor.write(Array(text.utf8)) } catch {
+          throw LimitsError(description: "cannot write the device rule \(text) of \(path): \(error.sentence)")
+        }
       }
       return
     }
@@ -57,6 +60,13 @@ extension Cgroup {
       try Filter.attachDeviceProgram(DeviceProgram.compile(rules), to: folder)
     } catch {
       throw LimitsError(description: "cannot attach the device program to \(path): \(error.sentence)")
+    }
+  }
+
+  private func open(_ file: String) throws(LimitsError) -> Handle {
+    let name = folder("devices") + "/" + file
+    do throws(Errno) { return Handle(try Descriptor.open(name, [.writeOnly])) } catch {
+      throw LimitsError(description: "cannot open \(name): \(error.sentence)")
     }
   }
 }

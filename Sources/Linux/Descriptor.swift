@@ -28,20 +28,11 @@ package struct Descriptor: ~Copyable, Sendable {
 
   /// Reads up to `limit` bytes; an empty array is the end of the file.
   package func read(upTo limit: Int) throws(Errno) -> [UInt8] {
-    var bytes = [UInt8](repeating: 0, count: limit)
-    // SAFETY: the kernel writes at most `limit` bytes into a buffer of `limit` bytes.
-    let count = try retrying { bytes.withUnsafeMutableBytes { clx_read(number, $0.baseAddress, limit) } }
-    bytes.removeLast(limit - count)
-    return bytes
+    try filling(limit) { clx_read(number, $0, limit) }
   }
 
   package func read(at offset: UInt64, upTo limit: Int) throws(Errno) -> [UInt8] {
-    var bytes = [UInt8](repeating: 0, count: limit)
-    let count = try retrying {
-      bytes.withUnsafeMutableBytes { clx_pread(number, $0.baseAddress, limit, Int64(offset)) }
-    }
-    bytes.removeLast(limit - count)
-    return bytes
+    try filling(limit) { clx_pread(number, $0, limit, Int64(offset)) }
   }
 
   /// Reads to the end; EFBIG-like `messageTooLong` past `limit` bytes.

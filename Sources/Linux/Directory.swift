@@ -89,6 +89,13 @@ extension Descriptor {
       device: raw.device, major: raw.major, minor: raw.minor)
   }
 
+  /// At an absolute path, or one relative to the working directory; the same with `removeDirectory`.
+  package static func makeDirectory(_ path: String, mode: UInt32) throws(Errno) {
+    try check(path.withCString { clx_mkdirat(Int32(CLX_AT_FDCWD), $0, mode) })
+  }
+  package static func removeDirectory(_ path: String) throws(Errno) {
+    try check(path.withCString { clx_unlinkat(Int32(CLX_AT_FDCWD), $0, Int32(CLX_AT_REMOVEDIR)) })
+  }
   package func makeDirectory(_ path: String, mode: UInt32) throws(Errno) {
     try check(path.withCString { clx_mkdirat(number, $0, mode) })
   }

@@ -42,6 +42,19 @@ func check(_ result: Int) throws(Errno) -> Int {
   return result
 }
 
+/// What a call puts into a buffer of `limit` bytes, of which it tells how many it filled. The buffer is not cleared before:
+/// the kernel would have to find a page for every part of it that nobody uses.
+func filling(_ limit: Int, _ call: (UnsafeMutableRawPointer?) -> Int) throws(Errno) -> [UInt8] {
+  var result = 0
+  // SAFETY: the call initialises as many bytes as it says, and no more than `limit`, which it was given by its maker.
+  let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
+    repeat { result = call(UnsafeMutableRawPointer(buffer.baseAddress)) } while result == Int(-EINTR)
+    count = max(result, 0)
+  }
+  try check(result)
+  return bytes
+}
+
 /// Repeats a call that a signal interrupted.
 @discardableResult
 func retrying(_ call: () -> Int) throws(Errno) -> Int {

@@ -40,6 +40,12 @@ package enum Mount {
     return Descriptor(adopting: Int32(try check(path.withCString { clx_open_tree(number, $0, flags) })))
   }
 
+  /// Clones the mount of what is at an absolute path, a file too; not of what a link there leads to.
+  package static func clone(_ path: String) throws(Errno) -> Descriptor {
+    let flags = UInt32(CLX_OPEN_TREE_CLONE | CLX_AT_SYMLINK_NOFOLLOW)
+    return Descriptor(adopting: Int32(try check(path.withCString { clx_open_tree(Int32(CLX_AT_FDCWD), $0, flags) })))
+  }
+
   /// Leaves the peer group of the mount that this one was cloned from: what is mounted or unmounted below it inside does
   /// not show outside. On hosts with systemd every mount is in such a group, and pivot_root(2) refuses one as the root.
   package static func leavePeerGroup(_ mount: borrowing Descriptor) throws(Errno) {

@@ -85,30 +85,26 @@ package enum Socket {
   /// Nil when the other side has closed.
   package static func receive(_ socket: borrowing Descriptor, wait: Bool = true) throws(Errno) -> Message? {
     let number = socket.number
-    var bytes = [UInt8](repeating: 0, count: messageLimit)
     var passed: [Int32] = [-1, -1, -1, -1]
     var count: Int32 = 0
-    func once() throws(Errno) -> Int {
-      try retrying {
-        bytes.withUnsafeMutableBytes { body in
-          passed.withUnsafeMutableBufferPointer {
-            clx_receive(number, body.baseAddress, body.count, $0.baseAddress, &count, wait ? 0 : Int32(CLX_MSG_DONTWAIT))
-          }
+    func once() throws(Errno) -> [UInt8] {
+      try filling(messageLimit) { body in
+        passed.withUnsafeMutableBufferPointer {
+          clx_receive(number, body, messageLimit, $0.baseAddress, &count, wait ? 0 : Int32(CLX_MSG_DONTWAIT))
         }
       }
     }
-    let length: Int
+    let bytes: [UInt8]
     do throws(Errno) {
-      length = try once()
+      bytes = try once()
     } catch {
       // The other side ended with a message of ours unread (unix(7)). That is reported once, ahead of what it sent
       // before its end, which must not be lost.
       guard error == .connectionReset else { throw error }
-      length = try once()
+      bytes = try once()
     }
     let handles = passed.prefix(Int(count)).map { Handle(Descriptor(adopting: $0)) }
-    if length == 0 { return nil }
-    bytes.removeLast(bytes.count - length)
+    if bytes.isEmpty { return nil }
     return Message(bytes: bytes, descriptors: handles)
   }
 }

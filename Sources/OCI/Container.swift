@@ -4,7 +4,7 @@
   internal import LaunchPlan
   package import Limits
   internal import Linux
-  package import Sandbox
+  internal import Sandbox
 #endif
 
 /// What a command line says about a container that is to be made.
@@ -25,9 +25,43 @@ package struct Containers {
 
   // ------------------------------------------------------------------ create
 
+  /// A container that was made and waits, with the lock on it.
+  private struct Created {
+    let folder: ContainerFolder
+    let configuration: Configuration
+    let state: ContainerState
+    let started: Launch.Started
+  }
+
   /// Makes the container up to where it waits for `start`.
-  @discardableResult
-  package func create(_ id: String, _ options: CreateOptions) throws(RuntimeError) -> Launch.Started {
+  package func create(_ id: String, _ options: CreateOptions) throws(RuntimeError) { _ = try make(id, options, opensByConnection: true) }
+
+  /// Makes it, starts it and, unless `detached`, waits for its end and deletes it, unless that is to be left. Returns the exit
+  /// code.
+  package func run(_ id: String, _ options: CreateOptions, detached: Bool, keeps: Bool) throws(RuntimeError) -> Int32 {
+    var created: Created? = try make(id, options, opensByConnection: false)
+    guard let (started, state, hooks) = created.map({ ($0.started, $0.state, $0.configuration.hooks) }) else { return 1 }
+    do throws(RuntimeError) {
+      if detached && started.terminal != nil { throw RuntimeError("--detach: a terminal needs --console-socket") }
+      do throws(StepFailure) { try started.release() } catch { throw RuntimeError(error) }
+      Containers.run(hooks.poststart, state, .running)
+    } catch {
+      created = nil
+      try delete(id, force: true)
+      throw error
+    }
+    // The lock goes: while it runs, others may command it.
+    created = nil
+    if detached { return 0 }
+    let code = Foreground.wait(for: started)
+    if !keeps, let folder = try? store.open(id) {
+      try folder.lock()
+      Containers.clear(folder, state, hooks)
+    }
+    return code
+  }
+
+  private func make(_ id: String, _ options: CreateOptions, opensByConnection: Bool) throws(RuntimeError) -> Created {
     if options.noPivot { throw RuntimeError("--no-pivot: not supported: chroot can be left by who has CAP_SYS_CHROOT") }
     let bundle = try absolute(options.bundle)
     let text: [UInt8]
@@ -44,7 +78,7 @@ package struct Containers {
     let folder = try store.make(id)
     do throws(RuntimeError) {
       try folder.lock()
-      return try make(folder, configuration, text, options)
+      return try make(folder, configuration, text, options, opensByConnection)
     } catch {
       folder.remove()
       throw error
@@ -52,16 +86,20 @@ package struct Containers {
   }
 
   private func make(
-    _ folder: ContainerFolder, _ configuration: Configuration, _ text: [UInt8], _ options: CreateOptions
-  ) throws(RuntimeError) -> Launch.Started {
+    _ folder: ContainerFolder, _ configuration: Configuration, _ text: [UInt8], _ options: CreateOptions, _ opensByConnection: Bool
+  ) throws(RuntimeError) -> Created {
     let cgroup = try CgroupPlace.cgroup(configuration, id: folder.id)
     var state = ContainerState(id: folder.id, configuration: configuration, cgroup: cgroup)
     let plan = try configuration.plan(cgroup, states: state, socket: options.consoleSocket, cache: store.filters)
-    try folder.write("config.json", text)
+    try folder.write("config.json", text, isAwaited: false)
     do throws(RuntimeError) {
       try limit(cgroup, configuration)
-      let gate: Handle
-      do throws(Errno) { gate = Handle(try Socket.listen(ContainerFolder.socketName, in: folder.folder.descriptor)) } catch {
+      let gate: Launch.Gate
+      do throws(Errno) {
+        gate =
+          opensByConnection
+          ? .listener(Handle(try Socket.listen(ContainerFolder.socketName, in: folder.folder.descriptor))) : .caller
+      } catch {
         throw RuntimeError("cannot listen in \(folder.path): \(error.sentence)")
       }
       let started: Launch.Started
@@ -75,7 +113,7 @@ package struct Containers {
       state.pid = started.child.pid
       state.processStart = ProcessStat.read(started.child.pid)?.start ?? 0
       do throws(RuntimeError) {
-        try folder.write("state.json", Array(state.encoded().utf8))
+        try folder.write("state.json", Array(state.encoded().utf8), isAwaited: true)
         try writePID(started.child.pid, options.pidFile)
       } catch {
         do throws(Errno) {
@@ -84,7 +122,7 @@ package struct Containers {
         } catch {}
         throw error
       }
-      return started
+      return Created(folder: folder, configuration: configuration, state: state, started: started)
     } catch {
       Containers.remove(cgroup)
       throw error
@@ -107,6 +145,15 @@ package struct Containers {
       try cgroup.restrict(configuration.deviceRules)
     } catch {
       throw RuntimeError(error.description)
+    }
+  }
+
+  /// After the fact: what fails is told, and no reason to fail (runtime.md, "Lifecycle", steps 10 and 14).
+  private static func run(_ hooks: [Hook], _ state: ContainerState, _ status: ContainerStatus) {
+    for hook in hooks {
+      do throws(StepFailure) { try run(hook, state.parts(status), status == .stopped ? 0 : state.pid) } catch {
+        warn(RuntimeError(error).message)
+      }
     }
   }
 
@@ -159,10 +206,7 @@ package struct Containers {
     }
     // Closed without a word: the program runs.
     if case .failed(let failure)? = answer { throw RuntimeError(failure) }
-    for hook in hooks.poststart {
-      // Told, and no reason to fail (runtime.md, "Lifecycle", step 10).
-      do throws(StepFailure) { try Containers.run(hook, state.parts(.running), state.pid) } catch { warn(RuntimeError(error).message) }
-    }
+    Containers.run(hooks.poststart, state, .running)
   }
 
   // -------------------------------------------------------------------- kill
@@ -200,14 +244,15 @@ package struct Containers {
       if let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.freeze(false) } catch {} }
       for _ in 0..<1000 where state.process() != nil { Clock.sleep(milliseconds: 2) }
     }
-    if let cgroup = state.cgroup { Containers.remove(cgroup) }
-    do throws(RuntimeError) {
-      for hook in try folder.configuration(state).hooks.poststop {
-        do throws(StepFailure) { try Containers.run(hook, state.parts(.stopped), 0) } catch { warn(RuntimeError(error).message) }
-      }
-    } catch {
-      warn(error.message)
-    }
+    var hooks: Hooks?
+    do throws(RuntimeError) { hooks = try folder.configuration(state).hooks } catch { warn(error.message) }
+    Containers.clear(folder, state, hooks)
+  }
+
+  /// Takes away what is left of a container that has ended.
+  private static func clear(_ folder: ContainerFolder, _ state: ContainerState, _ hooks: Hooks?) {
+    if let cgroup = state.cgroup { remove(cgroup) }
+    if let hooks { run(hooks.poststop, state, .stopped) }
     folder.remove()
   }
 

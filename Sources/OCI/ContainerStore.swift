@@ -14,11 +14,12 @@ package struct ContainerStore {
   package init(_ path: String) throws(RuntimeError) {
     self.path = path
     do throws(Errno) {
-      let root = try Descriptor.open("/", [.path, .directory])
-      var folder = ""
+      // Most often it is there.
+      if Process.exists(path) { return }
+      var folder = path.utf8.first == UInt8(ascii: "/") ? "" : "."
       for part in path.split(separator: "/") {
         folder += "/" + part
-        do throws(Errno) { try root.makeDirectory(folder, mode: 0o700) } catch { if error != .exists { throw error } }
+        do throws(Errno) { try Descriptor.makeDirectory(folder, mode: 0o700) } catch { if error != .exists { throw error } }
       }
     } catch {
       throw RuntimeError("cannot make \(path): \(error.sentence)")
@@ -76,9 +77,11 @@ struct ContainerFolder {
 
   static let socketName = "start"
 
-  func write(_ name: String, _ text: [UInt8]) throws(RuntimeError) {
+  /// Writes a file; one that others may be looking for, whole or not at all.
+  func write(_ name: String, _ text: [UInt8], isAwaited: Bool) throws(RuntimeError) {
     do throws(Errno) {
-      try folder.descriptor.replace(name, with: text, durable: false)
+      if isAwaited { return try folder.descriptor.replace(name, with: text, durable: false) }
+      try folder.descriptor.open(name, [.writeOnly, .create, .exclusive, .noFollow], mode: 0o600).write(text)
     } catch {
       throw RuntimeError("cannot write \(path)/\(name): \(error.sentence)")
     }
@@ -112,7 +115,7 @@ struct ContainerFolder {
   func remove() {
     do throws(Errno) {
       for name in try folder.descriptor.entries() { try folder.descriptor.remove(name) }
-      try Descriptor.open("/", [.path, .directory]).remove(path, directory: true)
+      try Descriptor.removeDirectory(path)
     } catch {}
   }
 }

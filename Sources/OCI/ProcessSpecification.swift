@@ -130,14 +130,13 @@ enum Capabilities {
   /// A capability that this process does not have itself cannot be given: it is left out, as runc and crun do, with what
   /// the caller wants to be told.
   static func sets(_ json: JSON) throws(RuntimeError) -> CapabilitySets {
-    let held = Process.boundingCapabilities
     func set(_ name: String) throws(RuntimeError) -> UInt64 {
       var bits: UInt64 = 0
       for text in try json.strings(name) {
         guard let number = number(text) else { throw json.error(name, "\(text) is no capability") }
         bits |= 1 << number
       }
-      return bits & held
+      return bits
     }
     var sets = CapabilitySets()
     sets.bounding = try set("bounding")
@@ -145,6 +144,13 @@ enum Capabilities {
     sets.permitted = try set("permitted")
     sets.inheritable = try set("inheritable")
     sets.ambient = try set("ambient")
+    let held = Process.boundingCapabilities(
+      among: sets.bounding | sets.effective | sets.permitted | sets.inheritable | sets.ambient)
+    sets.bounding &= held
+    sets.effective &= held
+    sets.permitted &= held
+    sets.inheritable &= held
+    sets.ambient &= held
     guard sets.effective & ~sets.permitted == 0 else { throw json.error("effective", "holds what permitted does not") }
     // The kernel's rule; what does not meet it cannot be ambient.
     sets.ambient &= sets.permitted & sets.inheritable

@@ -105,8 +105,7 @@ struct FilterCache {
   /// `path` is made if it is not there; without it nothing is kept.
   init(_ path: String) {
     do throws(Errno) {
-      let root = try Descriptor.open("/", [.path, .directory])
-      do throws(Errno) { try root.makeDirectory(path, mode: 0o700) } catch { if error != .exists { throw error } }
+      do throws(Errno) { try Descriptor.makeDirectory(path, mode: 0o700) } catch { if error != .exists { throw error } }
       let opened = try Descriptor.open(path, [.readOnly, .directory, .noFollow])
       // What others could write to is not believed.
       let status = try opened.status()

@@ -17,6 +17,10 @@ struct ChildPart {
   private let inherited: UInt32?
   private var root: Handle?
   private var layers: [Handle] = []
+  /// The folder that was looked up last.
+  private var last: (path: String, folder: Handle)?
+  /// What is attached over masked files and folders; the first of each is the one that the others are cloned from.
+  private var masks: (file: Handle?, folder: Handle?)
   /// How paths of the root are walked. Never out of it; and in a workspace through no link at all: an image could lead a
   /// mount elsewhere inside with one (CVE-2019-19921). The runtime-spec wants them followed.
   private var walk: Resolution = [.inRoot, .noSymlinks]
@@ -94,7 +98,7 @@ struct ChildPart {
       try writable.setOwner(uid, gid)
     case .rootDirectory: try makeRoot(from: index)
     case .rootAttributes(let change):
-      try ChildPart.change(try rootDescriptor(), change)
+      try ChildPart.change(try here.descriptor, change)
       if change.propagation != 0 { try propagate("/", change.propagation) }
     case .workingDirectory(let path): _ = try folder(at: path, creating: true)
     case .bind(_, let target, let options):
@@ -111,17 +115,18 @@ struct ChildPart {
       try mountCgroups(hierarchies, at: target, MountAttributes(rawValue: attributes))
     case .device(let path, _, _):
       guard let node = host.opened[index] else { throw .invalid }
-      try makeFile(path, mode: 0o666, content: [])
-      try attach(node.descriptor, to: path)
+      try Mount.attach(node.descriptor, to: try makeFile(path, mode: 0o666))
     case .node(let path, let mode, let major, let minor, let uid, let gid):
       try makeNode(path, mode, major, minor, uid, gid)
     case .symlink(let path, let target):
       let (parent, name) = try parent(of: path)
       do throws(Errno) { try parent.descriptor.makeSymlink(name, to: target) } catch { if error != .exists { throw error } }
     case .file(let path, let mode, let content): try makeFile(path, mode: mode, content: content)
-    case .mask(let path): try mask(path, with: host.opened[index])
+    case .mask(let path): try mask(path)
     case .readOnly(let path): try makeReadOnly(path)
-    case .pivotRoot: try Mount.pivot(into: try rootDescriptor())
+    case .pivotRoot:
+      try Mount.pivot(into: try here.descriptor)
+      last = nil
     case .hostname(let name): try Process.setHostname(name)
     case .domainname(let name): try Process.setDomainname(name)
     case .personality(let persona): try Process.setPersonality(persona)
@@ -164,9 +169,8 @@ struct ChildPart {
   private func makeBench() throws(Errno) -> Descriptor {
     let bench = try Mount.make("tmpfs", [("mode", "0700"), ("size", "1048576")])
     try Mount.attach(bench, to: try benchPlace())
-    let here = try bench.open(".", [.readOnly, .directory])
-    try here.makeDirectory("root", mode: 0o755)
-    return here
+    try bench.makeDirectory("root", mode: 0o755)
+    return bench
   }
 
   private func benchPlace() throws(Errno) -> Descriptor {
@@ -183,44 +187,45 @@ struct ChildPart {
 
   private mutating func makeRoot(from index: Int) throws(Errno) {
     guard let mount = host.opened[index] else { throw .invalid }
-    let here = try makeBench()
-    try Mount.attach(mount.descriptor, to: try here.open("root", [.path, .directory]))
-    root = Handle(try here.open("root", [.path, .directory]))
+    try Mount.attach(mount.descriptor, to: try makeBench().open("root", [.path, .directory]))
+    root = mount
   }
 
   private mutating func makeRoot(_ bytes: UInt64, _ inodes: UInt64) throws(Errno) {
-    let here = try makeBench()
-    try here.makeDirectory("scratch", mode: 0o700)
+    let bench = try makeBench()
+    try bench.makeDirectory("scratch", mode: 0o700)
     let scratch = try Mount.make(
       "tmpfs", [("size", "\(bytes)"), ("nr_inodes", "\(inodes)"), ("mode", "0755")],
       attributes: [.noSetuid, .noDevices])
-    try Mount.attach(scratch, to: try here.open("scratch", [.path, .directory]))
-    try here.makeDirectory("scratch/upper", mode: 0o755)
-    try here.makeDirectory("scratch/work", mode: 0o755)
+    try Mount.attach(scratch, to: try bench.open("scratch", [.path, .directory]))
+    try bench.makeDirectory("scratch/upper", mode: 0o755)
+    try bench.makeDirectory("scratch/work", mode: 0o755)
     var lower = ""
     for (index, layer) in layers.enumerated() {
-      try here.makeDirectory("\(index)", mode: 0o755)
-      try Mount.attach(layer.descriptor, to: try here.open("\(index)", [.path, .directory]))
+      try bench.makeDirectory("\(index)", mode: 0o755)
+      try Mount.attach(layer.descriptor, to: try bench.open("\(index)", [.path, .directory]))
       lower += (index > 0 ? ":" : "") + "\(index)"
     }
-    try Process.changeDirectory(here)
+    try Process.changeDirectory(bench)
     try Mount.overlay(at: "root", options: "lowerdir=\(lower),upperdir=scratch/upper,workdir=scratch/work,userxattr")
-    let mounted = try here.open("root", [.path, .directory])
+    let mounted = try bench.open("root", [.path, .directory])
     // Overlay turns silently read-only when it cannot make its work directory.
     if try Mount.isReadOnly(mounted) { throw .readOnly }
     root = Handle(mounted)
   }
 
-  private func rootDescriptor() throws(Errno) -> Descriptor {
-    guard let root else { return try Descriptor.open("/", [.path, .directory]) }
-    return try root.descriptor.duplicate()
+  private var here: Handle {
+    get throws(Errno) {
+      guard let root else { return Handle(try Descriptor.open("/", [.path, .directory])) }
+      return root
+    }
   }
 
   /// A folder of the new root.
-  private func folder(at path: String, creating: Bool) throws(Errno) -> Descriptor {
-    let root = try rootDescriptor()
+  private mutating func folder(at path: String, creating: Bool) throws(Errno) -> Descriptor {
+    let root = try here
     do throws(Errno) {
-      return try root.open(relative(path), [.path, .directory], resolving: walk)
+      return try root.descriptor.open(relative(path), [.path, .directory], resolving: walk)
     } catch {
       guard creating, error == .noEntry else { throw error }
     }
@@ -230,38 +235,54 @@ struct ChildPart {
     } catch {
       if error != .exists { throw error }
     }
-    return try root.open(relative(path), [.path, .directory], resolving: walk)
+    return try root.descriptor.open(relative(path), [.path, .directory], resolving: walk)
   }
 
-  private func parent(of path: String) throws(Errno) -> (Handle, String) {
-    let parts = path.split(separator: "/")
-    guard let name = parts.last else { throw .invalid }
-    var above = ""
-    for part in parts.dropLast() { above += "/" + part }
-    return (Handle(try folder(at: above.isEmpty ? "/" : above, creating: true)), String(name))
+  /// Neighbours follow each other in a plan: the folder of the last one is kept until something is mounted.
+  private mutating func parent(of path: String) throws(Errno) -> (Handle, String) {
+    let path = path.utf8.last == UInt8(ascii: "/") ? path.split(separator: "/").joined(separator: "/") : path
+    guard let name = path.split(separator: "/").last else { throw .invalid }
+    let above = String(decoding: path.utf8.dropLast(name.utf8.count), as: UTF8.self)
+    if let last, last.path == above { return (last.folder, String(name)) }
+    let folder = Handle(try folder(at: above, creating: true))
+    last = (above, folder)
+    return (folder, String(name))
   }
 
-  private func makeFile(_ path: String, mode: UInt32, content: [UInt8]) throws(Errno) {
+  @discardableResult
+  private mutating func makeFile(_ path: String, mode: UInt32, content: [UInt8] = []) throws(Errno) -> Descriptor {
     let (parent, name) = try parent(of: path)
-    // Whatever the image has there, a symlink too, is replaced and not followed.
-    do throws(Errno) { try parent.descriptor.remove(name) } catch { if error != .noEntry { throw error } }
-    let file = try parent.descriptor.open(name, [.writeOnly, .create, .exclusive, .noFollow], mode: mode)
-    try file.write(content)
+    let flags: OpenFlags = [.writeOnly, .create, .exclusive, .noFollow]
+    let file: Descriptor
+    do throws(Errno) {
+      file = try parent.descriptor.open(name, flags, mode: mode)
+    } catch {
+      guard error == .exists else { throw error }
+      // Whatever the image has there, a symlink too, is replaced and not followed.
+      try parent.descriptor.remove(name)
+      file = try parent.descriptor.open(name, flags, mode: mode)
+    }
+    if !content.isEmpty { try file.write(content) }
+    return file
   }
 
   /// Attaches to a folder or file of the root, making it if it is not there.
-  private func attach(_ mount: borrowing Descriptor, to target: String) throws(Errno) {
-    if try mount.status().kind == .directory { return try Mount.attach(mount, to: try folder(at: target, creating: true)) }
+  private mutating func attach(_ mount: borrowing Descriptor, to target: String) throws(Errno) {
+    if try mount.status().kind == .directory { return try attach(folder: mount, to: target) }
     let existing: Descriptor
     do throws(Errno) {
-      existing = try rootDescriptor().open(relative(target), [.path], resolving: walk)
+      existing = try here.descriptor.open(relative(target), [.path], resolving: walk)
     } catch {
       guard error == .noEntry else { throw error }
       let (parent, name) = try parent(of: target)
-      _ = try parent.descriptor.open(name, [.writeOnly, .create, .exclusive, .noFollow], mode: 0o644)
-      existing = try parent.descriptor.open(name, [.path, .noFollow])
+      existing = try parent.descriptor.open(name, [.writeOnly, .create, .exclusive, .noFollow], mode: 0o644)
     }
     try Mount.attach(mount, to: existing)
+  }
+
+  private mutating func attach(folder mount: borrowing Descriptor, to target: String) throws(Errno) {
+    try Mount.attach(mount, to: try folder(at: target, creating: true))
+    last = nil
   }
 
   /// What mount_setattr(2) is to change on a mount, and on all below it. Propagation apart: a detached mount has none.
@@ -278,13 +299,13 @@ struct ChildPart {
   }
 
   private func propagate(_ target: String, _ propagation: UInt64) throws(Errno) {
-    let mounted = try rootDescriptor().open(relative(target), [.path], resolving: walk)
+    let mounted = try here.descriptor.open(relative(target), [.path], resolving: walk)
     // The kinds without MS_REC, which is bit 14.
     let recursive = propagation & (1 << 14) != 0
     try Mount.setAttributes(mounted, [], propagation: propagation & ~(1 << 14), recursive: recursive)
   }
 
-  private func mount(
+  private mutating func mount(
     _ type: String, _ source: String, _ target: String, _ options: [String], _ change: MountChange, copyUp: Bool
   ) throws(Errno) {
     var pairs: [(String, String)] = source.isEmpty ? [] : [("source", source)]
@@ -304,11 +325,11 @@ struct ChildPart {
         if error != .noEntry { throw error }
       }
     }
-    try attach(mount, to: target)
+    try attach(folder: mount, to: target)
     if change.propagation != 0 { try propagate(target, change.propagation) }
   }
 
-  private func makeNode(
+  private mutating func makeNode(
     _ path: String, _ mode: UInt32, _ major: UInt32, _ minor: UInt32, _ uid: UInt32, _ gid: UInt32
   ) throws(Errno) {
     let (parent, name) = try parent(of: path)
@@ -350,9 +371,7 @@ struct ChildPart {
     }
     terminal = pair.slave
     if root != nil {
-      try makeFile("/dev/console", mode: 0o600, content: [])
-      try Mount.attach(
-        try Mount.clone(pair.slave.descriptor), to: try rootDescriptor().open("dev/console", [.path, .noFollow], resolving: walk))
+      try Mount.attach(try Mount.clone(pair.slave.descriptor), to: try makeFile("/dev/console", mode: 0o600))
     }
   }
 
@@ -378,17 +397,18 @@ struct ChildPart {
     starter = MessageSocket(Handle(try Socket.accept(gate.descriptor)))
   }
 
-  private func mountCgroups(_ hierarchies: [String], at target: String, _ attributes: MountAttributes) throws(Errno) {
+  private mutating func mountCgroups(_ hierarchies: [String], at target: String, _ attributes: MountAttributes) throws(Errno) {
     if hierarchies.isEmpty {
-      try attach(try Mount.make("cgroup2", attributes: attributes), to: target)
+      try attach(folder: try Mount.make("cgroup2", attributes: attributes), to: target)
       return
     }
     let parent = try Mount.make("tmpfs", [("mode", "0755"), ("size", "65536")], attributes: [.noSetuid, .noDevices, .noExec])
-    try attach(parent, to: target)
+    try attach(folder: parent, to: target)
     for hierarchy in hierarchies {
       let controllers = hierarchy.split(separator: ",")
-      try attach(
-        try Mount.make("cgroup", controllers.map { (String($0), "") }, attributes: attributes), to: "\(target)/\(hierarchy)")
+      try parent.makeDirectory(hierarchy, mode: 0o755)
+      let folder = try parent.open(hierarchy, [.path, .directory, .noFollow])
+      try Mount.attach(try Mount.make("cgroup", controllers.map { (String($0), "") }, attributes: attributes), to: folder)
       // Where two are mounted together, each is found by its own name as well, as on the host.
       if controllers.count > 1 {
         for controller in controllers { try parent.makeSymlink(String(controller), to: hierarchy) }
@@ -397,30 +417,36 @@ struct ChildPart {
     try Mount.setAttributes(parent, attributes)
   }
 
-  private func mask(_ path: String, with null: Handle?) throws(Errno) {
+  private mutating func mask(_ path: String) throws(Errno) {
     let target: Descriptor
     do throws(Errno) {
-      target = try rootDescriptor().open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks])
+      target = try here.descriptor.open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks])
     } catch {
       // Not every kernel has every one of these.
       if error == .noEntry || error == .notDirectory { return }
       throw error
     }
-    if try target.status().kind == .directory {
-      try Mount.attach(
+    let isFolder = try target.status().kind == .directory
+    last = nil
+    if let mask = isFolder ? masks.folder : masks.file { return try Mount.attach(try Mount.clone(mask.descriptor), to: target) }
+    let mask: Handle
+    if isFolder {
+      mask = Handle(
         try Mount.make(
-          "tmpfs", [("mode", "0755"), ("size", "0"), ("nr_inodes", "2")], attributes: [.readOnly, .noSetuid, .noDevices, .noExec]),
-        to: target)
+          "tmpfs", [("mode", "0755"), ("size", "0"), ("nr_inodes", "2")], attributes: [.readOnly, .noSetuid, .noDevices, .noExec]))
+      masks.folder = mask
     } else {
-      guard let null else { throw .invalid }
-      try Mount.attach(null.descriptor, to: target)
+      guard let null = host.null else { throw .invalid }
+      mask = null
+      masks.file = mask
     }
+    try Mount.attach(mask.descriptor, to: target)
   }
 
-  private func makeReadOnly(_ path: String) throws(Errno) {
+  private mutating func makeReadOnly(_ path: String) throws(Errno) {
     let target: Descriptor
     do throws(Errno) {
-      target = try rootDescriptor().open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks])
+      target = try here.descriptor.open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks])
     } catch {
       if error == .noEntry { return }
       throw error
@@ -428,15 +454,16 @@ struct ChildPart {
     let clone = try Mount.clone(target)
     try Mount.setAttributes(clone, [.readOnly, .noSetuid, .noDevices, .noExec])
     try Mount.attach(clone, to: target)
+    last = nil
   }
 
   private func setSysctl(_ key: String, _ value: String) throws(Errno) {
     var path = "proc/sys"
     for part in key.split(separator: ".") { path += "/" + part }
-    let root = try rootDescriptor()
-    let proc = try root.open("proc", [.path, .directory], resolving: [.inRoot, .noSymlinks])
+    let root = try here
+    let proc = try root.descriptor.open("proc", [.path, .directory], resolving: [.inRoot, .noSymlinks])
     guard try Mount.isFileSystem(proc, FileSystemMagic.proc) else { throw .invalid }
-    let file = try root.open(path, [.writeOnly], resolving: [.inRoot, .noSymlinks])
+    let file = try root.descriptor.open(path, [.writeOnly], resolving: [.inRoot, .noSymlinks])
     try file.write(Array(value.utf8))
   }
 }

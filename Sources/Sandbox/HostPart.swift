@@ -13,6 +13,8 @@ final class HostPart {
   private(set) var opened: [Handle?]
   /// The side of the secrets' file system that can be written to.
   private(set) var secrets: Handle?
+  /// The host's null device, for what is masked.
+  private(set) var null: Handle?
   /// The v2 cgroup that the child is born into.
   private var birthplace: Handle?
 
@@ -30,14 +32,13 @@ final class HostPart {
   private func open(_ operation: Operation) throws(Errno) -> Handle? {
     switch operation {
     case .cgroup(let path):
-      let folder = try Descriptor.open(path, [.path, .directory, .noFollow])
       // v1: the child writes itself into `tasks`, as one thread and without the grace period of some 8 ms that a
       // write to `cgroup.procs` waits for. v2 has no such file, and clone3 can start the child in the right place.
       do throws(Errno) {
-        return Handle(try folder.open("tasks", [.writeOnly]))
+        return Handle(try Descriptor.open(path + "/tasks", [.writeOnly]))
       } catch {
         guard error == .noEntry else { throw error }
-        birthplace = Handle(folder)
+        birthplace = Handle(try Descriptor.open(path, [.path, .directory, .noFollow]))
         return nil
       }
     case .layer(let path):
@@ -51,7 +52,9 @@ final class HostPart {
     case .terminal(let socket, _, _): return socket.isEmpty ? nil : Handle(try Socket.connect(path: socket))
     case .secrets(_, let bytes): return Handle(try makeSecrets(bytes))
     case .device(let path, let major, let minor): return Handle(try device(path, major, minor))
-    case .mask: return Handle(try device("/dev/null", 1, 3))
+    case .mask:
+      if null == nil { null = Handle(try device("/dev/null", 1, 3)) }
+      return nil
     default: return nil
     }
   }
@@ -74,10 +77,10 @@ final class HostPart {
 
   /// A clone of a host device node, after proof that it is that device (CVE-2025-31133).
   private func device(_ path: String, _ major: UInt32, _ minor: UInt32) throws(Errno) -> Descriptor {
-    let node = try Descriptor.open(path, [.path, .noFollow])
-    let status = try node.status()
+    let mount = try Mount.clone(path)
+    let status = try mount.status()
     guard status.kind == .characterDevice, status.major == major, status.minor == minor else { throw .invalid }
-    return try Mount.clone(node)
+    return mount
   }
 
   private func makeSecrets(_ bytes: UInt64) throws(Errno) -> Descriptor {
@@ -172,15 +175,17 @@ final class HostPart {
   /// Id maps, id-mapped mounts and what else needs the child's pid.
   func complete(child: Child) throws(StepFailure) {
     var namespace: Handle?
+    let owner = operations.contains { if case .userNamespace = $0 { true } else { false } }
     for (index, operation) in operations.enumerated() {
       do throws(Errno) {
         switch operation {
         case .userNamespace(_, let uids, let gids):
           try writeMap(child.pid, "uid_map", uids)
           try writeMap(child.pid, "gid_map", gids)
-          namespace = Handle(try Descriptor.open("/proc/\(child.pid)/ns/user", [.readOnly]))
         case .layer:
-          if let mount = opened[index], let namespace { try Mount.mapIDs(mount.descriptor, by: namespace.descriptor) }
+          guard let mount = opened[index], owner else { continue }
+          if namespace == nil { namespace = Handle(try Descriptor.open("/proc/\(child.pid)/ns/user", [.readOnly])) }
+          if let namespace { try Mount.mapIDs(mount.descriptor, by: namespace.descriptor) }
         case .bind(_, _, let options):
           if let mount = opened[index], !options.uids.isEmpty {
             try Mount.mapIDs(mount.descriptor, by: try mappingNamespace(options.uids, options.gids))
@@ -224,7 +229,10 @@ final class HostPart {
   }
 
   /// The supervisor is done with everything but the secrets.
-  func closeMounts() { opened = [] }
+  func closeMounts() {
+    opened = []
+    null = nil
+  }
 }
 
 /// Without the leading slash, for a look-up below a root descriptor.

@@ -9,12 +9,19 @@
 /// the OCI runtime does; the workspaces' way is `Supervisor`.
 package struct Launch {
   private let plan: Plan
-  /// Where the child waits for `start`; without it the program runs at once.
-  private let gate: Handle?
+  /// What the child waits for at the plan's `awaitStart`.
+  package enum Gate {
+    /// The caller, who then calls `Started.release`.
+    case caller
+    /// A connection to this socket.
+    case listener(Handle)
+  }
+  /// Nil for a plan without `awaitStart`: the program runs at once.
+  private let gate: Gate?
   /// Descriptors from 3 on that the program inherits.
   private let inherited: UInt32
 
-  package init(_ plan: Plan, gate: Handle? = nil, inherited: UInt32 = 0) {
+  package init(_ plan: Plan, gate: Gate? = nil, inherited: UInt32 = 0) {
     self.plan = plan
     self.gate = gate
     self.inherited = inherited
@@ -24,6 +31,20 @@ package struct Launch {
     package let child: Child
     /// The terminal's other end, where no socket was named to send it to.
     package let terminal: Handle?
+    fileprivate let control: MessageSocket
+
+    /// Opens the gate `caller`; fails with the reason why the program does not run.
+    package func release() throws(StepFailure) {
+      let answer: Message?
+      do throws(Errno) {
+        try control.send(.start)
+        answer = try control.receive()?.message
+      } catch {
+        throw StepFailure("start", error)
+      }
+      // Closed without a word: the program runs.
+      if case .failed(let failure)? = answer { throw failure }
+    }
   }
 
   /// Returns when the child waits at the gate, or where there is none, when the program runs. `atRendezvous` is called with
@@ -40,7 +61,7 @@ package struct Launch {
     do throws(StepFailure) {
       try host.complete(child: child)
       let terminal = try follow(near, child.pid, atRendezvous)
-      return Started(child: child, terminal: terminal)
+      return Started(child: child, terminal: terminal, control: near)
     } catch {
       do throws(Errno) {
         try child.signal(Signals.kill)
@@ -75,7 +96,9 @@ package struct Launch {
 
   /// The child's side.
   private func become(_ host: HostPart, _ supervisor: MessageSocket) -> Never {
-    var part = ChildPart(plan, host, supervisor, gate: gate, inherited: inherited)
+    var listener: Handle?
+    if case .listener(let socket)? = gate { listener = socket }
+    var part = ChildPart(plan, host, supervisor, gate: listener, inherited: inherited)
     var failure: StepFailure
     do throws(StepFailure) {
       try part.enter()

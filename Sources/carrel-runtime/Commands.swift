@@ -121,21 +121,10 @@ private func creationOptions(_ arguments: Arguments) throws(RuntimeError) -> Cre
 }
 
 @Sendable private func runContainer(_ containers: Containers, _ arguments: Arguments) throws(RuntimeError) -> Int32 {
-  let id = try arguments.operand(0, "a container id")
   let detached = arguments.has("detach")
   if !detached { try blockSignals() }
-  let started = try containers.create(id, try creationOptions(arguments))
-  do throws(RuntimeError) {
-    if detached && started.terminal != nil { throw RuntimeError("--detach: a terminal needs --console-socket") }
-    try containers.start(id)
-  } catch {
-    try containers.delete(id, force: true)
-    throw error
-  }
-  if detached { return 0 }
-  let code = Foreground.wait(for: started)
-  if !arguments.has("keep") { try containers.delete(id, force: true) }
-  return code
+  return try containers.run(
+    try arguments.operand(0, "a container id"), try creationOptions(arguments), detached: detached, keeps: arguments.has("keep"))
 }
 
 @Sendable private func execute(_ containers: Containers, _ arguments: Arguments) throws(RuntimeError) -> Int32 {

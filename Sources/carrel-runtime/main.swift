@@ -11,6 +11,7 @@ let globalOptions: [Arguments.Option] = [
 
 func runCommandLine() -> Int32 {
   Signals.ignorePipe()
+  Process.keepMemory()
   // Nothing that an engine left open reaches a container by accident; what it asks for is handed on by number.
   var log = ErrorLog()
   do throws(RuntimeError) {

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -290,8 +291,15 @@ static inline long clx_unblock_all_signals(void) {
   uint64_t none = 0;
   return clx_result(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, 8));
 }
+static inline void clx_keep_memory(void) {
+  mallopt(M_TOP_PAD, 1 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_MMAP_THRESHOLD, 1 << 28);
+}
 static inline void clx_default_signals(void) {
-  for (int s = 1; s < 65; s++) if (s != SIGKILL && s != SIGSTOP) signal(s, SIG_DFL);
+  // Handlers go at execve(2) in any case. Those that a parent ignores, and with it all its children, are of this range:
+  // a shell's nohup and background jobs, an interpreter's SIGPIPE.
+  for (int s = 1; s < 32; s++) if (s != SIGKILL && s != SIGSTOP) signal(s, SIG_DFL);
 }
 static inline long clx_ignore_sigpipe(void) { return signal(SIGPIPE, SIG_IGN) == SIG_ERR ? -(long)errno : 0; }
 static inline long clx_signalfd_all(void) {
