@@ -21,7 +21,7 @@ package struct PlanError: Error, Equatable, Sendable {
 /// and the fields. Numbers are little-endian. Nothing in it points anywhere, so a reader only walks forward.
 extension Plan {
   static let magic: [UInt8] = [0x43, 0x52, 0x4C, 0x50]
-  static let version: UInt8 = 2
+  static let version: UInt8 = 3
   /// More than any plan needs; less than would hurt to read.
   package static let sizeLimit = 4 << 20
 
@@ -119,6 +119,11 @@ package struct Reader {
     return UInt32(value)
   }
 
+  package mutating func signed32() throws(PlanError) -> Int32 {
+    guard let value = Int32(exactly: Int64(bitPattern: try number())) else { throw error(.numberOutOfRange) }
+    return value
+  }
+
   package mutating func text() throws(PlanError) -> String {
     try expect(2)
     return try plainText()
@@ -190,6 +195,7 @@ extension Operation {
       options.followsSource = try reader.number() != 0
       options.uids = try reader.ranges()
       options.gids = try reader.ranges()
+      options.mapsRecursively = try reader.number() != 0
       return .bind(source: source, target: target, options: options)
     case 8: return .secrets(target: try reader.text(), bytes: try reader.number())
     case 11:
@@ -208,8 +214,7 @@ extension Operation {
       return .resourceLimit(
         resource: try reader.number32(), soft: try reader.number(), hard: try reader.number(), strict: try reader.number() != 0)
     case 24:
-      guard let score = Int32(exactly: Int64(bitPattern: try reader.number())) else { throw reader.error(.numberOutOfRange) }
-      return .outOfMemoryScore(score)
+      return .outOfMemoryScore(try reader.signed32())
     case 25: return .sessionKeyring
     case 26: return .cgroupNamespace
     case 27: return .awaitStart
@@ -257,6 +262,20 @@ extension Operation {
     case 44: return .personality(try reader.number())
     case 46: return .workingDirectory(path: try reader.text())
     case 45: return .timeOffsets(try reader.list())
+    case 47: return .label(file: try reader.text(), text: try reader.text())
+    case 48:
+      var scheduler = Scheduler()
+      scheduler.policy = try reader.number32()
+      scheduler.flags = try reader.number()
+      scheduler.nice = try reader.signed32()
+      scheduler.priority = try reader.number32()
+      scheduler.runtime = try reader.number()
+      scheduler.deadline = try reader.number()
+      scheduler.period = try reader.number()
+      return .scheduler(scheduler)
+    case 49: return .ioPriority(try reader.number32())
+    case 50: return .cpuAffinity(try reader.content())
+    case 51: return .seccompListener(socket: try reader.text(), state: try reader.list())
     default: throw reader.error(.unknownOperation)
     }
   }

@@ -45,6 +45,7 @@ extension Operation {
         [("source", .text(source)), ("target", .text(target))] + fields(options.change) + [
           ("recursive", .number(options.recursive ? 1 : 0)), ("follows", .number(options.followsSource ? 1 : 0)),
           ("uids", .list(texts(options.uids))), ("gids", .list(texts(options.gids))),
+          ("maps recursively", .number(options.mapsRecursively ? 1 : 0)),
         ])
     case .secrets(let target, let bytes):
       Shape(8, "secrets", [("target", .text(target)), ("bytes", .number(bytes))])
@@ -113,6 +114,19 @@ extension Operation {
         ])
     case .undumpable: Shape(30, "become undumpable")
     case .noNewPrivileges: Shape(31, "no new privileges")
+    case .label(let file, let text): Shape(47, "security label", [("file", .text(file)), ("text", .text(text))])
+    case .scheduler(let scheduler):
+      Shape(
+        48, "scheduler",
+        [
+          ("policy", .number(UInt64(scheduler.policy))), ("flags", .number(scheduler.flags)),
+          ("nice", .number(UInt64(bitPattern: Int64(scheduler.nice)))), ("priority", .number(UInt64(scheduler.priority))),
+          ("runtime", .number(scheduler.runtime)), ("deadline", .number(scheduler.deadline)), ("period", .number(scheduler.period)),
+        ])
+    case .ioPriority(let value): Shape(49, "io priority", [("value", .number(UInt64(value)))])
+    case .cpuAffinity(let mask): Shape(50, "cpu affinity", [("mask", .bytes(mask))])
+    case .seccompListener(let socket, let state):
+      Shape(51, "seccomp listener", [("socket", .text(socket)), ("state", .list(state))])
     case .seccomp(let program, let flags):
       Shape(32, "load seccomp filter", [("program", .bytes(program)), ("flags", .number(flags))])
     case .log(let segmentBytes, let segments, let rate):

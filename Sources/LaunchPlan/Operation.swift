@@ -67,6 +67,16 @@ package enum Operation: Equatable, Sendable {
   case user(uid: UInt32, gid: UInt32, groups: [UInt32], mask: UInt32, capabilities: CapabilitySets)
   case undumpable
   case noNewPrivileges
+  /// A security module's label for the program: written to this file of the process's `attr` folder in proc(5).
+  case label(file: String, text: String)
+  case scheduler(Scheduler)
+  /// Class and level as ioprio_set(2) has them.
+  case ioPriority(UInt32)
+  /// A bit for each CPU, the first in the lowest bit of the first byte (sched_setaffinity(2)).
+  case cpuAffinity([UInt8])
+  /// The filter that follows asks whoever listens at this socket: its descriptor goes there with these parts, the pid that
+  /// the host has for the child between them.
+  case seccompListener(socket: String, state: [String])
   /// A compiled filter, with the flags of seccomp(2).
   case seccomp(program: [UInt8], flags: UInt64)
   /// How the tool's output is kept: segments of `segmentBytes`, the newest `segments` of them, read no
@@ -112,6 +122,18 @@ package struct MountChange: Equatable, Sendable {
   }
 }
 
+/// As sched_setattr(2) takes it; times in nanoseconds.
+package struct Scheduler: Equatable, Sendable {
+  package var policy: UInt32 = 0
+  package var flags: UInt64 = 0
+  package var nice: Int32 = 0
+  package var priority: UInt32 = 0
+  package var runtime: UInt64 = 0
+  package var deadline: UInt64 = 0
+  package var period: UInt64 = 0
+  package init() {}
+}
+
 package struct BindOptions: Equatable, Sendable {
   package var change: MountChange
   /// With everything that is mounted below the source.
@@ -121,6 +143,8 @@ package struct BindOptions: Equatable, Sendable {
   /// The owner's files appear as somebody else's: ids of the file system inside, ids of the host outside.
   package var uids: [IDRange] = []
   package var gids: [IDRange] = []
+  /// So do those of everything that is mounted below.
+  package var mapsRecursively = false
 
   package init(change: MountChange) { self.change = change }
 }

@@ -88,6 +88,13 @@ package struct Cgroup: Sendable {
     try Cgroup.enable(wanted, in: folder)
   }
 
+  /// Makes it and moves a process into it, on v2.
+  package func adopt(_ pid: Int32) throws(LimitsError) {
+    guard let unifiedPath, layout == .unified else { return }
+    try create()
+    try Cgroup.write("\(pid)", to: unifiedPath + "/cgroup.procs")
+  }
+
   private static let holder = ".holder"
 
   /// Makes its directories, and what is missing above them.

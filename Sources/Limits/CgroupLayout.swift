@@ -35,16 +35,21 @@ package enum CgroupLayout: String, Sendable {
 
   /// Read once: a host's hierarchies stay what they are.
   private static let mounted: [String] = {
-    var found: [String] = []
     do throws(Errno) {
-      let bytes = try Descriptor.open("/proc/self/cgroup", [.readOnly]).readAll(limit: 65_536)
-      for line in bytes.split(separator: UInt8(ascii: "\n")) {
-        let fields = line.split(separator: UInt8(ascii: ":"), maxSplits: 2, omittingEmptySubsequences: false)
-        if fields.count == 3, !fields[1].isEmpty { found.append(String(decoding: fields[1], as: UTF8.self)) }
-      }
-    } catch {}
-    return found
+      return hierarchies(parsing: try Descriptor.open("/proc/self/cgroup", [.readOnly]).readAll(limit: 65_536))
+    } catch {
+      return []
+    }
   }()
+
+  static func hierarchies(parsing bytes: [UInt8]) -> [String] {
+    var found: [String] = []
+    for line in bytes.split(separator: UInt8(ascii: "\n")) {
+      let fields = line.split(separator: UInt8(ascii: ":"), maxSplits: 2, omittingEmptySubsequences: false)
+      if fields.count == 3, !fields[1].isEmpty { found.append(String(decoding: fields[1], as: UTF8.self)) }
+    }
+    return found
+  }
 
   /// The hierarchies that a workspace is shown.
   package var shownHierarchies: [String] {

@@ -47,6 +47,13 @@ package struct Resources: Equatable, Sendable {
   package var hugePages: [(size: String, limit: UInt64)] = []
   package var networkClass: UInt32?
   package var networkPriorities: [(interface: String, priority: UInt32)] = []
+  /// A device and what of it may be used, as rdma.max takes it.
+  package var rdma: [String] = []
+  /// "major:minor weight", the weight 10 to 1000.
+  package var blockWeights: [String] = []
+  /// Microseconds; cgroup v1 alone has them.
+  package var realtimeRuntime: Int64?
+  package var realtimePeriod: UInt64?
   /// Files of cgroup v2, as they are.
   package var unified: [(file: String, text: String)] = []
 
@@ -87,6 +94,7 @@ package struct Resources: Equatable, Sendable {
   /// What cannot be had on this layout, by the name that the runtime-spec has for it.
   package func unsupported(_ layout: CgroupLayout) -> String? {
     if layout == .unified {
+      if realtimeRuntime != nil || realtimePeriod != nil { return "cpu.realtimeRuntime (cgroup v2 has none)" }
       if disablesOutOfMemoryKiller { return "memory.disableOOMKiller (cgroup v2 has none)" }
       if networkClass != nil || !networkPriorities.isEmpty { return "network (cgroup v2 has neither classes nor priorities)" }
     } else if !unified.isEmpty {
@@ -142,7 +150,9 @@ package struct Resources: Equatable, Sendable {
         }
       add("io.max", "\(throttle.device) \(key)=\(throttle.rate)")
     }
+    for weight in blockWeights { add("io.bfq.weight", weight) }
     for page in hugePages { add("hugetlb.\(page.size).max", "\(page.limit)") }
+    for device in rdma { add("rdma.max", device) }
     for entry in unified { add(entry.file, entry.text) }
     return values
   }
@@ -163,6 +173,8 @@ package struct Resources: Equatable, Sendable {
     if let cpuShares, cpuShares > 0 { add("cpu", "shares", "\(cpuShares)") }
     if let cpuPeriod, cpuPeriod > 0 { add("cpu", "cfs_period_us", "\(cpuPeriod)", isReadBack: true) }
     if let cpuQuota, cpuQuota != 0 { add("cpu", "cfs_quota_us", "\(cpuQuota)", isReadBack: cpuQuota > 0) }
+    if let realtimePeriod { add("cpu", "rt_period_us", "\(realtimePeriod)") }
+    if let realtimeRuntime { add("cpu", "rt_runtime_us", "\(realtimeRuntime)") }
     if let cpuBurst { add("cpu", "cfs_burst_us", "\(cpuBurst)") }
     if let cpuIdle { add("cpu", "idle", "\(cpuIdle)") }
     if let cpus { add("cpuset", "cpus", cpus) }
@@ -182,7 +194,12 @@ package struct Resources: Equatable, Sendable {
         }
       add("blkio", "throttle.\(file)", "\(throttle.device) \(throttle.rate)")
     }
+    for weight in blockWeights {
+      add("blkio", "weight_device", weight, ifPresent: true)
+      add("blkio", "bfq.weight_device", weight, ifPresent: true)
+    }
     for page in hugePages { add("hugetlb", "\(page.size).limit_in_bytes", "\(page.limit)") }
+    for device in rdma { add("rdma", "max", device) }
     if let networkClass { add("net_cls", "classid", "\(networkClass)") }
     for entry in networkPriorities { add("net_prio", "ifpriomap", "\(entry.interface) \(entry.priority)") }
     return values

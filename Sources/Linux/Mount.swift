@@ -80,8 +80,10 @@ package enum Mount {
   }
 
   /// Shows the files of a detached mount under other ids: those that `userNamespace` maps.
-  package static func mapIDs(_ mount: borrowing Descriptor, by userNamespace: borrowing Descriptor) throws(Errno) {
-    try check(clx_mount_setattr(mount.number, 0, UInt64(CLX_ATTR_IDMAP), 0, 0, userNamespace.number))
+  package static func mapIDs(
+    _ mount: borrowing Descriptor, by userNamespace: borrowing Descriptor, recursive: Bool = false
+  ) throws(Errno) {
+    try check(clx_mount_setattr(mount.number, recursive ? UInt32(CLX_AT_RECURSIVE) : 0, UInt64(CLX_ATTR_IDMAP), 0, 0, userNamespace.number))
   }
 
   package static func attach(_ mount: borrowing Descriptor, to target: borrowing Descriptor) throws(Errno) {

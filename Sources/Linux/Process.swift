@@ -135,6 +135,23 @@ package enum Process {
   package static func setDomainname(_ name: String) throws(Errno) {
     try check(name.withCString { clx_setdomainname($0, name.utf8.count) })
   }
+  /// sched_setattr(2); times in nanoseconds.
+  package static func setScheduler(
+    policy: UInt32, flags: UInt64, nice: Int32, priority: UInt32, runtime: UInt64, deadline: UInt64, period: UInt64
+  ) throws(Errno) {
+    try check(clx_sched_setattr(policy, flags, nice, priority, runtime, deadline, period))
+  }
+  package static func setIOPriority(_ value: UInt32) throws(Errno) { try check(clx_ioprio_set(value)) }
+  package static func setAffinity(_ mask: [UInt8]) throws(Errno) {
+    try check(mask.withUnsafeBytes { clx_sched_setaffinity($0.baseAddress, $0.count) })
+  }
+  /// Loads a filter that asks: the descriptor through which it is answered (seccomp_unotify(2)).
+  package static func loadAskingFilter(_ program: [UInt8], flags: UInt64) throws(Errno) -> Handle {
+    // SECCOMP_FILTER_FLAG_NEW_LISTENER; it excludes TSYNC, which does nothing for a process of one thread.
+    let flags = UInt(flags & ~1 | 8)
+    let number = try check(program.withUnsafeBytes { clx_seccomp_load($0.baseAddress, UInt16($0.count / 8), flags) })
+    return Handle(Descriptor(adopting: Int32(number)))
+  }
   /// Loads a compiled classic BPF program, eight bytes an instruction, with the flags of seccomp(2).
   package static func loadFilter(_ program: [UInt8], flags: UInt64) throws(Errno) {
     try check(program.withUnsafeBytes { clx_seccomp_load($0.baseAddress, UInt16($0.count / 8), UInt(flags)) })

@@ -7,9 +7,10 @@
 
 /// Which cgroup a container gets (config-linux.md, "Cgroups Path").
 enum CgroupPlace {
-  static func cgroup(_ configuration: Configuration, id: String) throws(RuntimeError) -> Cgroup {
+  static func cgroup(_ configuration: Configuration, id: String, _ scope: SystemdScope?) throws(RuntimeError) -> Cgroup {
     let layout: CgroupLayout
     do throws(Errno) { layout = try CgroupLayout.detect() } catch { throw RuntimeError("no cgroups on this host: \(error.sentence)") }
+    if let scope { return Cgroup(layout: layout, path: scope.path, controllers: hierarchies(configuration.resources, layout)) }
     let asked = try configuration.linux.string("cgroupsPath") ?? ""
     guard !asked.split(separator: "/").contains(where: { $0 == ".." || $0 == "." }) else {
       throw configuration.linux.error("cgroupsPath", "\(asked) leads upwards")

@@ -18,6 +18,7 @@ struct Configuration {
   let space: NamespaceSet
   let resources: Resources
   let deviceRules: [DeviceRule]
+  private let mountLabel: String
   private let devices: [Device]
   private let mounts: [MountReader]
   /// Nil: the container has nothing to run yet, and none may be started.
@@ -33,7 +34,8 @@ struct Configuration {
     guard let linux = try json.object("linux") else { throw json.error("linux", "is missing") }
     self.linux = linux
     for name in ["intelRdt", "memoryPolicy"] where linux.has(name) { throw linux.error(name, "not supported") }
-    if let label = try linux.string("mountLabel"), !label.isEmpty { throw linux.error("mountLabel", "\(label): not supported (SELinux)") }
+    mountLabel = try linux.string("mountLabel") ?? ""
+    if !mountLabel.isEmpty && !SecurityLabels.hasSELinux { throw linux.error("mountLabel", "\(mountLabel): this host has no SELinux") }
     space = try NamespaceSet(linux)
     resources = try linux.object("resources").map(ResourcesReader.read) ?? Resources()
     var devices: [Device] = []
@@ -76,7 +78,7 @@ struct Configuration {
     if let persona = try personality() { steps.append(.personality(persona)) }
     steps.append(.sessionKeyring)
     let last = process.operations(
-      filter: try SeccompReader.operation(linux, cache: cache), gate: true,
+      filter: try SeccompReader.operations(linux, states.parts(.creating), cache: cache), gate: true,
       hooks: hooks.startContainer.map { $0.operation(states.parts(.created)) }, socket: socket)
     // The working directory and the console may have to be made: read-only only after them.
     let beforeGate = last.firstIndex { if case .undumpable = $0 { true } else { false } } ?? 0
@@ -103,7 +105,7 @@ struct Configuration {
       if !mount.isBind && (mount.type == "cgroup" || mount.type == "cgroup2") {
         steps += cgroupMounts(mount, cgroup)
       } else {
-        steps.append(mount.operation(space))
+        steps.append(mount.operation(space, label: mountLabel))
       }
     }
     return steps

@@ -17,11 +17,23 @@ package struct CreateOptions {
   package init() {}
 }
 
+/// What `events` tells.
+package enum ContainerNews {
+  case usage(Usage)
+  case outOfMemory
+}
+
 /// The operations of the runtime-spec (runtime.md, "Operations") on the containers of a store.
 package struct Containers {
   let store: ContainerStore
 
-  package init(_ store: ContainerStore) { self.store = store }
+  /// Whether cgroups are asked of systemd (`--systemd-cgroup`).
+  private let usesSystemd: Bool
+
+  package init(_ store: ContainerStore, usesSystemd: Bool) {
+    self.store = store
+    self.usesSystemd = usesSystemd
+  }
 
   // ------------------------------------------------------------------ create
 
@@ -88,11 +100,16 @@ package struct Containers {
   private func make(
     _ folder: ContainerFolder, _ configuration: Configuration, _ text: [UInt8], _ options: CreateOptions, _ opensByConnection: Bool
   ) throws(RuntimeError) -> Created {
-    let cgroup = try CgroupPlace.cgroup(configuration, id: folder.id)
-    var state = ContainerState(id: folder.id, configuration: configuration, cgroup: cgroup)
+    var scope: SystemdScope?
+    if usesSystemd { scope = try SystemdScope(try configuration.linux.string("cgroupsPath") ?? "", id: folder.id) }
+    let cgroup = try CgroupPlace.cgroup(configuration, id: folder.id, scope)
+    var state = ContainerState(id: folder.id, configuration: configuration, cgroup: cgroup, scope: scope?.name ?? "")
     let plan = try configuration.plan(cgroup, states: state, socket: options.consoleSocket, cache: store.filters)
     try folder.write("config.json", text, isAwaited: false)
     do throws(RuntimeError) {
+      let holder = try scope?.start()
+      defer { withExtendedLifetime(holder) {} }
+      try holder?.enter(cgroup)
       try limit(cgroup, configuration)
       let gate: Launch.Gate
       do throws(Errno) {
@@ -125,6 +142,7 @@ package struct Containers {
       return Created(folder: folder, configuration: configuration, state: state, started: started)
     } catch {
       Containers.remove(cgroup)
+      if let scope { SystemdScope.stop(scope.name) }
       throw error
     }
   }
@@ -252,6 +270,7 @@ package struct Containers {
   /// Takes away what is left of a container that has ended.
   private static func clear(_ folder: ContainerFolder, _ state: ContainerState, _ hooks: Hooks?) {
     if let cgroup = state.cgroup { remove(cgroup) }
+    if !state.scope.isEmpty { SystemdScope.stop(state.scope) }
     if let hooks { run(hooks.poststop, state, .stopped) }
     folder.remove()
   }
@@ -300,6 +319,25 @@ package struct Containers {
   }
 
   package func usage(_ id: String) throws(RuntimeError) -> Usage { try cgroup(id).usage() }
+
+  /// Tells what it uses every so often, and that the kernel killed something of it for its memory, until it has ended.
+  package func watch(_ id: String, seconds: UInt32, _ tell: (ContainerNews) -> Void) throws(RuntimeError) {
+    let folder = try store.open(id)
+    let state = try folder.state()
+    let cgroup = try cgroup(id)
+    var kills = cgroup.usage().outOfMemoryKills
+    while let process = state.process() {
+      let usage = cgroup.usage()
+      if usage.outOfMemoryKills > kills { tell(.outOfMemory) }
+      kills = usage.outOfMemoryKills
+      tell(.usage(usage))
+      var poller = Poller()
+      _ = poller.add(process)
+      do throws(Errno) { try poller.wait(milliseconds: Int32(clamping: UInt64(seconds) * 1000)) } catch {
+        throw RuntimeError("cannot wait: \(error.sentence)")
+      }
+    }
+  }
 
   /// Changes limits while it runs. `json`: an object as `linux.resources`.
   package func update(_ id: String, _ text: [UInt8]) throws(RuntimeError) {

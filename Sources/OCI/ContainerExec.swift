@@ -23,6 +23,9 @@ package struct ExecOptions {
   package var consoleSocket = ""
   package var pidFile = ""
   package var inherited: UInt32 = 0
+  /// AppArmor's profile and SELinux' context.
+  package var profile = ""
+  package var context = ""
   package init() {}
 }
 
@@ -43,8 +46,10 @@ extension Containers {
     // The descriptors of its namespaces are only taken for the container's if it still lives after they were found.
     guard state.process() != nil else { throw RuntimeError("container \(id) is not running") }
     if let score = specification.outOfMemoryScore { steps.append(.outOfMemoryScore(score)) }
+    if !specification.scheduling.initialAffinity.isEmpty { steps.insert(.cpuAffinity(specification.scheduling.initialAffinity), at: 0) }
+    if !specification.scheduling.finalAffinity.isEmpty { steps.append(.cpuAffinity(specification.scheduling.finalAffinity)) }
     steps += specification.operations(
-      filter: try SeccompReader.operation(configuration.linux, cache: store.filters), gate: false, hooks: [],
+      filter: try SeccompReader.operations(configuration.linux, state.parts(status), cache: store.filters), gate: false, hooks: [],
       socket: options.consoleSocket)
     let started: Launch.Started
     do throws(StepFailure) { started = try Launch(Plan(steps), inherited: options.inherited).start() } catch { throw RuntimeError(error) }
@@ -68,6 +73,7 @@ extension Containers {
     specification.terminal = options.terminal
     specification.environment += options.environment
     if !options.directory.isEmpty { specification.directory = options.directory }
+    try specification.labels.override(profile: options.profile, context: options.context)
     if options.forbidsNewPrivileges { specification.forbidsNewPrivileges = true }
     if !options.user.isEmpty {
       let parts = options.user.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)

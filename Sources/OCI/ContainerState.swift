@@ -24,8 +24,11 @@ struct ContainerState {
   /// When that process started, in the kernel's ticks since boot: the number alone could be another's by now.
   var processStart: UInt64 = 0
   let cgroup: Cgroup?
+  /// systemd's scope that the cgroup is in; empty without.
+  let scope: String
 
-  init(id: String, configuration: Configuration, cgroup: Cgroup?) {
+  init(id: String, configuration: Configuration, cgroup: Cgroup?, scope: String) {
+    self.scope = scope
     self.id = id
     bundle = configuration.bundle
     version = configuration.version
@@ -43,6 +46,7 @@ struct ContainerState {
     created = try json.string("created") ?? ""
     pid = Int32(clamping: try json.signed("pid") ?? 0)
     processStart = try json.unsigned("processStart") ?? 0
+    scope = try json.string("scope") ?? ""
     cgroup =
       if let place = try json.object("cgroup"), let layout = CgroupLayout(rawValue: try place.string("layout") ?? ""),
         let path = try place.string("path"), !path.isEmpty
@@ -53,6 +57,7 @@ struct ContainerState {
     var members = specified(pid: .number(Int64(pid)), status: .created)
     members.append(("created", .string(created)))
     members.append(("processStart", .unsigned(processStart)))
+    if !scope.isEmpty { members.append(("scope", .string(scope))) }
     if let cgroup {
       let place: [(key: String, value: JSONText)] = [
         ("layout", .string(cgroup.layout.rawValue)), ("path", .string(cgroup.path)),
@@ -107,15 +112,18 @@ struct ProcessStat {
 
   static func read(_ pid: Int32) -> ProcessStat? {
     do throws(Errno) {
-      let bytes = try Descriptor.open("/proc/\(pid)/stat", [.readOnly]).readAll(limit: 8192)
-      // The name may hold anything, a bracket too: the fields follow the last one.
-      guard let end = bytes.lastIndex(of: UInt8(ascii: ")")) else { return nil }
-      let fields = bytes[(end + 1)...].split(separator: UInt8(ascii: " "))
-      guard fields.count > 19, let start = UInt64(String(decoding: fields[19], as: UTF8.self)) else { return nil }
-      let state = fields[0].first
-      return ProcessStat(isDead: state == UInt8(ascii: "Z") || state == UInt8(ascii: "X"), start: start)
+      return ProcessStat(parsing: try Descriptor.open("/proc/\(pid)/stat", [.readOnly]).readAll(limit: 8192))
     } catch {
       return nil
     }
+  }
+
+  init?(parsing bytes: [UInt8]) {
+    // The name may hold anything, a bracket too: the fields follow the last one.
+    guard let end = bytes.lastIndex(of: UInt8(ascii: ")")) else { return nil }
+    let fields = bytes[(end + 1)...].split(separator: UInt8(ascii: " "))
+    guard fields.count > 19, let start = UInt64(String(decoding: fields[19], as: UTF8.self)) else { return nil }
+    isDead = fields[0].first == UInt8(ascii: "Z") || fields[0].first == UInt8(ascii: "X")
+    self.start = start
   }
 }

@@ -12,7 +12,7 @@ package enum Features {
     func list(_ texts: [String]) -> JSONText { .array(texts.map { .string($0) }) }
     let mountOptions = [
       "async", "atime", "bind", "dev", "diratime", "exec", "idmap", "noatime", "nodev", "nodiratime", "noexec", "norelatime",
-      "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime", "rexec", "rnoatime",
+      "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime", "rexec", "ridmap", "rnoatime",
       "rnodev",
       "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw",
       "rshared", "rslave", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "shared", "slave", "strictatime", "suid",
@@ -25,14 +25,14 @@ package enum Features {
         "actions",
         list([
           "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG",
-          "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+          "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
         ])
       ),
       (
         "operators",
         list(["SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"])
       ),
-      ("knownFlags", list(["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"])),
+      ("knownFlags", list(["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"])),
     ]
     let linux: [(key: String, value: JSONText)] = [
       ("namespaces", list(NamespaceSet.kinds.map { $0.name })),
@@ -40,11 +40,11 @@ package enum Features {
       (
         "cgroup",
         .object([
-          ("v1", .bool(true)), ("v2", .bool(true)), ("systemd", .bool(false)), ("systemdUser", .bool(false)), ("rdma", .bool(false)),
+          ("v1", .bool(true)), ("v2", .bool(true)), ("systemd", .bool(true)), ("systemdUser", .bool(false)), ("rdma", .bool(true)),
         ])
       ),
       ("seccomp", .object(seccomp)),
-      ("apparmor", .object([("enabled", .bool(false))])), ("selinux", .object([("enabled", .bool(false))])),
+      ("apparmor", .object([("enabled", .bool(true))])), ("selinux", .object([("enabled", .bool(true))])),
       ("intelRdt", .object([("enabled", .bool(false))])),
       ("mountExtensions", .object([("idmap", .object([("enabled", .bool(true))]))])),
     ]

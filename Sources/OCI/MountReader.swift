@@ -17,6 +17,7 @@ struct MountReader {
   private(set) var isRecursive = false
   private(set) var copiesUp = false
   private(set) var isMapped = false
+  private(set) var mapsRecursively = false
   private(set) var uids: [IDRange] = []
   private(set) var gids: [IDRange] = []
 
@@ -88,7 +89,7 @@ struct MountReader {
     case "defaults": break
     case "tmpcopyup": copiesUp = true
     case "idmap": isMapped = true
-    case "ridmap": throw json.error("options", "ridmap: not supported")
+    case "ridmap": (isMapped, mapsRecursively) = (true, true)
     case "remount": throw json.error("options", "remount: not supported")
     default: return readAttribute(option)
     }
@@ -151,7 +152,7 @@ struct MountReader {
 
   /// The step for it. Some file systems can only be made by who owns the namespace that they show; the host's stands in
   /// where the container has no namespace of its own.
-  func operation(_ space: NamespaceSet) -> Operation {
+  func operation(_ space: NamespaceSet, label: String) -> Operation {
     var bindSource = isBind ? source : nil
     if space.isMapped {
       if type == "sysfs" && !space.has(.network) { bindSource = "/sys" }
@@ -159,13 +160,16 @@ struct MountReader {
       if type == "mqueue" && !space.has(.ipc) { bindSource = "/dev/mqueue" }
     }
     guard let bindSource else {
-      return .fileSystem(type: type, source: source, target: target, options: data, change: made, copyUp: copiesUp)
+      // What other file systems hold has labels of its own.
+      let context = label.isEmpty || !["tmpfs", "devpts", "mqueue"].contains(type) ? [] : ["context=" + label]
+      return .fileSystem(type: type, source: source, target: target, options: data + context, change: made, copyUp: copiesUp)
     }
     var options = BindOptions(change: change)
     options.recursive = isRecursive || !isBind
     options.followsSource = true
     options.uids = isMapped && uids.isEmpty ? space.uids : uids
     options.gids = isMapped && uids.isEmpty ? space.gids : gids
+    options.mapsRecursively = mapsRecursively
     return .bind(source: bindSource, target: target, options: options)
   }
 

@@ -21,6 +21,8 @@ package struct ProcessSpecification {
   package var limits: [(resource: UInt32, soft: UInt64, hard: UInt64)] = []
   package var forbidsNewPrivileges = false
   package var outOfMemoryScore: Int32?
+  package var labels = SecurityLabels()
+  var scheduling = Scheduling()
 
   package init(_ json: JSON) throws(RuntimeError) {
     terminal = try json.bool("terminal") ?? false
@@ -49,7 +51,8 @@ package struct ProcessSpecification {
       outOfMemoryScore = Int32(score)
     }
     for limit in try json.objects("rlimits") { limits.append(try ProcessSpecification.limit(limit, seen: limits.map { $0.resource })) }
-    try ProcessSpecification.refuseUnsupported(json)
+    labels = try SecurityLabels(json)
+    scheduling = try Scheduling(json)
   }
 
   /// Never an id that wraps: 4294967295 is "no change" to the kernel, and above 2^31 tools disagree (CVE-2024-40635).
@@ -88,30 +91,21 @@ package struct ProcessSpecification {
     return (UInt32(index), soft, hard)
   }
 
-  private static func refuseUnsupported(_ json: JSON) throws(RuntimeError) {
-    for (name, file) in [("apparmorProfile", "apparmor"), ("selinuxLabel", "selinux")] {
-      if let label = try json.string(name), !label.isEmpty {
-        throw json.error(name, "\(label): not supported (no \(file) on this host or in this version)")
-      }
-    }
-    for name in ["ioPriority", "scheduler", "execCPUAffinity"] where json.has(name) { throw json.error(name, "not supported") }
-  }
-
   /// The steps from the finished root to the program. `gate`: wait for `start` among them. `hooks`: what runs right before.
-  func operations(filter: Operation?, gate: Bool, hooks: [Operation], socket: String) -> [Operation] {
-    var steps: [Operation] = []
+  func operations(filter: [Operation], gate: Bool, hooks: [Operation], socket: String) -> [Operation] {
+    var steps: [Operation] = scheduling.operations
     for limit in limits { steps.append(.resourceLimit(resource: limit.resource, soft: limit.soft, hard: limit.hard, strict: true)) }
     steps.append(.workingDirectory(path: directory))
     if terminal { steps.append(.terminal(socket: socket, rows: rows, columns: columns)) }
+    steps += labels.operations
     // From here on nobody inside may trace this process or look at its descriptors (CVE-2016-9962).
     steps.append(.undumpable)
     if gate { steps.append(.awaitStart) }
     steps += hooks
     // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the change of user takes.
-    if let filter, !forbidsNewPrivileges { steps.append(filter) }
+    if !forbidsNewPrivileges { steps += filter }
     steps += [.user(uid: uid, gid: gid, groups: groups, mask: mask, capabilities: capabilities), .undumpable]
-    if forbidsNewPrivileges { steps.append(.noNewPrivileges) }
-    if let filter, forbidsNewPrivileges { steps.append(filter) }
+    if forbidsNewPrivileges { steps += [.noNewPrivileges] + filter }
     return steps + [.execute(arguments: arguments, environment: environment, directory: directory)]
   }
 }

@@ -27,7 +27,15 @@ enum ResourcesReader {
         resources.networkPriorities.append((try entry.string("name") ?? "", try entry.number32("priority") ?? 0))
       }
     }
-    if json.has("rdma") { throw json.error("rdma", "not supported") }
+    if let rdma = try json.object("rdma") {
+      for device in rdma.names {
+        guard let limits = try rdma.object(device) else { continue }
+        var text = device
+        if let handles = try limits.number32("hcaHandles") { text += " hca_handle=\(handles)" }
+        if let objects = try limits.number32("hcaObjects") { text += " hca_object=\(objects)" }
+        resources.rdma.append(text)
+      }
+    }
     if let unified = try json.object("unified") {
       for (file, text) in try unified.stringMembers() {
         guard !file.utf8.contains(UInt8(ascii: "/")), file.utf8.contains(UInt8(ascii: ".")), !file.utf8.starts(with: "cgroup.".utf8) else {
@@ -61,9 +69,8 @@ enum ResourcesReader {
     resources.cpuIdle = try cpu.signed("idle")
     resources.cpus = try cpu.string("cpus").flatMap { $0.isEmpty ? nil : $0 }
     resources.memoryNodes = try cpu.string("mems").flatMap { $0.isEmpty ? nil : $0 }
-    for name in ["realtimeRuntime", "realtimePeriod"] {
-      if let number = try cpu.signed(name), number != 0 { throw cpu.error(name, "not supported") }
-    }
+    resources.realtimePeriod = try cpu.unsigned("realtimePeriod").flatMap { $0 == 0 ? nil : $0 }
+    resources.realtimeRuntime = try cpu.signed("realtimeRuntime").flatMap { $0 == 0 ? nil : $0 }
   }
 
   private static func read(block: JSON, into resources: inout Resources) throws(RuntimeError) {
@@ -71,7 +78,13 @@ enum ResourcesReader {
     if let leaf = try block.unsigned("leafWeight"), leaf != 0 {
       throw block.error("leafWeight", "not supported (no such file since Linux 5.0)")
     }
-    if let first = try block.objects("weightDevice").first { throw first.error("not supported") }
+    for entry in try block.objects("weightDevice") {
+      if let leaf = try entry.unsigned("leafWeight"), leaf != 0 {
+        throw entry.error("leafWeight", "not supported (no such file since Linux 5.0)")
+      }
+      guard let weight = try entry.unsigned("weight") else { continue }
+      resources.blockWeights.append("\(try entry.number32("major") ?? 0):\(try entry.number32("minor") ?? 0) \(weight)")
+    }
     let kinds: [(String, Resources.BlockThrottle.Kind)] = [
       ("throttleReadBpsDevice", .readBytes), ("throttleWriteBpsDevice", .writeBytes), ("throttleReadIOPSDevice", .readOperations),
       ("throttleWriteIOPSDevice", .writeOperations),

@@ -8,26 +8,51 @@
 
 /// `linux.seccomp` (config-linux.md, "Seccomp") as a filter.
 enum SeccompReader {
-  /// The step that loads it; nil where the configuration has none. What was compiled once is kept in `cache`: the same
+  /// The steps that load it; none where the configuration has none. `state`: the container's, in its parts around the pid, for
+  /// whoever answers what the filter asks. What was compiled once is kept in `cache`: the same
   /// profile comes with every container of an engine, and compiling it costs more than everything else together.
-  static func operation(_ linux: JSON, cache: FilterCache) throws(RuntimeError) -> Operation? {
-    guard let json = try linux.object("seccomp") else { return nil }
-    if json.has("listenerPath") { throw json.error("listenerPath", "not supported") }
+  static func operations(_ linux: JSON, _ state: [String], cache: FilterCache) throws(RuntimeError) -> [Operation] {
+    guard let json = try linux.object("seccomp") else { return [] }
+    let listener = try listener(json, state)
     let text = json.encoded
     var flags: UInt64 = 0
     for name in try json.strings("flags") {
       guard let bit = flagBits.first(where: { $0.name == name })?.bit else { throw json.error("flags", "\(name) is not supported") }
       flags |= bit
     }
-    if let program = cache.find(text) { return .seccomp(program: program, flags: flags) }
+    if let program = cache.find(text) { return listener + [.seccomp(program: program, flags: flags)] }
     let program = try compile(json)
     cache.keep(text, program)
-    return .seccomp(program: program, flags: flags)
+    return listener + [.seccomp(program: program, flags: flags)]
+  }
+
+  /// For SCMP_ACT_NOTIFY: the container process state (config-linux.md, "The Container Process State") around the pid.
+  private static func listener(_ json: JSON, _ state: [String]) throws(RuntimeError) -> [Operation] {
+    guard try json.string("defaultAction") != "SCMP_ACT_NOTIFY" else {
+      throw json.error("defaultAction", "SCMP_ACT_NOTIFY: the call that hands the listener over would wait for it")
+    }
+    var asks = false
+    for rule in try json.objects("syscalls") where try rule.string("action") == "SCMP_ACT_NOTIFY" {
+      asks = true
+      guard try !rule.strings("names").contains("sendmsg") else {
+        throw rule.error("names", "sendmsg cannot be SCMP_ACT_NOTIFY: it hands the listener over")
+      }
+    }
+    guard asks else { return [] }
+    guard let path = try json.string("listenerPath"), path.utf8.first == UInt8(ascii: "/") else {
+      throw json.error("listenerPath", "SCMP_ACT_NOTIFY needs an absolute path")
+    }
+    let head = JSONText.object([
+      ("ociVersion", .string(Features.specificationVersion)), ("fds", .array([.string("seccompFd")])),
+      ("metadata", .string(try json.string("listenerMetadata") ?? "")),
+    ]).encoded
+    return [.seccompListener(socket: path, state: [String(head.dropLast()) + ",\"pid\":", ",\"state\":" + state[0], state[1] + "}"])]
   }
 
   /// seccomp(2).
   private static let flagBits: [(name: String, bit: UInt64)] = [
     ("SECCOMP_FILTER_FLAG_TSYNC", 1), ("SECCOMP_FILTER_FLAG_LOG", 2), ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", 4),
+    ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", 32),
   ]
 
   private static let comparisons: [(name: String, comparison: SeccompFilter.Comparison)] = [
@@ -84,7 +109,7 @@ enum SeccompReader {
     case "SCMP_ACT_TRAP": return .trap
     case "SCMP_ACT_TRACE": return .trace(code)
     case "SCMP_ACT_LOG": return .log
-    case "SCMP_ACT_NOTIFY": throw json.error(name, "SCMP_ACT_NOTIFY: not supported")
+    case "SCMP_ACT_NOTIFY": return .notify
     case let other: throw json.error(name, "\(other) is no action")
     }
   }

@@ -24,6 +24,10 @@ struct ChildPart {
   /// How paths of the root are walked. Never out of it; and in a workspace through no link at all: an image could lead a
   /// mount elsewhere inside with one (CVE-2019-19921). The runtime-spec wants them followed.
   private var walk: Resolution = [.inRoot, .noSymlinks]
+  /// Where the label of the program is written right before it runs, so that no hook gets it.
+  private var label: (file: Handle, text: String)?
+  /// Who answers for the filter, and what it is told.
+  private var listener: (socket: Handle, state: String)?
   /// The connection that opened the gate: whoever started the program hears there that it failed.
   private(set) var starter: MessageSocket?
   private var hostPID: Int32 = 0
@@ -53,6 +57,14 @@ struct ChildPart {
     for (index, operation) in operations.enumerated() {
       if case .awaitStart = operation, gate != nil { try findProgram() }
       do throws(Errno) { try apply(operation, index) } catch { throw StepFailure(operation.label, error) }
+    }
+  }
+
+  /// What comes last of all.
+  func finish() throws(StepFailure) {
+    guard let label else { return }
+    do throws(Errno) { try label.file.descriptor.write(Array(label.text.utf8)) } catch {
+      throw StepFailure("label the program " + label.text, error)
     }
   }
 
@@ -157,8 +169,25 @@ struct ChildPart {
       Process.setFileMask(mask)
     case .undumpable: try shutIn()
     case .noNewPrivileges: try Process.forbidNewPrivileges()
-    case .seccomp(let program, let flags): try Process.loadFilter(program, flags: flags)
-    case .userNamespace, .namespaces, .joinNamespace, .outOfMemoryScore, .log, .execute: break
+    case .label(let file, let text):
+      guard let proc = host.opened[index] else { throw .invalid }
+      label = (Handle(try proc.descriptor.open("thread-self/attr/" + file, [.writeOnly])), text)
+    case .scheduler(let scheduler):
+      try Process.setScheduler(
+        policy: scheduler.policy, flags: scheduler.flags, nice: scheduler.nice, priority: scheduler.priority,
+        runtime: scheduler.runtime, deadline: scheduler.deadline, period: scheduler.period)
+    case .ioPriority(let value): try Process.setIOPriority(value)
+    case .cpuAffinity(let mask): try Process.setAffinity(mask)
+    case .seccompListener(_, let parts):
+      guard let socket = host.opened[index] else { throw .invalid }
+      listener = (socket, Hook.joined(parts, pid: hostPID))
+    case .seccomp(let program, let flags):
+      guard let listener else { return try Process.loadFilter(program, flags: flags) }
+      let answers = try Process.loadAskingFilter(program, flags: flags)
+      try Socket.send(listener.socket.descriptor, Array(listener.state.utf8), passing: [answers])
+    case .joinNamespace(let kind, _):
+      if Namespaces(rawValue: kind) == .cgroup, let file = host.opened[index] { try Process.join(file.descriptor, .cgroup) }
+    case .userNamespace, .namespaces, .outOfMemoryScore, .log, .execute: break
     }
   }
 
@@ -380,7 +409,8 @@ struct ChildPart {
   private func shutIn() throws(Errno) {
     if Defence.undumpable.isOn { try Process.becomeUndumpable() }
     guard let inherited, Defence.closedDescriptors.isOn else { return }
-    let needed: [Handle?] = [supervisor.handle, gate, terminal, starter?.handle]
+    var needed: [Handle?] = [supervisor.handle, gate, terminal, starter?.handle, label?.file]
+    for (index, operation) in operations.enumerated() { if case .seccompListener = operation { needed.append(host.opened[index]) } }
     try Process.closeAll(from: 3 + inherited, except: needed.compactMap { $0 })
   }
 

@@ -18,13 +18,18 @@ package struct Hook: Sendable {
     self.seconds = seconds
   }
 
+  /// A text whose parts were made before the pid between them was known.
+  static func joined(_ parts: [String], pid: Int32) -> String {
+    var text = ""
+    for (index, part) in parts.enumerated() { text += (index > 0 ? "\(pid)" : "") + part }
+    return text
+  }
+
   /// Runs it to completion, the parts of `input` with the pid between them on its standard input. Fails with `canceled` if it was too slow and was killed,
   /// with `io` if it failed.
   package func run(_ input: [String], pid container: Int32) throws(Errno) {
     guard let path = arguments.first else { throw .invalid }
-    var state = ""
-    for (index, part) in input.enumerated() { state += (index > 0 ? "\(container)" : "") + part }
-    let text = Handle(try Descriptor.memory("hook", Array(state.utf8)))
+    let text = Handle(try Descriptor.memory("hook", Array(Hook.joined(input, pid: container).utf8)))
     let named = arguments.count > 1 ? Array(arguments.dropFirst()) : arguments
     let payload = Payload(arguments: named, environment: environment, directory: "/", file: path)
     let pid: Int32

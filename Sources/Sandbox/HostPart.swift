@@ -50,6 +50,9 @@ final class HostPart {
     case .bind(let source, _, let options): return Handle(try bind(source, options))
     case .joinNamespace(_, let path): return Handle(try Descriptor.open(path, [.readOnly]))
     case .terminal(let socket, _, _): return socket.isEmpty ? nil : Handle(try Socket.connect(path: socket))
+    case .seccompListener(let socket, _): return Handle(try Socket.connect(path: socket))
+    // The host's own: what a container has at /proc may be anything (CVE-2019-16884).
+    case .label: return Handle(try Descriptor.open("/proc", [.path, .directory]))
     case .secrets(_, let bytes): return Handle(try makeSecrets(bytes))
     case .device(let path, let major, let minor): return Handle(try device(path, major, minor))
     case .mask:
@@ -120,7 +123,10 @@ final class HostPart {
         owner = id
         flags.insert(.user)
       case .namespaces(let kinds): flags.formUnion(Namespaces(rawValue: kinds))
-      case .joinNamespace(let kind, _): if let file = opened[index] { joined.append((Namespaces(rawValue: kind), file)) }
+      // The child joins the cgroup namespace itself: from inside it, nobody may move into a cgroup from outside (`nsdelegate`).
+      case .joinNamespace(let kind, _):
+        let kind = Namespaces(rawValue: kind)
+        if let file = opened[index], kind != .cgroup { joined.append((kind, file)) }
       default: break
       }
     }
@@ -188,7 +194,8 @@ final class HostPart {
           if let namespace { try Mount.mapIDs(mount.descriptor, by: namespace.descriptor) }
         case .bind(_, _, let options):
           if let mount = opened[index], !options.uids.isEmpty {
-            try Mount.mapIDs(mount.descriptor, by: try mappingNamespace(options.uids, options.gids))
+            try Mount.mapIDs(
+              mount.descriptor, by: try mappingNamespace(options.uids, options.gids), recursive: options.mapsRecursively)
           }
         case .outOfMemoryScore(let score):
           try Descriptor.open("/proc/\(child.pid)/oom_score_adj", [.writeOnly]).write(Array("\(score)".utf8))

@@ -102,6 +102,7 @@ package struct Launch {
     var failure: StepFailure
     do throws(StepFailure) {
       try part.enter()
+      try part.finish()
       failure = StepFailure("execute", .invalid)
       for operation in plan.operations {
         if case .execute(let arguments, let environment, let directory) = operation {

@@ -15,7 +15,7 @@ package struct Payload {
 
     package init() {}
 
-    init(input: Handle?, output: Handle?, errors: Handle?) {
+    package init(input: Handle?, output: Handle?, errors: Handle?) {
       self.input = input
       self.output = output
       self.errors = errors
@@ -50,7 +50,7 @@ package struct Payload {
   }
 
   /// Forks and executes; returns when the program runs, throws when it could not.
-  func start(_ streams: Streams) throws(StepFailure) -> Int32 {
+  package func start(_ streams: Streams) throws(StepFailure) -> Int32 {
     let failure: StepFailure
     do throws(Errno) {
       let pipe = try Pipe()

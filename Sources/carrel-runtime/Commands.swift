@@ -40,7 +40,8 @@ let commands: [Command] = [
       .value("cap", "c", help: "further capability, may be repeated"), .flag("detach", "d", help: "return when the program runs"),
       .flag("no-new-privs", help: "set no_new_privs"), .value("console-socket", help: "Unix socket that gets the terminal's other end"),
       .value("pid-file", help: "gets the pid"), .value("preserve-fds", help: "so many descriptors from 3 on are handed on"),
-      .value("apparmor", help: "refused"), .value("process-label", help: "refused"), .value("cgroup", help: "refused"),
+      .value("apparmor", help: "AppArmor profile"), .value("process-label", help: "SELinux context"),
+      .value("cgroup", help: "refused"),
     ], run: execute),
   Command(name: "state", usage: "ID", options: []) { (containers, arguments) throws(RuntimeError) in
     StandardStream.output.write(try containers.state(try arguments.operand(0, "a container id")) + "\n")
@@ -87,11 +88,24 @@ let commands: [Command] = [
     run: update),
   Command(
     name: "events", usage: "[--stats] ID",
-    options: [.flag("stats", help: "print the use of resources once"), .value("interval", help: "accepted with --stats")]
+    options: [.flag("stats", help: "print the use of resources once"), .value("interval", help: "between reports: 5s, or seconds")]
   ) { (containers, arguments) throws(RuntimeError) in
-    guard arguments.has("stats") else { throw RuntimeError("events: only --stats is supported") }
     let id = try arguments.operand(0, "a container id")
-    StandardStream.output.write(statistics(id, try containers.usage(id)) + "\n")
+    if arguments.has("stats") {
+      StandardStream.output.write(statistics(id, try containers.usage(id)) + "\n")
+      return 0
+    }
+    let interval = arguments.value("interval") ?? "5s"
+    guard let seconds = UInt32(interval.utf8.last == UInt8(ascii: "s") ? String(interval.dropLast()) : interval), seconds > 0 else {
+      throw RuntimeError("--interval \(interval): expected seconds, such as 5s")
+    }
+    try containers.watch(id, seconds: seconds) { news in
+      switch news {
+      case .usage(let usage): StandardStream.output.write(statistics(id, usage) + "\n")
+      case .outOfMemory:
+        StandardStream.output.write(JSONText.object([("type", .string("oom")), ("id", .string(id))]).encoded + "\n")
+      }
+    }
     return 0
   },
   Command(
@@ -128,9 +142,7 @@ private func creationOptions(_ arguments: Arguments) throws(RuntimeError) -> Cre
 }
 
 @Sendable private func execute(_ containers: Containers, _ arguments: Arguments) throws(RuntimeError) -> Int32 {
-  for name in ["apparmor", "process-label", "cgroup"] {
-    if let value = arguments.value(name), !value.isEmpty { throw RuntimeError("--\(name): not supported") }
-  }
+  if let value = arguments.value("cgroup"), !value.isEmpty { throw RuntimeError("--cgroup: not supported") }
   var options = ExecOptions()
   options.processFile = arguments.value("process") ?? ""
   options.arguments = Array(arguments.operands.dropFirst())
@@ -143,6 +155,8 @@ private func creationOptions(_ arguments: Arguments) throws(RuntimeError) -> Cre
   options.forbidsNewPrivileges = arguments.has("no-new-privs")
   options.consoleSocket = arguments.value("console-socket") ?? ""
   options.pidFile = arguments.value("pid-file") ?? ""
+  options.profile = arguments.value("apparmor") ?? ""
+  options.context = arguments.value("process-label") ?? ""
   options.inherited = try arguments.number("preserve-fds") ?? 0
   let detached = arguments.has("detach")
   if !detached { try blockSignals() }

@@ -5,7 +5,8 @@
 let globalOptions: [Arguments.Option] = [
   .value("root", help: "where the containers' state is kept; default /run/carrel-runtime"),
   .value("log", help: "file that errors are written to besides standard error"), .value("log-format", help: "text or json"),
-  .flag("debug", help: "accepted"), .flag("systemd-cgroup", help: "refused"), .value("cgroup-manager", help: "cgroupfs"),
+  .flag("debug", help: "accepted"), .flag("systemd-cgroup", help: "cgroups by systemd"),
+  .value("cgroup-manager", help: "cgroupfs or systemd"),
   .value("rootless", help: "accepted"), .flag("version", "v", help: "print the version"), .flag("help", "h", help: "print this"),
 ]
 
@@ -26,16 +27,15 @@ func runCommandLine() -> Int32 {
       return global.operands.isEmpty && !global.has("help") ? 2 : 0
     }
     guard let command = commands.first(where: { $0.name == name }) else { throw RuntimeError("\(name): unknown command; see --help") }
-    if global.has("systemd-cgroup") || global.value("cgroup-manager") == "systemd" {
-      throw RuntimeError("--systemd-cgroup: not supported yet; use the cgroupfs driver")
-    }
+    let usesSystemd = global.has("systemd-cgroup") || global.value("cgroup-manager") == "systemd"
     let arguments = try Arguments(
       global.operands.dropFirst(), command.options + [.flag("help", "h", help: "print this")], mixed: command.name != "exec")
     if arguments.has("help") {
       StandardStream.output.write(help(command))
       return 0
     }
-    return try command.run(Containers(try ContainerStore(global.value("root") ?? "/run/carrel-runtime")), arguments)
+    let store = try ContainerStore(global.value("root") ?? "/run/carrel-runtime")
+    return try command.run(Containers(store, usesSystemd: usesSystemd), arguments)
   } catch {
     log.write(error.message)
     return 1

@@ -296,8 +296,11 @@ def test_cgroups_cannot_be_written_from_inside(runtime):
 def test_capabilities_keyring_groups_and_masks(runtime):
     done = runtime.once("grep Cap /proc/self/status", lambda c: c["process"].pop("capabilities"))
     record("capabilities where none was asked for", "CVE-2022-29162", 1, set(line.split()[1] for line in done.stdout.splitlines()) == {"0" * 16}, "CapEff:\t0000000000000000" not in pathlib.Path("/proc/self/status").read_text())
-    done = runtime.once("id -G", lambda c: c["process"].update(user={"uid": 5, "gid": 6, "additionalGids": [7]}))
-    record("supplementary groups", "CVE-2022-2995", 1, done.stdout == "6 7\n", None)
+    # Started by one that is in group 123, which the control shows is handed on to any child.
+    started = {"preexec_fn": lambda: os.setgroups([0, 123])}
+    done = runtime.run("run", "--bundle", runtime.bundle(lambda c: c["process"].update(user={"uid": 5, "gid": 6, "additionalGids": [7]}, args=["id", "-G"])), runtime.id(), **started)
+    control = subprocess.run(["id", "-G"], capture_output=True, text=True, **started).stdout.split()
+    record("supplementary groups", "CVE-2022-2995", 1, done.stdout == "6 7\n", "123" in control)
     probe = "for f in /proc/kcore /proc/keys /proc/timer_list; do head -c 1 $f; done | wc -c; ls /sys/firmware | wc -l"
     masked, bare = runtime.once(probe), runtime.once(probe, lambda c: c["linux"].update(maskedPaths=[]))
     record("masked paths", "/proc leaks", 4, masked.stdout.split() == ["0", "0"], bare.stdout.split() != ["0", "0"])
@@ -332,3 +335,88 @@ def test_no_core_file_handler_of_the_host_is_fed(runtime):
     limit = lambda c: c["process"].update(rlimits=[{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}])
     done = runtime.once("ulimit -c; ulimit -Hc", limit)
     record("core files through the host's handler", "core_pattern pipe", 1, done.stdout.split() == ["0", "0"], None)
+
+
+@pytest.fixture(scope="module")
+def attack(directory):
+    """attack.c, on the host and in a root file system of its own."""
+    root = busybox_root(directory / "attack-root")
+    subprocess.run(["clang", "-O1", "-static", "-o", root / "bin/attack", ROOT / "Tests/Runtime/attack.c"], check=True)
+    return root
+
+
+def test_keys_of_the_host_stay_there(runtime, attack):
+    program = attack / "bin/attack"
+    bundle = runtime.bundle(lambda c: c["process"].update(args=["attack", "find-key", "carrel-canary"]), attack)
+    command = [program, "with-key", "carrel-canary"]
+    done = subprocess.run([*command, "timeout", "-s", "KILL", "30", runtime.program, "--root", runtime.state, "run", "--bundle", bundle, runtime.id()],
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    control = subprocess.run([*command, program, "find-key", "carrel-canary"], capture_output=True, text=True)
+    record("a key of the caller's session keyring", "keyring", 1, done.stdout.startswith("find-key Required key"), control.stdout == "find-key done\n")
+
+
+def test_nothing_is_typed_into_the_callers_terminal(runtime, attack):
+    """CVE-2017-5226: TIOCSTI, with the caller's terminal as standard input and with CAP_SYS_ADMIN out of reach."""
+    import pty
+
+    def typed(command):
+        master, slave = pty.openpty()
+        process = subprocess.Popen(command, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                                   preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0))  # TIOCSCTTY: it is the caller's own
+        output = process.communicate(timeout=30)[0]
+        os.close(master)
+        os.close(slave)
+        return output
+    bundle = runtime.bundle(lambda c: c["process"].update(args=["attack", "type"]), attack)
+    held = typed([runtime.program, "--root", runtime.state, "run", "--bundle", bundle, runtime.id()])
+    control = typed([attack / "bin/attack", "type"])
+    record("characters typed into the caller's terminal", "CVE-2017-5226", 1, "Operation not permitted" in held, "type done" in control)
+
+
+def test_no_abstract_sockets(runtime):
+    """CVE-2020-15257: while a container waits for its start, its socket is a file that others cannot reach."""
+    import socket
+    names = lambda: {line.split()[-1] for line in open("/proc/net/unix") if line.split()[-1].startswith("@")}
+    before = names()
+    id, bundle = runtime.id(), runtime.bundle(lambda c: c["process"].update(args=["true"]))
+    runtime.run("create", "--bundle", bundle, id)
+    folder = runtime.state / id
+    held = not names() - before and folder.stat().st_mode & 0o077 == 0 and (folder / "start").stat().st_mode & 0o777 == 0o600
+    runtime.run("delete", "--force", id)
+    with socket.socket(socket.AF_UNIX) as control:
+        control.bind("\0carrel-control")
+        bit = "@carrel-control" in names()
+    record("abstract sockets of the runtime", "CVE-2020-15257", 1, held, bit)
+
+
+def test_a_stranger_with_the_number_of_a_dead_container(runtime):
+    """The state's pid has been given to another process: neither kill nor delete may touch it."""
+    def attacked(start):
+        id, bundle = runtime.id(), runtime.bundle(lambda c: c["process"].update(args=["true"]))
+        runtime.run("run", "--keep", "--bundle", bundle, id)
+        time.sleep(0.05)  # the kernel tells starts apart by the hundredth of a second
+        stranger = subprocess.Popen(["sleep", "100"])
+        path = runtime.state / id / "state.json"
+        state = json.loads(path.read_text())
+        fields = pathlib.Path(f"/proc/{stranger.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        state.update(pid=stranger.pid, processStart=int(fields[19]) if start else state["processStart"])
+        path.write_text(json.dumps(state))
+        runtime.run("kill", id, "KILL", check=False)
+        runtime.run("delete", "--force", id)
+        alive = stranger.poll() is None and pathlib.Path(f"/proc/{stranger.pid}/cmdline").read_text() != ""
+        stranger.kill()
+        stranger.wait()
+        return not alive
+    record("a process that got a dead container's number", "pid reuse", 2, not attacked(False), attacked(True))
+
+
+def test_a_configuration_that_is_too_much(runtime):
+    """Bounded before it is read: size, depth; and refused quickly."""
+    bundle = runtime.bundle()
+    tries = ["{\"a\":" * 5000 + "1" + "}" * 5000, "[" * 4_000_000, json.dumps({"ociVersion": "1.0.2", "x": "y" * (5 << 20)}),
+             "{\"ociVersion\":\"1.0.2\",\"linux\":{\"namespaces\":[" + ",".join(["{\"type\":\"pid\"}"] * 200_000) + "]}}"]
+    begun = time.monotonic()
+    for text in tries:
+        (bundle / "config.json").write_text(text)
+        assert runtime.run("run", "--bundle", bundle, runtime.id(), check=False, timeout=10).returncode == 1
+    record("configurations too large or too deep", "set-up denial of service", len(tries), time.monotonic() - begun < 10, None)

@@ -18,7 +18,7 @@ import Testing
 
   @Test("a configuration becomes a plan whose first and last steps are where they must be") func plan() throws {
     let configuration = try Configuration(Array(OCITests.configuration.utf8), bundle: "/bundle")
-    let state = ContainerState(id: "x", configuration: configuration, cgroup: nil)
+    let state = ContainerState(id: "x", configuration: configuration, cgroup: nil, scope: "")
     let plan = try configuration.plan(nil, states: state, socket: "", cache: FilterCache("/nonexistent/x"))
     let lines = plan.operations.map(\.description)
     #expect(lines.contains("root directory  path=/bundle/rootfs"))
@@ -27,7 +27,7 @@ import Testing
     // ro and noatime on the mount, the field of access times cleared for it, nosuid on all below, slave with all below.
     #expect(
       lines.contains(
-        "bind  source=/b  target=/a  attributes=17  cleared=112  recursively=2  cleared recursively=0  propagation=540672  recursive=1  follows=1  uids=[]  gids=[]"
+        "bind  source=/b  target=/a  attributes=17  cleared=112  recursively=2  cleared recursively=0  propagation=540672  recursive=1  follows=1  uids=[]  gids=[]  maps recursively=0"
       ))
     let names = plan.operations.map(\.name)
     let order = ["new namespaces", "root directory", "mask", "pivot root", "become undumpable", "await start", "become user", "execute"]

@@ -71,3 +71,58 @@ def test_pause_kill_and_nothing_left(bundle):
     assert json.loads(sh("carrel-runtime events --stats p1").stdout)["data"]["pids"]["limit"] == 30
     sh("carrel-runtime delete --force p1")
     assert not list(pathlib.Path("/sys/fs/cgroup").glob("**/carrel-runtime/p1"))
+
+
+def test_a_scope_of_systemd(bundle):
+    """--systemd-cgroup: the unit stands with its slice, limits are below it, a daemon-reload leaves them, the end takes it away."""
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"].update(terminal=False, args=["sleep", "1000"], env=["PATH=/bin"])
+    config["linux"].update(cgroupsPath="a-b.slice:carrel:scoped", resources={"memory": {"limit": 64 << 20}, "pids": {"limit": 20}})
+    config["root"]["path"] = str(bundle / "rootfs")
+    other = bundle.parent / "bundle-scope"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(config))
+    for _ in range(2):  # the name is free again after the end
+        started = sh(f"carrel-runtime --systemd-cgroup run --detach --bundle {other} scoped </dev/null >/dev/null 2>/tmp/errors", check=False)
+        assert started.returncode == 0, pathlib.Path("/tmp/errors").read_text()
+        pid = json.loads(sh("carrel-runtime state scoped").stdout)["pid"]
+        assert "a.slice/a-b.slice/carrel-scoped.scope/container" in pathlib.Path(f"/proc/{pid}/cgroup").read_text()
+        show = sh("systemctl show -p ActiveState -p Slice -p Delegate carrel-scoped.scope").stdout.split()
+        assert {"ActiveState=active", "Slice=a-b.slice", "Delegate=yes"} <= set(show), show
+        sh("systemctl daemon-reload")
+        folder = next(p for p in pathlib.Path("/sys/fs/cgroup").glob("**/carrel-scoped.scope/container") if (p / "pids.max").exists())
+        assert (folder / "pids.max").read_text() == "20\n"
+        assert sh("carrel-runtime exec scoped sh -c 'cat /proc/self/cgroup'").returncode == 0
+        sh("carrel-runtime delete --force scoped")
+        assert "carrel-scoped" not in sh("systemctl list-units --all --plain 'carrel-scoped*'").stdout.replace("0 loaded", "")
+        assert not list(pathlib.Path("/sys/fs/cgroup").glob("**/carrel-scoped.scope"))
+
+
+def test_an_apparmor_profile(bundle):
+    """A profile that forbids one file: it bites in the first process and in a further one, and only with the profile."""
+    profile = pathlib.Path("/tmp/profile")
+    profile.write_text("profile carrel-test flags=(attach_disconnected,mediate_deleted) {\n  file,\n  capability,\n  network,\n  mount,\n  umount,\n  signal,\n  ptrace,\n  deny /etc/secret r,\n}\n")
+    sh(f"apparmor_parser --replace {profile}")
+    (bundle / "rootfs/etc/secret").write_text("secret")
+
+    def go(id, profile, script):
+        config = json.loads((bundle / "config.json").read_text())
+        config["process"].update(terminal=False, args=["sh", "-c", script], env=["PATH=/bin"])
+        if profile:
+            config["process"]["apparmorProfile"] = profile
+        config["root"]["path"] = str(bundle / "rootfs")
+        other = bundle.parent / f"bundle-{id}"
+        other.mkdir()
+        (other / "config.json").write_text(json.dumps(config))
+        return other
+    held = sh(f"carrel-runtime run --bundle {go('a1', 'carrel-test', 'cat /proc/self/attr/current; cat /etc/secret')} a1 </dev/null", check=False)
+    assert "carrel-test (enforce)" in held.stdout and "secret" not in held.stdout and "denied" in held.stderr, held
+    control = sh(f"carrel-runtime run --bundle {go('a2', '', 'cat /etc/secret')} a2 </dev/null", check=False)
+    assert control.stdout == "secret", control
+    missing = sh(f"carrel-runtime run --bundle {go('a3', 'nonexistent', 'true')} a3 </dev/null", check=False)
+    assert "cannot label the program" in missing.stderr, missing
+    sh(f"carrel-runtime run --detach --bundle {go('a4', '', 'sleep 1000')} a4 </dev/null >/dev/null 2>&1")
+    assert "secret" in sh("carrel-runtime exec a4 cat /etc/secret </dev/null").stdout, "control"
+    further = sh("carrel-runtime exec --apparmor carrel-test a4 cat /etc/secret </dev/null", check=False)
+    assert "secret" not in further.stdout and "denied" in further.stderr, further
+    sh("carrel-runtime delete --force a4")

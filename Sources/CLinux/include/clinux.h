@@ -218,6 +218,13 @@ static inline long clx_capset(uint64_t effective, uint64_t permitted, uint64_t i
 }
 static inline long clx_prctl3(int option, unsigned long a, unsigned long b, unsigned long c) { return clx_result(syscall(SYS_prctl, option, a, b, c, 0)); }
 static inline long clx_personality(unsigned long persona) { return clx_result(syscall(SYS_personality, persona)); }
+static inline long clx_sched_setattr(uint32_t policy, uint64_t flags, int nice, uint32_t priority, uint64_t runtime, uint64_t deadline, uint64_t period) {
+  struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t runtime, deadline, period; } attributes = {
+    sizeof attributes, policy, flags, nice, priority, runtime, deadline, period };
+  return clx_result(syscall(SYS_sched_setattr, 0, &attributes, 0));
+}
+static inline long clx_ioprio_set(unsigned priority) { return clx_result(syscall(SYS_ioprio_set, 1, 0, priority)); }
+static inline long clx_sched_setaffinity(const void *mask, size_t size) { return clx_result(syscall(SYS_sched_setaffinity, 0, size, mask)); }
 static inline long clx_seccomp_load(const void *instructions, unsigned short count, unsigned long flags) {
   struct { unsigned short count; const void *instructions; } program = { count, instructions };
   return clx_result(syscall(SYS_seccomp, 1, flags, &program));

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+
+@testable internal import LaunchPlan
+@testable internal import Limits
+@testable internal import OCI
+@testable internal import Sandbox
+
+/// What is fed: each reads the bytes as what it is named for. Whatever they are, nothing may trap, and what was accepted must
+/// survive being written and read again.
+private let targets: [String: @Sendable ([UInt8]) -> Void] = [
+  "plan": { bytes in
+    guard let plan = try? Plan(decoding: bytes) else { return }
+    precondition((try? Plan(decoding: plan.encoded())) == plan, "a plan changed on its way")
+    for operation in plan.operations { precondition(!operation.description.isEmpty) }
+  },
+  "message": { bytes in
+    guard let message = try? Message(decoding: bytes) else { return }
+    precondition((try? Message(decoding: message.encoded())) == message, "a message changed on its way")
+  },
+  "config": { bytes in
+    guard let configuration = try? Configuration(bytes, bundle: "/bundle") else { return }
+    let state = ContainerState(id: "x", configuration: configuration, cgroup: nil, scope: "")
+    _ = try? SystemdScope((try? configuration.linux.string("cgroupsPath")) ?? "", id: "x")
+    guard let plan = try? configuration.plan(nil, states: state, socket: "", cache: nowhere) else { return }
+    precondition((try? Plan(decoding: plan.encoded())) == plan, "the plan of a configuration changed on its way")
+    for operation in plan.operations { if case .joinNamespace(_, let path) = operation { precondition(path.hasPrefix("/")) } }
+  },
+  "seccomp": { bytes in
+    guard let json = try? JSON(parsing: bytes, name: "seccomp") else { return }
+    guard let steps = try? SeccompReader.operations(json, ["{", "}"], cache: nowhere) else { return }
+    // Loadable as far as its length tells (seccomp(2): 4096 instructions at the most are checked by the kernel).
+    for step in steps { if case .seccomp(let program, _) = step { precondition(program.count % 8 == 0 && !program.isEmpty) } }
+  },
+  "resources": { bytes in
+    guard let json = try? JSON(parsing: bytes, name: "resources"), let resources = try? ResourcesReader.read(json) else { return }
+    for layout in [CgroupLayout.unified, .hybrid, .legacy] {
+      for value in resources.values(layout) {
+        precondition(!value.file.contains("/"), "a limit outside its cgroup")
+      }
+    }
+    if let rules = try? ResourcesReader.deviceRules(json) { precondition(!DeviceProgram.compile(rules).isEmpty) }
+  },
+  "state": { bytes in
+    guard let state = try? ContainerState(parsing: bytes) else { return }
+    precondition((try? ContainerState(parsing: Array(state.encoded().utf8))) != nil, "a state cannot be read back")
+  },
+  "proc": { bytes in
+    _ = CgroupLayout.hierarchies(parsing: bytes)
+    _ = ProcessStat(parsing: bytes)
+    _ = Containers.id(Substring(String(decoding: bytes, as: UTF8.self)))
+  },
+]
+
+private let nowhere = FilterCache("/nonexistent/filters")
+
+/// Chosen by the environment, since libFuzzer takes the arguments.
+private let chosen: @Sendable ([UInt8]) -> Void = {
+  let name = ProcessInfo.processInfo.environment["CARREL_FUZZ_TARGET"] ?? ""
+  guard let target = targets[name] else {
+    print("CARREL_FUZZ_TARGET: expected one of \(targets.keys.sorted().joined(separator: " "))")
+    exit(2)
+  }
+  return target
+}()
+
+@_cdecl("LLVMFuzzerTestOneInput") public func feed(_ data: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
+  chosen(Array(UnsafeBufferPointer(start: data, count: count)))
+  return 0
+}
+
+private typealias CArguments = UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>
+
+@_silgen_name("LLVMFuzzerRunDriver") private func runDriver(
+  _ count: UnsafeMutablePointer<CInt>, _ arguments: UnsafeMutablePointer<CArguments?>,
+  _ feed: @convention(c) (UnsafePointer<UInt8>?, Int) -> CInt
+) -> CInt
+
+/// SwiftPM links `main` to this name.
+@_cdecl("Fuzz_main") public func fuzz(_ count: CInt, _ arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>?) -> CInt {
+  var (count, arguments) = (count, arguments)
+  return runDriver(&count, &arguments) { feed($0, $1) }
+}
