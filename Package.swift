@@ -49,6 +49,7 @@ let package = Package(
     .executable(name: "carrel", targets: ["carrel"]),
     .executable(name: "carrel-shim", targets: ["carrel-shim"]),
     .executable(name: "carrel-runtime", targets: ["carrel-runtime"]),
+    .executable(name: "carrel-controller", targets: ["carrel-controller"]),
   ],
   dependencies: [
     .package(url: "https://github.com/grpc/grpc-swift-2", exact: "2.4.3"),
@@ -138,6 +139,16 @@ let package = Package(
         .product(name: "NIOHPACK", package: "swift-nio-http2"),
         .product(name: "NIOHTTP2", package: "swift-nio-http2"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
+      ],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "carrel-controller",
+      dependencies: [
+        "API",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "GRPCCore", package: "grpc-swift-2"),
+        .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
         .product(name: "SwiftProtobuf", package: "swift-protobuf"),
       ],
       swiftSettings: strict),

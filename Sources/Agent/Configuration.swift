@@ -24,6 +24,20 @@ package struct Configuration: Sendable {
   package var logSegments: UInt32 = 8
   package var logRate = "8Mi"
   package var defaults = WorkspaceSpec.Resources()
+  /// Launches that may be on their way at once.
+  package var maxLaunching = 64
+  package var journalLimit = "256Mi"
+  /// Acknowledged events that are kept all the same, for people.
+  package var journalKeep = 10_000
+  package var controllers: [Controller] = []
+
+  /// A controller that the agent dials.
+  package struct Controller: Equatable, Sendable {
+    package let name: String
+    package let socket: String
+    /// Whether its acknowledgement is the one by which events are trimmed.
+    package let owner: Bool
+  }
 
   package init() {}
 
@@ -51,6 +65,12 @@ package struct Configuration: Sendable {
       throw InvalidField("cgroupParent", "expected a relative path such as carrel", line: reader.line(of: "cgroupParent"))
     }
     _ = try reader.section("log") { (section: inout YAMLReader) throws(InvalidField) in try readLog(&section) }
+    maxLaunching = Int(try reader.number("maxLaunching", in: 1...10_000) ?? UInt64(maxLaunching))
+    _ = try reader.section("journal") { (section: inout YAMLReader) throws(InvalidField) in
+      journalLimit = try Configuration.quantity(&section, "limit", (1 << 20)...(1 << 40)) ?? journalLimit
+      journalKeep = Int(try section.number("keep", in: 0...100_000_000) ?? UInt64(journalKeep))
+    }
+    try readControllers(&reader)
     defaults = try reader.section("defaults", WorkspaceSpec.Resources.init(from:)) ?? defaults
     try reader.finish()
     guard UInt64(firstID) + UInt64(maxWorkspaces) * 65_536 <= UInt64(UInt32.max) else {
@@ -79,6 +99,20 @@ package struct Configuration: Sendable {
     // A link's name has at most 15 bytes, five of which number the workspace.
     guard (2...10).contains(linkPrefix.utf8.count), linkPrefix.utf8.allSatisfy({ (0x61...0x7A).contains($0) }) else {
       throw InvalidField("network.linkPrefix", "expected 2 to 10 lower-case letters", line: section.line(of: "linkPrefix"))
+    }
+  }
+
+  private mutating func readControllers(_ reader: inout YAMLReader) throws(InvalidField) {
+    controllers =
+      try reader.sections("controllers") { (section: inout YAMLReader) throws(InvalidField) in
+        guard let name = try section.text("name"), WorkspaceSpec.isID(name) else { throw InvalidField("name", "expected \(WorkspaceSpec.idRule)") }
+        guard let socket = try Configuration.path(&section, "socket") else { throw InvalidField("socket", "is missing") }
+        return Controller(name: name, socket: socket, owner: try section.flag("owner") ?? false)
+      }
+    guard Set(controllers.map(\.name)).count == controllers.count else { throw InvalidField("controllers", "two have the same name") }
+    guard controllers.count(where: \.owner) <= 1 else { throw InvalidField("controllers", "only one can be the owner") }
+    guard !controllers.contains(where: { $0.name == NodeAgent.puller }) else {
+      throw InvalidField("controllers", "the name \(NodeAgent.puller) is taken")
     }
   }
 

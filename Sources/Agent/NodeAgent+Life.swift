@@ -18,6 +18,7 @@ extension NodeAgent {
   struct Refusal: Error {
     let reason: Reason
     init(_ code: Reason.Code, _ message: String) { reason = Reason(code, message) }
+    init(_ reason: Reason) { self.reason = reason }
   }
 
   /// What a life in this process begins with: an attempt, or what an earlier agent left.
@@ -61,7 +62,7 @@ extension NodeAgent {
   }
 
   func shouldRestart(_ record: WorkspaceRecord) -> Bool {
-    guard record.stopRequestedBy == nil, record.state.isTerminal, let reason = record.reason else { return false }
+    guard record.stopRequestedBy == nil, record.state.isTerminal, let reason = record.reason, drain == nil else { return false }
     // Credentials came with the request and are not kept: such a workspace needs a new launch.
     guard record.spec.credentials.isEmpty, reason.code != .lifetime else { return false }
     switch record.spec.lifecycle.restartPolicy {
@@ -79,7 +80,7 @@ extension NodeAgent {
       await supervise(managed, link)
     } catch {
       await clean(managed)
-      await transition(managed, .preparationFailed(error.reason))
+      await transition(managed, .preparationFailed(complete(error.reason, managed)))
     }
   }
 
@@ -112,9 +113,11 @@ extension NodeAgent {
     }
     clock.lap("limits", managed)
 
+    let copy = try? managed.record.encoded()
     let plan = compile(managed.record, tool, image)
     let (folder, helper) = (managed.folder, configuration.helper)
     folder.reset()
+    try await step(.isolation) { if let copy { try folder.keep(record: Array(copy.utf8)) } }
     let link = try await step(.isolation) { try folder.spawn(plan, id: spec.id, helper: helper, errors: 2) }
     managed.link = link
     clock.lap("supervisor", managed)
@@ -127,7 +130,7 @@ extension NodeAgent {
     do {
       return try await blocking(body)
     } catch let error as StepFailure {
-      throw Refusal(code, NodeAgent.explain(error))
+      throw Refusal(Reason(error))
     } catch {
       throw Refusal(code, "\(error)")
     }
@@ -177,9 +180,7 @@ extension NodeAgent {
         probe = startProbe(managed, clock)
         watchLifetime(managed)
       case .failed(let step):
-        failure =
-          failure
-          ?? Reason(step.step.hasPrefix("execute") || step.step.hasPrefix("find the") ? .executable : .isolation, NodeAgent.explain(step))
+        failure = failure ?? Reason(step)
       default: break
       }
       if waiting && connected && outstanding == 0 {
@@ -273,47 +274,21 @@ extension NodeAgent {
     // use the slot again.
     managed.cleaning = Task { await clean(managed) }
     if case .failed(let step)? = record, failure == nil, managed.record.state == .preparing {
-      await transition(managed, .preparationFailed(Reason(.isolation, NodeAgent.explain(step))))
+      await transition(managed, .preparationFailed(complete(Reason(step), managed)))
     } else if let failure, managed.record.state == .preparing {
-      await transition(managed, .preparationFailed(failure))
+      await transition(managed, .preparationFailed(complete(failure, managed)))
     } else if let verdict = managed.verdict, verdict.code == .readinessTimeout {
-      await transition(managed, .preparationFailed(verdict))
+      await transition(managed, .preparationFailed(complete(verdict, managed)))
     } else {
-      await transition(managed, .ended(reason(managed, record, usage)))
+      let certificate = StopCertificate(
+        record: managed.record, exit: record, usage: usage, bootID: facts.bootID, verdict: managed.verdict)
+      await transition(managed, .ended(complete(certificate.reason, managed)))
     }
   }
 
-  private func reason(_ managed: Managed, _ record: ExitRecord?, _ usage: Usage) -> Reason {
-    var reason: Reason
-    switch record {
-    case .ended(.exited(let code))?:
-      reason = Reason(.exited, "the tool ended with status \(code)", exitCode: code)
-    case .ended(.signalled(let signal))?:
-      reason = Reason(.signalled, "the tool was ended by signal \(signal)", signal: signal)
-    case .failed(let step)?: reason = Reason(.isolation, NodeAgent.explain(step))
-    case nil:
-      reason =
-        managed.record.bootID == facts.bootID
-        ? Reason(.unknown, "the supervisor ended without a record; how the tool ended is not known")
-        : Reason(.lost, "the host was rebooted")
-    }
-    if usage.outOfMemoryKills > managed.record.outOfMemoryKills, reason.signal == 9 || reason.exitCode == 137 {
-      reason.code = .outOfMemory
-      reason.message =
-        "out of memory: the tool needed more than its limit of \(Quantity.describe(bytes: managed.record.amounts.memoryBytes)); peak \(Quantity.describe(bytes: usage.memoryPeakBytes))"
-    }
-    if reason.code != .lost, reason.code != .unknown {
-      reason.memoryLimitBytes = managed.record.amounts.memoryBytes
-      reason.memoryPeakBytes = usage.memoryPeakBytes
-    }
-    if let verdict = managed.verdict {
-      reason.code = verdict.code
-      reason.message = verdict.message
-    } else if let by = managed.record.stopRequestedBy, reason.code != .lost {
-      reason.code = .requested
-      reason.message = "stopped by \(by)"
-    }
-    return reason
+  func complete(_ reason: Reason, _ managed: Managed) -> Reason {
+    StopCertificate.complete(
+      reason, of: managed.record, folder: managed.folder, cgroup: managed.record.cgroup.isEmpty ? nil : cgroup(of: managed.record))
   }
 
   /// Gives back what a workspace held on the host. Every part may be gone already.

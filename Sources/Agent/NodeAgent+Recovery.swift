@@ -13,6 +13,8 @@ internal import Workspaces
 /// What a new agent does first: reconciles the journal, the workspace directories and the cgroup tree.
 extension NodeAgent {
   package func recover() async throws {
+    if let text = try await journal.setting(NodeAgent.drainSetting) { drain = try? JSONDecoder().decode(Drain.self, from: Data(text.utf8)) }
+    if let loss = journal.loss { logger.critical("history was lost", metadata: ["why": "\(loss)", "stream": "\(journal.streamID)"]) }
     let records = try await journal.records().map { try WorkspaceRecord($0) }
     let layout = facts.layout
     let parent = configuration.cgroupParent
@@ -24,8 +26,11 @@ extension NodeAgent {
       } catch {
         throw AgentError(.internal, "cannot open \(folderPath(record.spec.id)): \(error.sentence)")
       }
-      workspaces[record.spec.id] = Managed(record: record, folder: folder)
+      let managed = Managed(record: record, folder: folder)
+      managed.told = record.state
+      workspaces[record.spec.id] = managed
     }
+    try await recoverFolders()
     // The rules first: whoever runs must not run unfiltered, and keeps its connections.
     let running = workspaces.values.map(\.record).filter { $0.state.mayRun }.map(attachment)
     try await blocking { [network] in try network.prepare(running: running) }
@@ -37,6 +42,7 @@ extension NodeAgent {
       }
     }
     try await sweep()
+    evict()
     Task { [weak self] in await self?.watchMemory() }
   }
 
@@ -109,18 +115,42 @@ extension NodeAgent {
     }
   }
 
-  /// What no record knows: folders and cgroups of workspaces that were being made or removed.
-  private func sweep() async throws {
+  /// Folders that the journal does not know. After the loss of a journal their own copy of the record brings them back; one
+  /// with neither is set aside untouched, with what runs in it. Of a workspace whose deletion was cut off, the rest goes.
+  private func recoverFolders() async throws {
     let root = configuration.state + "/workspaces"
-    for name in try FileManager.default.contentsOfDirectory(atPath: root) where workspaces[name] == nil {
-      logger.notice("removing a folder that no record knows", metadata: ["folder": "\(name)"])
-      if let folder = try? WorkspaceFolder(path: "\(root)/\(name)"), let link = try? folder.connect() {
-        try? link.send(.kill)
-        for await _ in link.messages {}
+    // Only until it has been done once: what a folder says later may have been deleted in the meantime.
+    let done = try await journal.setting(NodeAgent.recoveredSetting) != nil
+    let afterLoss = journal.loss != nil && !done
+    for name in try FileManager.default.contentsOfDirectory(atPath: root).sorted() where workspaces[name] == nil {
+      guard let folder = try? WorkspaceFolder(path: "\(root)/\(name)") else { continue }
+      let record = folder.record.flatMap { try? JSONDecoder().decode(WorkspaceRecord.self, from: Data($0)) }
+      let runs = (try? folder.connect()) != nil
+      if let record, record.spec.id == name, afterLoss, !workspaces.values.contains(where: { $0.record.slot == record.slot }) {
+        let managed = Managed(record: record, folder: folder)
+        workspaces[name] = managed
+        try await commit(managed, .recovered, ["running": "\(runs)"])
+      } else if afterLoss || runs {
+        let place = "\(configuration.state)/quarantine"
+        try FileManager.default.createDirectory(atPath: place, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try FileManager.default.moveItem(atPath: folder.path, toPath: "\(place)/\(name)-\(Int(Date.now.timeIntervalSince1970))")
+        logger.error("a folder that no record knows is set aside", metadata: ["folder": "\(name)", "running": "\(runs)", "in": "\(place)"])
+        try await tell(.quarantined, ["folder": name, "running": "\(runs)"])
+        if runs, let record { quarantined.insert(record.cgroup) }
+      } else {
+        // Never accepted, or deleted: its event says so, and only the folder was left.
+        logger.notice("removing the rest of a workspace", metadata: ["folder": "\(name)"])
+        try? FileManager.default.removeItem(atPath: folder.path)
       }
-      try? FileManager.default.removeItem(atPath: "\(root)/\(name)")
     }
-    let known = Set(workspaces.values.filter { !$0.record.state.isTerminal }.map(\.record.cgroup))
+    if afterLoss { try await journal.set(NodeAgent.recoveredSetting, to: wallTime()) }
+  }
+
+  private static let recoveredSetting = "recovered"
+
+  /// Cgroups of workspaces that were being made or removed.
+  private func sweep() async throws {
+    let known = Set(workspaces.values.filter { !$0.record.state.isTerminal }.map(\.record.cgroup)).union(quarantined)
     let (layout, parent) = (facts.layout, configuration.cgroupParent)
     try await blocking { Cgroup(layout: layout, path: parent).sweep(keeping: known) }
   }

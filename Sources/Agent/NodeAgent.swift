@@ -32,6 +32,8 @@ package actor NodeAgent {
     var endWaiters: [CheckedContinuation<Void, Never>] = []
     /// Why the agent itself ends the tool, if it does.
     var verdict: Reason?
+    /// The state that the last event told.
+    var told: WorkspaceState?
 
     init(record: WorkspaceRecord, folder: WorkspaceFolder, credentials: [Credential] = []) {
       self.record = record
@@ -53,6 +55,10 @@ package actor NodeAgent {
   private(set) var tools: [String: Tool] = [:]
   var workspaces: [String: Managed] = [:]
   private var lastCommit: Task<JournalEvent, any Error>?
+  package internal(set) var drain: Drain?
+  /// Cgroups of what was set aside while it runs.
+  var quarantined: Set<String> = []
+  private nonisolated let lock: StateLock
   /// Ids being accepted right now: their records are not durable yet.
   private var accepting: Set<String> = []
 
@@ -65,6 +71,7 @@ package actor NodeAgent {
         atPath: folder, withIntermediateDirectories: true,
         attributes: [.posixPermissions: folder == configuration.homes ? 0o711 : 0o700])
     }
+    lock = try StateLock(configuration.state)
     journal = try Journal(path: configuration.state + "/journal.sqlite")
     images = try ImageStore(path: configuration.state + "/images")
     network = try NetworkDriver(subnet: configuration.subnet, table: configuration.firewallTable, linkPrefix: configuration.linkPrefix)
@@ -104,7 +111,7 @@ package actor NodeAgent {
       }
       return (present.record, false)
     }
-    try admit(amounts)
+    try await admit(amounts)
     _ = try await blocking { [images] in try images.find(spec.image) }
     let slot = try freeSlot()
     let record = WorkspaceRecord(
@@ -155,7 +162,22 @@ package actor NodeAgent {
     }
   }
 
-  private func admit(_ amounts: ResourceAmounts) throws {
+  private func admit(_ amounts: ResourceAmounts) async throws {
+    if let drain { throw AgentError(.failedPrecondition, "the node is being drained by \(drain.by) since \(drain.began); see `carrel resume`") }
+    let launching = workspaces.values.filter { $0.record.state == .pending || $0.record.state == .preparing }.count
+    guard launching < configuration.maxLaunching else {
+      throw AgentError(.resourceExhausted, "launches: \(launching) are on their way, which is as many as may be; try again")
+    }
+    let used = try await journal.extent().bytes
+    guard used <= journalRoom else {
+      throw AgentError(
+        .resourceExhausted,
+        "journal: \(Quantity.describe(bytes: used)) of \(configuration.journalLimit) are in use, and the rest is kept for ends; the controller has to acknowledge")
+    }
+    try admit(memory: amounts)
+  }
+
+  private func admit(memory amounts: ResourceAmounts) throws {
     let reserve = Quantity.whole(configuration.reservedMemory) ?? 0
     let used = workspaces.values.filter { !$0.record.state.isTerminal }.reduce(0) { $0 + $1.record.amounts.memoryBytes }
     let room = facts.memoryBytes > reserve + used ? facts.memoryBytes - reserve - used : 0
@@ -249,10 +271,10 @@ package actor NodeAgent {
     await managed.cleaning?.value
     guard workspaces[id] === managed else { throw AgentError.noWorkspace(id) }
     let record = managed.record
-    let event = try event(.deleted, record)
+    let event = try event(.deleted, record, after: record.state)
     workspaces[id] = nil
     do {
-      feed.announce(try await journal.commitDeletion(id, event))
+      feed.announce(try await inOrder { journal in try await journal.commitDeletion(id, event) })
     } catch {
       workspaces[id] = managed
       throw error
@@ -287,14 +309,18 @@ package actor NodeAgent {
     }
   }
 
-  func event(_ type: EventType, _ record: WorkspaceRecord, _ attributes: [String: String] = [:]) throws -> JournalEvent {
+  private func event(
+    _ type: EventType, _ record: WorkspaceRecord, after previous: WorkspaceState?, _ attributes: [String: String] = [:]
+  ) throws -> JournalEvent {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys]
+    let phases = [.ready, .stopped, .failed].contains(type) && !record.phases.isEmpty ? record.phases : nil
     return JournalEvent(
-      type: type.rawValue, workspace: record.spec.id, state: record.state.rawValue,
-      reason: try record.reason.map { String(decoding: try encoder.encode($0), as: UTF8.self) },
+      type: type.rawValue, workspace: record.spec.id, state: record.state.rawValue, previous: previous?.rawValue,
+      generation: Int64(record.attempt), reason: try record.reason.map { String(decoding: try encoder.encode($0), as: UTF8.self) },
       attributes: String(decoding: try encoder.encode(attributes), as: UTF8.self), wallTime: wallTime(),
-      bootNanoseconds: Clock.boottime, bootID: facts.bootID)
+      bootNanoseconds: Clock.boottime, bootID: facts.bootID,
+      phases: try phases.map { String(decoding: try encoder.encode($0), as: UTF8.self) })
   }
 
   /// The record and its event, in one transaction; then the watchers hear of it. Commits reach the disk in the
@@ -305,23 +331,32 @@ package actor NodeAgent {
   func commit(
     _ managed: Managed, _ type: EventType, _ attributes: [String: String] = [:], insist: Bool = true
   ) async throws {
-    let event = try event(type, managed.record, attributes)
+    let event = try event(type, managed.record, after: managed.told, attributes)
+    managed.told = managed.record.state
     let record = try managed.record.journalRecord()
-    let previous = lastCommit
-    let task = Task { [journal, logger] in
-      _ = await previous?.result
-      while true {
-        do {
-          return try await journal.commit(record, event)
-        } catch {
-          guard insist else { throw error }
-          logger.critical("journal does not take an event; trying again", metadata: ["workspace": "\(record.id)", "error": "\(error)"])
-          try await Task.sleep(for: .seconds(1))
+    feed.announce(
+      try await inOrder { [logger] journal in
+        while true {
+          do {
+            return try await journal.commit(record, event)
+          } catch {
+            guard insist else { throw error }
+            logger.critical("journal does not take an event; trying again", metadata: ["workspace": "\(record.id)", "error": "\(error)"])
+            try await Task.sleep(for: .seconds(1))
+          }
         }
-      }
+      })
+  }
+
+  /// Runs a commit after all that were asked for before it.
+  func inOrder(_ body: @escaping @Sendable (Journal) async throws -> JournalEvent) async throws -> JournalEvent {
+    let previous = lastCommit
+    let task = Task { [journal] in
+      _ = await previous?.result
+      return try await body(journal)
     }
     lastCommit = task
-    feed.announce(try await task.value)
+    return try await task.value
   }
 
   func cgroup(of record: WorkspaceRecord) -> Cgroup {

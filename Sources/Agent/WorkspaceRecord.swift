@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Foundation
-internal import Journal
+package import Journal
 package import Workspaces
 
 /// Everything the agent knows about a workspace and keeps across restarts. Holds no secret.
@@ -33,14 +33,17 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   package var stopRequestedBy: String?
   package var outOfMemoryKills: UInt64 = 0
 
-  func journalRecord() throws -> JournalRecord {
+  func encoded() throws -> String {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys]
-    return JournalRecord(
-      id: spec.id, state: state.rawValue, slot: Int64(slot), body: String(decoding: try encoder.encode(self), as: UTF8.self))
+    return String(decoding: try encoder.encode(self), as: UTF8.self)
   }
 
-  init(_ record: JournalRecord) throws {
+  func journalRecord() throws -> JournalRecord {
+    JournalRecord(id: spec.id, state: state.rawValue, slot: Int64(slot), body: try encoded())
+  }
+
+  package init(_ record: JournalRecord) throws {
     self = try JSONDecoder().decode(WorkspaceRecord.self, from: Data(record.body.utf8))
   }
 

@@ -13,6 +13,10 @@ package struct JournalEvent: Codable, Equatable, Sendable, FetchableRecord, Pers
   package var workspace: String
   /// The workspace's state after it.
   package var state: String
+  /// And before it; nil for the first.
+  package var previous: String?
+  /// The workspace's attempt.
+  package var generation: Int64
   /// JSON, or nil.
   package var reason: String?
   /// JSON object of texts.
@@ -20,15 +24,20 @@ package struct JournalEvent: Codable, Equatable, Sendable, FetchableRecord, Pers
   package var wallTime: String
   package var bootNanoseconds: Int64
   package var bootID: String
+  /// JSON, or nil: how long the steps of the start took.
+  package var phases: String?
 
   package init(
-    type: String, workspace: String, state: String, reason: String?, attributes: String, wallTime: String,
-    bootNanoseconds: Int64, bootID: String
+    type: String, workspace: String, state: String, previous: String?, generation: Int64, reason: String?, attributes: String,
+    wallTime: String, bootNanoseconds: Int64, bootID: String, phases: String?
   ) {
     sequence = 0
     self.type = type
     self.workspace = workspace
     self.state = state
+    self.previous = previous
+    self.generation = generation
+    self.phases = phases
     self.reason = reason
     self.attributes = attributes
     self.wallTime = wallTime
@@ -59,13 +68,16 @@ package struct JournalRecord: Codable, Equatable, Sendable, FetchableRecord, Per
 package enum JournalError: Error, Sendable, CustomStringConvertible {
   case notDurable(String)
   case corrupt(String)
-  case otherVersion(Int)
+  case newer(Int)
+  case outOfRange(asked: Int64, head: Int64)
 
   package var description: String {
     switch self {
     case .notDurable(let mode): "the journal is not durable: synchronous is \(mode), expected 2 (FULL)"
     case .corrupt(let detail): "the journal is damaged: \(detail)"
-    case .otherVersion(let version): "the journal has version \(version); this agent writes version \(Journal.version)"
+    case .newer(let version):
+      "the journal has version \(version), of a newer agent; this one reads up to \(JournalSchema.version): install that version again"
+    case .outOfRange(let asked, let head): "\(asked) is above the head, which is \(head)"
     }
   }
 }
@@ -73,16 +85,27 @@ package enum JournalError: Error, Sendable, CustomStringConvertible {
 /// Workspaces and their events in SQLite: WAL, synchronous=FULL, a state and its event in one transaction.
 /// What `commit` returned from is on disk.
 package final class Journal: Sendable {
-  package static let version = 1
-
-  private let pool: DatabasePool
+  let pool: DatabasePool
   /// Made with the journal; another id means that the history before is lost.
   package let streamID: String
+  /// Why the history before this stream is lost; nil where this is the first.
+  package let loss: String?
 
-  package init(path: String) throws {
+  /// Opens the journal, or makes it. A damaged one is set aside beside it, under a name that says so, and a new stream begins.
+  package convenience init(path: String) throws {
+    do {
+      try self.init(opening: path, loss: nil)
+    } catch {
+      guard let damage = Journal.damage(error) else { throw error }
+      let kept = try Journal.setAside(path)
+      try self.init(opening: path, loss: "the journal was damaged (\(damage)); it is kept as \(kept)")
+    }
+  }
+
+  private init(opening path: String, loss: String?) throws {
     var configuration = Configuration()
     configuration.busyMode = .timeout(5)
-    pool = try DatabasePool(path: path, configuration: configuration)
+    let pool = try DatabasePool(path: path, configuration: configuration)
     // GRDB sets NORMAL on the writer when it turns WAL on: set FULL afterwards, and look.
     try pool.writeWithoutTransaction { database in
       try database.execute(sql: "PRAGMA synchronous = FULL")
@@ -91,27 +114,30 @@ package final class Journal: Sendable {
       let check = try String.fetchOne(database, sql: "PRAGMA quick_check") ?? "no answer"
       guard check == "ok" else { throw JournalError.corrupt(check) }
     }
-    streamID = try pool.write { database in
-      let version = try Int.fetchOne(database, sql: "PRAGMA user_version") ?? 0
-      guard version == 0 || version == Journal.version else { throw JournalError.otherVersion(version) }
-      if version == 0 {
-        try database.execute(
-          sql: """
-            CREATE TABLE stream (id TEXT NOT NULL);
-            CREATE TABLE workspace (
-              id TEXT PRIMARY KEY, state TEXT NOT NULL, slot INTEGER NOT NULL UNIQUE, body TEXT NOT NULL);
-            CREATE TABLE event (
-              sequence INTEGER PRIMARY KEY, type TEXT NOT NULL, workspace TEXT NOT NULL, state TEXT NOT NULL,
-              reason TEXT, attributes TEXT NOT NULL, wallTime TEXT NOT NULL, bootNanoseconds INTEGER NOT NULL,
-              bootID TEXT NOT NULL);
-            CREATE INDEX event_by_workspace ON event (workspace, sequence);
-            PRAGMA user_version = 1;
-            """)
-        try database.execute(sql: "INSERT INTO stream VALUES (?)", arguments: [UUID().uuidString.lowercased()])
-      }
-      return try String.fetchOne(database, sql: "SELECT id FROM stream") ?? ""
+    (streamID, self.loss) = try pool.write { database in
+      try JournalSchema.migrate(database, loss: loss)
+      guard let row = try Row.fetchOne(database, sql: "SELECT id, loss FROM stream") else { throw JournalError.corrupt("it has no stream") }
+      return (row["id"], row["loss"])
     }
+    self.pool = pool
   }
+
+  /// What is wrong with the file itself, if that is what the error says.
+  private static func damage(_ error: any Error) -> String? {
+    if case JournalError.corrupt(let detail) = error { return detail }
+    guard let error = error as? DatabaseError, [.SQLITE_CORRUPT, .SQLITE_NOTADB].contains(error.resultCode) else { return nil }
+    return error.message ?? "\(error.resultCode)"
+  }
+
+  private static func setAside(_ path: String) throws -> String {
+    let name = "\(path)-damaged-\(Int(Date.now.timeIntervalSince1970))"
+    for suffix in ["", "-wal", "-shm"] where FileManager.default.fileExists(atPath: path + suffix) {
+      try FileManager.default.moveItem(atPath: path + suffix, toPath: name + suffix)
+    }
+    return name
+  }
+
+  // ------------------------------------------------------------------- writing
 
   /// Writes the record and its event, or neither. Returns the event with its sequence number.
   package func commit(_ record: JournalRecord, _ event: JournalEvent) async throws -> JournalEvent {
@@ -129,16 +155,44 @@ package final class Journal: Sendable {
     }
   }
 
+  /// An event of the node itself.
+  package func commit(_ event: JournalEvent) async throws -> JournalEvent { try await pool.write { try Journal.append(event, $0) } }
+
+  /// The same, with a setting that it is about.
+  package func commit(_ event: JournalEvent, setting name: String, to value: String?) async throws -> JournalEvent {
+    try await pool.write { database in
+      try Journal.set(name, to: value, database)
+      return try Journal.append(event, database)
+    }
+  }
+
+  package func set(_ name: String, to value: String?) async throws { try await pool.write { try Journal.set(name, to: value, $0) } }
+
+  private static func set(_ name: String, to value: String?, _ database: Database) throws {
+    try database.execute(sql: "DELETE FROM setting WHERE name = ?", arguments: [name])
+    if let value { try database.execute(sql: "INSERT INTO setting VALUES (?, ?)", arguments: [name, value]) }
+  }
+
   private static func append(_ event: JournalEvent, _ database: Database) throws -> JournalEvent {
     var event = event
-    // Within a write transaction there is one writer: dense by construction.
-    event.sequence = (try Int64.fetchOne(database, sql: "SELECT max(sequence) FROM event") ?? 0) + 1
+    // Within a write transaction there is one writer: dense by construction, whatever has been trimmed.
+    event.sequence = try Journal.head(database) + 1
     try event.insert(database)
+    try database.execute(sql: "UPDATE stream SET head = ?", arguments: [event.sequence])
     return event
   }
 
+  static func head(_ database: Database) throws -> Int64 { try Int64.fetchOne(database, sql: "SELECT head FROM stream") ?? 0 }
+
+  // ------------------------------------------------------------------- reading
+
   package func records() async throws -> [JournalRecord] {
     try await pool.read { try JournalRecord.order(Column("id")).fetchAll($0) }
+  }
+
+  /// The records as they are after one certain event, and its sequence.
+  package func snapshot() async throws -> (sequence: Int64, records: [JournalRecord]) {
+    try await pool.read { (try Journal.head($0), try JournalRecord.order(Column("id")).fetchAll($0)) }
   }
 
   /// Events after `cursor`, in order, at most `limit`.
@@ -151,8 +205,10 @@ package final class Journal: Sendable {
   }
 
   /// The sequence of the last event; 0 before the first.
-  package func head() async throws -> Int64 {
-    try await pool.read { try Int64.fetchOne($0, sql: "SELECT max(sequence) FROM event") ?? 0 }
+  package func head() async throws -> Int64 { try await pool.read { try Journal.head($0) } }
+
+  package func setting(_ name: String) async throws -> String? {
+    try await pool.read { try String.fetchOne($0, sql: "SELECT value FROM setting WHERE name = ?", arguments: [name]) }
   }
 
   package func close() throws { try pool.close() }

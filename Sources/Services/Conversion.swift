@@ -135,6 +135,19 @@ extension Carrel_V1_Reason {
     if let number = reason.signal { signal = number }
     if let limit = reason.memoryLimitBytes { memoryLimitBytes = limit }
     if let peak = reason.memoryPeakBytes { memoryPeakBytes = peak }
+    advice = reason.advice ?? ""
+    logTail = reason.logTail ?? []
+    if let ran = reason.ranMilliseconds { ranMilliseconds = ran }
+    stoppedBy = reason.stoppedBy ?? ""
+    step = reason.step ?? ""
+    if let number = reason.errno { errno = number }
+    if let process = reason.killed {
+      killedProcess = .with {
+        $0.pid = process.pid
+        $0.name = process.name
+        $0.residentBytes = process.residentBytes
+      }
+    }
   }
 }
 
@@ -149,12 +162,7 @@ extension Carrel_V1_Workspace {
       url = "http://\(record.address):\(port)" + Tool.fill(tool.urlPath, ["token": token ?? ""])
     }
     self.token = token ?? ""
-    phases = record.phases.map { phase in
-      .with {
-        $0.name = phase.name
-        $0.milliseconds = phase.milliseconds
-      }
-    }
+    phases = record.phases.map { Carrel_V1_Phase($0) }
     created = record.created
     attempt = record.attempt
     imageDigest = record.imageDigest
@@ -162,9 +170,34 @@ extension Carrel_V1_Workspace {
   }
 }
 
-extension Carrel_V1_Event {
-  init(_ event: JournalEvent) {
+extension Carrel_V1_Phase {
+  init(_ phase: WorkspaceRecord.Phase) {
     self.init()
+    name = phase.name
+    milliseconds = phase.milliseconds
+  }
+}
+
+extension Carrel_V1_SnapshotResponse {
+  /// All workspaces as the journal has them after one event.
+  init(_ journal: Journal) async throws {
+    let found = try await journal.snapshot()
+    self.init()
+    streamID = journal.streamID
+    sequence = UInt64(found.sequence)
+    workspaces = try found.records.map { Carrel_V1_Workspace(try WorkspaceRecord($0), tool: nil, token: nil) }
+  }
+}
+
+extension Carrel_V1_Event {
+  init(_ event: JournalEvent, stream: String) {
+    self.init()
+    streamID = stream
+    generation = UInt32(clamping: event.generation)
+    if let known = event.previous.flatMap(WorkspaceState.init(rawValue:)) { previousState = Carrel_V1_State(known) }
+    if let text = event.phases, let value = try? JSONDecoder().decode([WorkspaceRecord.Phase].self, from: Data(text.utf8)) {
+      phases = value.map { Carrel_V1_Phase($0) }
+    }
     sequence = UInt64(event.sequence)
     type = event.type
     workspace = event.workspace

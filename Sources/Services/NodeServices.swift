@@ -64,12 +64,27 @@ struct ImageService: Carrel_V1_ImageService.SimpleServiceProtocol {
 struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
   let agent: NodeAgent
   let version: String
+  let links: [ControllerLink]
+
+  func drain(request: Carrel_V1_DrainRequest, context: ServerContext) async throws -> Carrel_V1_DrainResponse {
+    try await answering { try await agent.answer(request) }
+  }
+
+  func resume(request: Carrel_V1_ResumeRequest, context: ServerContext) async throws -> Carrel_V1_ResumeResponse {
+    try await answering { try await agent.answer(request) }
+  }
 
   func info(request: Carrel_V1_InfoRequest, context: ServerContext) async throws -> Carrel_V1_InfoResponse {
     try await answering {
       let records = await agent.list()
       let alive = records.filter { !$0.state.isTerminal }
-      let head = try await agent.journal.head()
+      let extent = try await agent.journal.extent()
+      var controllers: [Carrel_V1_ControllerStatus] = []
+      for link in links { controllers.append(try await link.status()) }
+      let owner = agent.configuration.controllers.first { $0.owner }?.name ?? NodeAgent.puller
+      let acknowledged = try await agent.journal.acknowledged(by: owner) ?? 0
+      let draining = await agent.drain != nil
+      let limit = Quantity.whole(agent.configuration.journalLimit) ?? 0
       let tools = await agent.toolNames
       let facts = agent.facts
       return .with {
@@ -85,7 +100,13 @@ struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
         $0.workspaces = UInt32(records.count)
         $0.workspacesRunning = UInt32(alive.count)
         $0.streamID = agent.journal.streamID
-        $0.head = UInt64(head)
+        $0.head = UInt64(extent.head)
+        $0.oldest = UInt64(extent.oldest)
+        $0.acknowledged = UInt64(acknowledged)
+        $0.draining = draining
+        $0.journalBytes = extent.bytes
+        $0.journalLimitBytes = limit
+        $0.controllers = controllers
         $0.degraded = facts.degraded
         $0.tools = tools
         $0.started = agent.started

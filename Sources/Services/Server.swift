@@ -18,10 +18,12 @@ package struct Server {
   private let allowed: Set<UInt32>
   private let listener: Handle
   private let lock: Handle
+  private let links: [ControllerLink]
 
   /// Binds. Fails if another agent serves at the same path.
-  package init(agent: NodeAgent, logger: Logger, version: String) throws {
+  package init(agent: NodeAgent, logger: Logger, version: String, links: [ControllerLink]) throws {
     self.agent = agent
+    self.links = links
     self.logger = logger
     self.version = version
     allowed = Set(agent.configuration.allowedUIDs + [0, Process.effectiveUser])
@@ -60,7 +62,7 @@ package struct Server {
     let server = GRPCServer(
       transport: transport,
       services: [
-        WorkspaceService(agent: agent), ImageService(agent: agent), NodeService(agent: agent, version: version),
+        WorkspaceService(agent: agent), ImageService(agent: agent), NodeService(agent: agent, version: version, links: links),
         HealthService(), try ReflectionService(),
       ],
       interceptors: [PeerInterceptor(allowed: allowed, logger: logger)])

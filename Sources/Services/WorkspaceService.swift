@@ -14,31 +14,13 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
   let agent: NodeAgent
 
   func launch(request: Carrel_V1_LaunchRequest, context: ServerContext) async throws -> Carrel_V1_LaunchResponse {
-    try await answering {
-      let spec: WorkspaceSpec
-      switch request.source {
-      case .spec(let wire): spec = try WorkspaceSpec(wire)
-      case .manifest(let text): spec = try WorkspaceSpec(yaml: text)
-      case nil: throw AgentError(.invalidArgument, "source: expected a spec or a manifest")
-      }
-      let credentials = request.credentials.map { Credential(name: $0.name, content: [UInt8]($0.data)) }
-      let (record, created) = try await agent.launch(spec, credentials: credentials)
-      return .with {
-        $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil)
-        $0.created = created
-      }
-    }
-  }
-
-  private func workspace(_ id: String) async throws -> Carrel_V1_Workspace {
-    let (record, token, tool) = try await agent.get(id)
-    return Carrel_V1_Workspace(record, tool: tool, token: token)
+    try await answering { try await agent.answer(request) }
   }
 
   func get(request: Carrel_V1_GetRequest, context: ServerContext) async throws -> Carrel_V1_GetResponse {
     try await answering {
-      let found = try await workspace(request.id)
-      return .with { $0.workspace = found }
+      let (record, token, tool) = try await agent.get(request.id)
+      return .with { $0.workspace = Carrel_V1_Workspace(record, tool: tool, token: token) }
     }
   }
 
@@ -52,20 +34,25 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
   }
 
   func stop(request: Carrel_V1_StopRequest, context: ServerContext) async throws -> Carrel_V1_StopResponse {
-    let grace = request.hasGracePeriodSeconds ? request.gracePeriodSeconds : nil
-    if let grace, grace > 3600 {
-      throw RPCError(code: .invalidArgument, message: "grace_period_seconds: \(grace) is not between 0 and 3600")
-    }
-    return try await answering(within: .seconds(3660)) {
-      let record = try await agent.stop(request.id, grace: grace, by: request.by.isEmpty ? "a controller" : printable(request.by))
-      return .with { $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil) }
-    }
+    try await answering(within: .seconds(3660)) { try await agent.answer(request) }
   }
 
   func delete(request: Carrel_V1_DeleteRequest, context: ServerContext) async throws -> Carrel_V1_DeleteResponse {
+    try await answering { try await agent.answer(request) }
+  }
+
+  func snapshot(request: Carrel_V1_SnapshotRequest, context: ServerContext) async throws -> Carrel_V1_SnapshotResponse {
+    try await answering { try await Carrel_V1_SnapshotResponse(agent.journal) }
+  }
+
+  func acknowledge(request: Carrel_V1_AcknowledgeRequest, context: ServerContext) async throws -> Carrel_V1_AcknowledgeResponse {
     try await answering {
-      try await agent.delete(request.id)
-      return Carrel_V1_DeleteResponse()
+      guard request.streamID == agent.journal.streamID else {
+        throw AgentError(.outOfRange, "stream_id: this agent's stream is \(agent.journal.streamID)")
+      }
+      guard let sequence = Int64(exactly: request.sequence) else { throw AgentError(.outOfRange, "sequence: is above the head") }
+      try await agent.acknowledge(sequence)
+      return Carrel_V1_AcknowledgeResponse()
     }
   }
 
@@ -93,11 +80,7 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
   func updateCredentials(
     request: Carrel_V1_UpdateCredentialsRequest, context: ServerContext
   ) async throws -> Carrel_V1_UpdateCredentialsResponse {
-    try await answering {
-      try await agent.updateCredentials(
-        request.id, request.credentials.map { Credential(name: $0.name, content: [UInt8]($0.data)) })
-      return Carrel_V1_UpdateCredentialsResponse()
-    }
+    try await answering { try await agent.answer(request) }
   }
 
   func plan(request: Carrel_V1_PlanRequest, context: ServerContext) async throws -> Carrel_V1_PlanResponse {
@@ -128,6 +111,19 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
       throw RPCError(code: .outOfRange, message: "cursor: \(request.cursor) is above the head, \(head)")
     }
     var cursor = Int64(request.cursor)
+    let oldest = try await journal.extent().oldest
+    if cursor < oldest - 1 {
+      try await response.write(
+        .with {
+          $0.gap = .with {
+            $0.from = UInt64(cursor + 1)
+            $0.to = UInt64(oldest - 1)
+            $0.reason = "trimmed"
+          }
+          $0.streamID = journal.streamID
+        })
+      cursor = oldest - 1
+    }
     // Before the first read, so that nothing falls between reading and waiting.
     let changes = agent.feed.changes()
     var iterator = changes.makeAsyncIterator()
@@ -138,7 +134,7 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
         for event in events {
           try await response.write(
             .with {
-              $0.event = Carrel_V1_Event(event)
+              $0.event = Carrel_V1_Event(event, stream: journal.streamID)
               $0.streamID = journal.streamID
             })
           cursor = event.sequence

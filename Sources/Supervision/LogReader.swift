@@ -46,6 +46,20 @@ package struct LogReader: Sendable {
     return Chunk(offset: wanted, bytes: bytes)
   }
 
+  /// The last lines, without the prefix of the log format (`time stream flag text`).
+  package func tail(lines: Int) -> [String] {
+    var bytes: [UInt8] = []
+    for start in ((try? segments()) ?? []).reversed() where bytes.count < 65_536 {
+      guard let file = try? folder.descriptor.open(OutputLog.segmentName(start), [.readOnly, .noFollow]), let size = try? file.status().size,
+        let part = try? file.read(at: size > 65_536 ? size - 65_536 : 0, upTo: 65_536)
+      else { break }
+      bytes = part + bytes
+    }
+    return bytes.split(separator: 0x0A).suffix(lines).map { line in
+      String(decoding: line.split(separator: 0x20, maxSplits: 3, omittingEmptySubsequences: false).last ?? [], as: UTF8.self)
+    }
+  }
+
   private func segments() throws -> [UInt64] {
     try FileManager.default.contentsOfDirectory(atPath: path)
       .compactMap { $0.hasSuffix(".log") ? UInt64($0.dropLast(4)) : nil }.sorted()

@@ -27,6 +27,19 @@ package struct WorkspaceFolder: Sendable {
   /// What the supervisor left behind; nil while it runs, or if it was killed.
   package var exitRecord: ExitRecord? { ExitRecord.read(in: folder.descriptor) }
 
+  /// A copy of the agent's record, for the case that the journal is lost; nil where there is none.
+  package var record: [UInt8]? {
+    guard let file = try? folder.descriptor.open(WorkspaceFolder.recordName, [.readOnly, .noFollow]) else { return nil }
+    return try? file.readAll(limit: 1 << 20)
+  }
+
+  package func keep(record: [UInt8]) throws(Errno) { 
+    // Not synced: after a crash of the host there is nothing that runs to bring back.
+    try folder.descriptor.replace(WorkspaceFolder.recordName, with: record, durable: false)
+  }
+
+  private static let recordName = "record.json"
+
   /// Clears the traces of an earlier attempt, except its output.
   package func reset() {
     for name in [WorkspaceFolder.socketName, ExitRecord.fileName, "plan"] { try? folder.descriptor.remove(name) }

@@ -28,6 +28,8 @@ package struct Reason: Codable, Equatable, Sendable {
     case storage = "StorageFailed"
     case network = "NetworkFailed"
     case limits = "LimitsFailed"
+    /// The node is being drained.
+    case drained = "Drained"
     case isolation = "IsolationFailed"
     case executable = "CannotExecute"
     case exitedEarly = "ExitedBeforeReady"
@@ -41,6 +43,32 @@ package struct Reason: Codable, Equatable, Sendable {
   package var signal: Int32?
   package var memoryLimitBytes: UInt64?
   package var memoryPeakBytes: UInt64?
+  // The rest of the certificate of a stop. Optional, as every field added later must be.
+  /// One sentence on what to do.
+  package var advice: String?
+  /// The last lines of the tool's output.
+  package var logTail: [String]?
+  /// From the start of the tool.
+  package var ranMilliseconds: UInt64?
+  package var stoppedBy: String?
+  /// Of a failed start, with its error number.
+  package var step: String?
+  package var errno: Int32?
+  package var killed: KilledProcess?
+
+  /// A process that the kernel ended for want of memory.
+  package struct KilledProcess: Codable, Equatable, Sendable {
+    /// As the host numbers it.
+    package let pid: Int32
+    package let name: String
+    package let residentBytes: UInt64
+
+    package init(pid: Int32, name: String, residentBytes: UInt64) {
+      self.pid = pid
+      self.name = name
+      self.residentBytes = residentBytes
+    }
+  }
 
   package init(_ code: Code, _ message: String, exitCode: Int32? = nil, signal: Int32? = nil) {
     self.code = code
@@ -76,6 +104,13 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   case outOfMemory = "OutOfMemory"
   case credentialsUpdated = "CredentialsUpdated"
   case adopted = "Adopted"
+  /// Its record was lost with the journal and is back from its own folder.
+  case recovered = "Recovered"
+  /// A folder that no record knows and that has none of its own; it is left as it is, under another name.
+  case quarantined = "Quarantined"
+  // Of the node itself.
+  case drainBegan = "DrainBegan"
+  case drainEnded = "DrainEnded"
 }
 
 /// An occurrence that a state does not allow.

@@ -205,12 +205,12 @@ private func require(_ condition: Bool, _ path: String, _ problem: String) throw
 private func isPlain(_ text: String) -> Bool { text.utf8.allSatisfy { $0 >= 0x20 && $0 != 0x7F } }
 
 /// For messages: no control characters, not longer than a line.
-package func printable(_ text: String) -> String {
+package func printable(_ text: String, limit: Int = 80) -> String {
   var shown = ""
-  for scalar in text.unicodeScalars.prefix(80) {
+  for scalar in text.unicodeScalars.prefix(limit) {
     shown += scalar.value < 0x20 || scalar.value == 0x7F ? "\\u{\(String(scalar.value, radix: 16))}" : String(scalar)
   }
-  return text.unicodeScalars.count > 80 ? shown + "…" : shown
+  return text.unicodeScalars.count > limit ? shown + "…" : shown
 }
 
 private func quoted(_ text: String) -> String { "\"\(printable(text))\"" }

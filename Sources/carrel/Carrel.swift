@@ -17,8 +17,8 @@ struct Carrel: AsyncParsableCommand {
       """,
     version: "0.1.0",
     subcommands: [
-      Launch.self, List.self, Get.self, Logs.self, Exec.self, Stop.self, Remove.self, Events.self, Top.self, Node.self,
-      PlanCommand.self, Credentials.self, ImageCommand.self,
+      Launch.self, List.self, Get.self, Explain.self, Logs.self, Exec.self, Stop.self, Remove.self, Events.self, Top.self,
+      Node.self, DrainCommand.self, Resume.self, PlanCommand.self, Credentials.self, ImageCommand.self,
     ])
 }
 
@@ -27,7 +27,7 @@ struct Common: ParsableArguments {
   @Option(name: .long, help: "The agent's socket (or CARREL_SOCKET).")
   var socket = ProcessInfo.processInfo.environment["CARREL_SOCKET"] ?? "/run/carrel/carrel.sock"
 
-  @Option(name: [.short, .long], help: "table, json or yaml.")
+  @Option(name: [.short, .long], help: "table, json or yaml; cloudevents for events.")
   var output = OutputFormat.table
 
   typealias Client = GRPCClient<HTTP2ClientTransport.Posix>

@@ -6,11 +6,12 @@ internal import Foundation
 internal import SwiftProtobuf
 internal import Yams
 
-enum OutputFormat: String, ExpressibleByArgument, CaseIterable { case table, json, yaml }
+enum OutputFormat: String, ExpressibleByArgument, CaseIterable { case table, json, yaml, cloudevents }
 
 /// Prints messages for programs, tables for people.
 enum Printer {
   static func print(_ messages: [any Message], as format: OutputFormat, single: Bool = false) throws {
+    guard format != .cloudevents else { throw Failure(code: 2, message: "--output cloudevents: only events can be shown so") }
     var options = JSONEncodingOptions()
     options.preserveProtoFieldNames = true
     let objects = try messages.map { try JSONSerialization.jsonObject(with: Data(try $0.jsonString(options: options).utf8)) }
@@ -65,5 +66,37 @@ enum Printer {
     return line
   }
 
+  static func gap(_ gap: Carrel_V1_Gap) -> String {
+    "events \(gap.from) to \(gap.to == 0 ? "?" : "\(gap.to)") can no longer be had: \(gap.reason)"
+  }
+
   static func note(_ text: String) { FileHandle.standardError.write(Data((text + "\n").utf8)) }
+}
+
+/// Events in the form of CloudEvents 1.0 (JSON format, with the `sequence` extension).
+enum CloudEvent {
+  static func line(_ message: Carrel_V1_WatchResponse, _ node: String) throws -> String {
+    let event = message.event
+    var options = JSONEncodingOptions()
+    options.preserveProtoFieldNames = true
+    let data: any Message = message.hasGap ? message.gap : event
+    let subject = event.workspace.isEmpty ? "node" : "workspace"
+    var object: [String: Any] = [
+      "specversion": "1.0", "source": "/carrel/nodes/\(node)/streams/\(message.streamID)", "datacontenttype": "application/json",
+      "data": try JSONSerialization.jsonObject(with: Data(try data.jsonString(options: options).utf8)),
+    ]
+    if message.hasGap {
+      object["id"] = "gap-\(message.gap.from)-\(message.gap.to)"
+      object["type"] = "carrel.v1.stream.gap"
+    } else {
+      object["id"] = "\(event.sequence)"
+      object["type"] = "carrel.v1.\(subject).\(event.type.lowercased())"
+      object["time"] = event.time
+      // Of one length, so that they sort as text.
+      object["sequence"] = String(repeating: "0", count: max(0, 20 - "\(event.sequence)".count)) + "\(event.sequence)"
+      if !event.workspace.isEmpty { object["subject"] = event.workspace }
+    }
+    let bytes = try JSONSerialization.data(withJSONObject: object, options: [.sortedKeys, .withoutEscapingSlashes])
+    return String(decoding: bytes, as: UTF8.self)
+  }
 }

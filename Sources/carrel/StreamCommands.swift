@@ -58,9 +58,14 @@ struct Events: AsyncParsableCommand {
       }
       let format = common.output
       try await common.withAgent { client in
+        let node = try await Carrel_V1_NodeService.Client(wrapping: client).info(.init()).node
         try await Workspaces(wrapping: client).watch(request) { response in
           for try await message in response.messages {
-            if format == .table { print(Printer.event(message.event)) } else { print(try message.jsonString()) }
+            switch format {
+            case .table: print(message.hasGap ? Printer.gap(message.gap) : Printer.event(message.event))
+            case .cloudevents: print(try CloudEvent.line(message, node))
+            case .json, .yaml: print(try message.jsonString())
+            }
             fflush(nil)
           }
         }
@@ -95,27 +100,6 @@ struct Top: AsyncParsableCommand {
             "\(stats.oomKills)",
           ]
         })
-    }
-  }
-}
-
-struct Node: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "Show this node: capacity, what is in use, what is degraded.")
-  @OptionGroup var common: Common
-
-  func run() async throws {
-    try await reporting {
-      let info = try await common.withAgent { try await Carrel_V1_NodeService.Client(wrapping: $0).info(.init()) }
-      guard common.output == .table else { return try Printer.print([info], as: common.output, single: true) }
-      var rows = [
-        ["node", info.node], ["version", info.version], ["kernel", info.kernel], ["cgroups", info.cgroupLayout],
-        ["memory", "\(Printer.bytes(info.memoryReservedBytes)) of \(Printer.bytes(info.memoryBytes)) promised"],
-        ["cpus", String(format: "%.2f of %.0f promised", info.cpusReserved, info.cpus)],
-        ["workspaces", "\(info.workspacesRunning) running of \(info.workspaces)"], ["tools", info.tools.joined(separator: " ")],
-        ["events", "\(info.head) in stream \(info.streamID)"], ["agent since", info.started], ["boot", info.bootID],
-      ]
-      for sentence in info.degraded { rows.append(["degraded", sentence]) }
-      Printer.table(["FIELD", "VALUE"], rows)
     }
   }
 }

@@ -57,7 +57,8 @@ struct Carreld: AsyncParsableCommand {
   private func serve(_ settings: Configuration, _ logger: Logger) async throws {
     let agent = try NodeAgent(configuration: settings, logger: logger)
     // Bound before recovery, so that two agents never recover the same state; served after it.
-    let server = try Server(agent: agent, logger: logger, version: version)
+    let links = settings.controllers.map { ControllerLink(agent: agent, controller: $0, version: version, logger: logger) }
+    let server = try Server(agent: agent, logger: logger, version: version, links: links)
     for sentence in agent.facts.degraded { logger.notice("degraded", metadata: ["what": "\(sentence)"]) }
     try await agent.recover()
     logger.notice("serving", metadata: ["socket": "\(settings.socket)", "version": "\(version)"])
@@ -66,7 +67,7 @@ struct Carreld: AsyncParsableCommand {
         services: [
           .init(service: ServerService(server: server)),
           .init(service: SystemdService()),
-        ], gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
+        ] + links.map { .init(service: LinkService(link: $0)) }, gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
     try await group.run()
     await agent.retire()
     // Workspaces go on: the next agent finds them.
@@ -83,6 +84,11 @@ struct Carreld: AsyncParsableCommand {
   private static func complain(_ text: String) {
     FileHandle.standardError.write(Data("carreld: \(text)\n".utf8))
   }
+}
+
+private struct LinkService: Service {
+  let link: ControllerLink
+  func run() async throws { await cancelWhenGracefulShutdown { await link.run() } }
 }
 
 private struct ServerService: Service {

@@ -82,13 +82,13 @@ def test_a_scope_of_systemd(bundle):
     other = bundle.parent / "bundle-scope"
     other.mkdir()
     (other / "config.json").write_text(json.dumps(config))
-    for _ in range(2):  # the name is free again after the end
+    for attempt in range(2):  # the name is free again after the end
         started = sh(f"carrel-runtime --systemd-cgroup run --detach --bundle {other} scoped </dev/null >/dev/null 2>/tmp/errors", check=False)
         assert started.returncode == 0, pathlib.Path("/tmp/errors").read_text()
         pid = json.loads(sh("carrel-runtime state scoped").stdout)["pid"]
         assert "a.slice/a-b.slice/carrel-scoped.scope/container" in pathlib.Path(f"/proc/{pid}/cgroup").read_text()
         show = sh("systemctl show -p ActiveState -p Slice -p Delegate carrel-scoped.scope").stdout.split()
-        assert {"ActiveState=active", "Slice=a-b.slice", "Delegate=yes"} <= set(show), show
+        assert {"ActiveState=active", "Slice=a-b.slice", "Delegate=yes"} <= set(show), (attempt, show, sh("journalctl -b -n 30 --no-pager; systemd-cgls --no-pager | tail -n 40", check=False).stdout)
         sh("systemctl daemon-reload")
         folder = next(p for p in pathlib.Path("/sys/fs/cgroup").glob("**/carrel-scoped.scope/container") if (p / "pids.max").exists())
         assert (folder / "pids.max").read_text() == "20\n"

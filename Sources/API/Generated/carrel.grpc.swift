@@ -101,6 +101,32 @@ package enum Carrel_V1_WorkspaceService: Sendable {
                 type: .serverStreaming
             )
         }
+        /// Namespace for "Snapshot" metadata.
+        package enum Snapshot: Sendable {
+            /// Request type for "Snapshot".
+            package typealias Input = Carrel_V1_SnapshotRequest
+            /// Response type for "Snapshot".
+            package typealias Output = Carrel_V1_SnapshotResponse
+            /// Descriptor for "Snapshot".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.WorkspaceService"),
+                method: "Snapshot",
+                type: .unary
+            )
+        }
+        /// Namespace for "Acknowledge" metadata.
+        package enum Acknowledge: Sendable {
+            /// Request type for "Acknowledge".
+            package typealias Input = Carrel_V1_AcknowledgeRequest
+            /// Response type for "Acknowledge".
+            package typealias Output = Carrel_V1_AcknowledgeResponse
+            /// Descriptor for "Acknowledge".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.WorkspaceService"),
+                method: "Acknowledge",
+                type: .unary
+            )
+        }
         /// Namespace for "Logs" metadata.
         package enum Logs: Sendable {
             /// Request type for "Logs".
@@ -174,6 +200,8 @@ package enum Carrel_V1_WorkspaceService: Sendable {
             Stop.descriptor,
             Delete.descriptor,
             Watch.descriptor,
+            Snapshot.descriptor,
+            Acknowledge.descriptor,
             Logs.descriptor,
             Exec.descriptor,
             Stats.descriptor,
@@ -316,6 +344,45 @@ extension Carrel_V1_WorkspaceService {
             request: GRPCCore.StreamingServerRequest<Carrel_V1_WatchRequest>,
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_WatchResponse>
+
+        /// Handle the "Snapshot" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > All workspaces as they are after one certain event: this and the events after
+        /// > it are the same as what comes later.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_SnapshotRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_SnapshotResponse` messages.
+        func snapshot(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_SnapshotRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_SnapshotResponse>
+
+        /// Handle the "Acknowledge" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Says that everything up to a sequence is safe with the caller: it may then be
+        /// > trimmed. For nodes whose configuration names no controller; there it is the
+        /// > controller's to say.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_AcknowledgeRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_AcknowledgeResponse` messages.
+        func acknowledge(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_AcknowledgeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_AcknowledgeResponse>
 
         /// Handle the "Logs" method.
         ///
@@ -524,6 +591,45 @@ extension Carrel_V1_WorkspaceService {
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_WatchResponse>
 
+        /// Handle the "Snapshot" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > All workspaces as they are after one certain event: this and the events after
+        /// > it are the same as what comes later.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_SnapshotRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_SnapshotResponse` message.
+        func snapshot(
+            request: GRPCCore.ServerRequest<Carrel_V1_SnapshotRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_SnapshotResponse>
+
+        /// Handle the "Acknowledge" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Says that everything up to a sequence is safe with the caller: it may then be
+        /// > trimmed. For nodes whose configuration names no controller; there it is the
+        /// > controller's to say.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_AcknowledgeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_AcknowledgeResponse` message.
+        func acknowledge(
+            request: GRPCCore.ServerRequest<Carrel_V1_AcknowledgeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_AcknowledgeResponse>
+
         /// Handle the "Logs" method.
         ///
         /// > Source IDL Documentation:
@@ -730,6 +836,45 @@ extension Carrel_V1_WorkspaceService {
             context: GRPCCore.ServerContext
         ) async throws
 
+        /// Handle the "Snapshot" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > All workspaces as they are after one certain event: this and the events after
+        /// > it are the same as what comes later.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_SnapshotRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_SnapshotResponse` to respond with.
+        func snapshot(
+            request: Carrel_V1_SnapshotRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_SnapshotResponse
+
+        /// Handle the "Acknowledge" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Says that everything up to a sequence is safe with the caller: it may then be
+        /// > trimmed. For nodes whose configuration names no controller; there it is the
+        /// > controller's to say.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_AcknowledgeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_AcknowledgeResponse` to respond with.
+        func acknowledge(
+            request: Carrel_V1_AcknowledgeRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_AcknowledgeResponse
+
         /// Handle the "Logs" method.
         ///
         /// > Source IDL Documentation:
@@ -891,6 +1036,28 @@ extension Carrel_V1_WorkspaceService.StreamingServiceProtocol {
             }
         )
         router.registerHandler(
+            forMethod: Carrel_V1_WorkspaceService.Method.Snapshot.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_SnapshotRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_SnapshotResponse>(),
+            handler: { request, context in
+                try await self.snapshot(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_WorkspaceService.Method.Acknowledge.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_AcknowledgeRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_AcknowledgeResponse>(),
+            handler: { request, context in
+                try await self.acknowledge(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
             forMethod: Carrel_V1_WorkspaceService.Method.Logs.descriptor,
             deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_LogsRequest>(),
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_LogsResponse>(),
@@ -1015,6 +1182,28 @@ extension Carrel_V1_WorkspaceService.ServiceProtocol {
             context: context
         )
         return response
+    }
+
+    package func snapshot(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_SnapshotRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_SnapshotResponse> {
+        let response = try await self.snapshot(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func acknowledge(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_AcknowledgeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_AcknowledgeResponse> {
+        let response = try await self.acknowledge(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
     }
 
     package func logs(
@@ -1144,6 +1333,32 @@ extension Carrel_V1_WorkspaceService.SimpleServiceProtocol {
                 )
                 return [:]
             }
+        )
+    }
+
+    package func snapshot(
+        request: GRPCCore.ServerRequest<Carrel_V1_SnapshotRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_SnapshotResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_SnapshotResponse>(
+            message: try await self.snapshot(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func acknowledge(
+        request: GRPCCore.ServerRequest<Carrel_V1_AcknowledgeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_AcknowledgeResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_AcknowledgeResponse>(
+            message: try await self.acknowledge(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
         )
     }
 
@@ -1370,6 +1585,55 @@ extension Carrel_V1_WorkspaceService {
             deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_WatchResponse>,
             options: GRPCCore.CallOptions,
             onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_WatchResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "Snapshot" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > All workspaces as they are after one certain event: this and the events after
+        /// > it are the same as what comes later.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_SnapshotRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_SnapshotRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_SnapshotResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func snapshot<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_SnapshotRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_SnapshotRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_SnapshotResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_SnapshotResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "Acknowledge" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Says that everything up to a sequence is safe with the caller: it may then be
+        /// > trimmed. For nodes whose configuration names no controller; there it is the
+        /// > controller's to say.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_AcknowledgeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_AcknowledgeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_AcknowledgeResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func acknowledge<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_AcknowledgeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_AcknowledgeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_AcknowledgeResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_AcknowledgeResponse>) async throws -> Result
         ) async throws -> Result where Result: Sendable
 
         /// Call the "Logs" method.
@@ -1699,6 +1963,77 @@ extension Carrel_V1_WorkspaceService {
             try await self.client.serverStreaming(
                 request: request,
                 descriptor: Carrel_V1_WorkspaceService.Method.Watch.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "Snapshot" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > All workspaces as they are after one certain event: this and the events after
+        /// > it are the same as what comes later.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_SnapshotRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_SnapshotRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_SnapshotResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func snapshot<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_SnapshotRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_SnapshotRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_SnapshotResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_SnapshotResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_WorkspaceService.Method.Snapshot.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "Acknowledge" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Says that everything up to a sequence is safe with the caller: it may then be
+        /// > trimmed. For nodes whose configuration names no controller; there it is the
+        /// > controller's to say.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_AcknowledgeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_AcknowledgeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_AcknowledgeResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func acknowledge<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_AcknowledgeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_AcknowledgeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_AcknowledgeResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_AcknowledgeResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_WorkspaceService.Method.Acknowledge.descriptor,
                 serializer: serializer,
                 deserializer: deserializer,
                 options: options,
@@ -2039,6 +2374,67 @@ extension Carrel_V1_WorkspaceService.ClientProtocol {
         )
     }
 
+    /// Call the "Snapshot" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > All workspaces as they are after one certain event: this and the events after
+    /// > it are the same as what comes later.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_SnapshotRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func snapshot<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_SnapshotRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_SnapshotResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.snapshot(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_SnapshotRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_SnapshotResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "Acknowledge" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Says that everything up to a sequence is safe with the caller: it may then be
+    /// > trimmed. For nodes whose configuration names no controller; there it is the
+    /// > controller's to say.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_AcknowledgeRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func acknowledge<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_AcknowledgeRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_AcknowledgeResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.acknowledge(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_AcknowledgeRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_AcknowledgeResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
     /// Call the "Logs" method.
     ///
     /// > Source IDL Documentation:
@@ -2364,6 +2760,75 @@ extension Carrel_V1_WorkspaceService.ClientProtocol {
             metadata: metadata
         )
         return try await self.watch(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "Snapshot" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > All workspaces as they are after one certain event: this and the events after
+    /// > it are the same as what comes later.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func snapshot<Result>(
+        _ message: Carrel_V1_SnapshotRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_SnapshotResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_SnapshotRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.snapshot(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "Acknowledge" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Says that everything up to a sequence is safe with the caller: it may then be
+    /// > trimmed. For nodes whose configuration names no controller; there it is the
+    /// > controller's to say.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func acknowledge<Result>(
+        _ message: Carrel_V1_AcknowledgeRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_AcknowledgeResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_AcknowledgeRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.acknowledge(
             request: request,
             options: options,
             onResponse: handleResponse
@@ -3467,9 +3932,37 @@ package enum Carrel_V1_NodeService: Sendable {
                 type: .unary
             )
         }
+        /// Namespace for "Drain" metadata.
+        package enum Drain: Sendable {
+            /// Request type for "Drain".
+            package typealias Input = Carrel_V1_DrainRequest
+            /// Response type for "Drain".
+            package typealias Output = Carrel_V1_DrainResponse
+            /// Descriptor for "Drain".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.NodeService"),
+                method: "Drain",
+                type: .unary
+            )
+        }
+        /// Namespace for "Resume" metadata.
+        package enum Resume: Sendable {
+            /// Request type for "Resume".
+            package typealias Input = Carrel_V1_ResumeRequest
+            /// Response type for "Resume".
+            package typealias Output = Carrel_V1_ResumeResponse
+            /// Descriptor for "Resume".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.NodeService"),
+                method: "Resume",
+                type: .unary
+            )
+        }
         /// Descriptors for all methods in the "carrel.v1.NodeService" service.
         package static let descriptors: [GRPCCore.MethodDescriptor] = [
-            Info.descriptor
+            Info.descriptor,
+            Drain.descriptor,
+            Resume.descriptor
         ]
     }
 }
@@ -3509,6 +4002,40 @@ extension Carrel_V1_NodeService {
             request: GRPCCore.StreamingServerRequest<Carrel_V1_InfoRequest>,
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_InfoResponse>
+
+        /// Handle the "Drain" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Maintenance: no new launches from now on, over restarts too, until Resume.
+        /// > Workspaces go on, or with a deadline are stopped and those that are left then
+        /// > killed. Returns when it stands; progress comes through Watch.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_DrainRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_DrainResponse` messages.
+        func drain(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_DrainRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_DrainResponse>
+
+        /// Handle the "Resume" method.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_ResumeRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_ResumeResponse` messages.
+        func resume(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_ResumeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ResumeResponse>
     }
 
     /// Service protocol for the "carrel.v1.NodeService" service.
@@ -3532,6 +4059,40 @@ extension Carrel_V1_NodeService {
             request: GRPCCore.ServerRequest<Carrel_V1_InfoRequest>,
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.ServerResponse<Carrel_V1_InfoResponse>
+
+        /// Handle the "Drain" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Maintenance: no new launches from now on, over restarts too, until Resume.
+        /// > Workspaces go on, or with a deadline are stopped and those that are left then
+        /// > killed. Returns when it stands; progress comes through Watch.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_DrainRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_DrainResponse` message.
+        func drain(
+            request: GRPCCore.ServerRequest<Carrel_V1_DrainRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_DrainResponse>
+
+        /// Handle the "Resume" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ResumeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_ResumeResponse` message.
+        func resume(
+            request: GRPCCore.ServerRequest<Carrel_V1_ResumeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ResumeResponse>
     }
 
     /// Simple service protocol for the "carrel.v1.NodeService" service.
@@ -3553,6 +4114,40 @@ extension Carrel_V1_NodeService {
             request: Carrel_V1_InfoRequest,
             context: GRPCCore.ServerContext
         ) async throws -> Carrel_V1_InfoResponse
+
+        /// Handle the "Drain" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Maintenance: no new launches from now on, over restarts too, until Resume.
+        /// > Workspaces go on, or with a deadline are stopped and those that are left then
+        /// > killed. Returns when it stands; progress comes through Watch.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_DrainRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_DrainResponse` to respond with.
+        func drain(
+            request: Carrel_V1_DrainRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_DrainResponse
+
+        /// Handle the "Resume" method.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_ResumeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_ResumeResponse` to respond with.
+        func resume(
+            request: Carrel_V1_ResumeRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_ResumeResponse
     }
 }
 
@@ -3566,6 +4161,28 @@ extension Carrel_V1_NodeService.StreamingServiceProtocol {
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_InfoResponse>(),
             handler: { request, context in
                 try await self.info(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_NodeService.Method.Drain.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_DrainRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_DrainResponse>(),
+            handler: { request, context in
+                try await self.drain(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_NodeService.Method.Resume.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ResumeRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ResumeResponse>(),
+            handler: { request, context in
+                try await self.resume(
                     request: request,
                     context: context
                 )
@@ -3587,6 +4204,28 @@ extension Carrel_V1_NodeService.ServiceProtocol {
         )
         return GRPCCore.StreamingServerResponse(single: response)
     }
+
+    package func drain(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_DrainRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_DrainResponse> {
+        let response = try await self.drain(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func resume(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_ResumeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ResumeResponse> {
+        let response = try await self.resume(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
 }
 
 // Default implementation of methods from 'ServiceProtocol'.
@@ -3598,6 +4237,32 @@ extension Carrel_V1_NodeService.SimpleServiceProtocol {
     ) async throws -> GRPCCore.ServerResponse<Carrel_V1_InfoResponse> {
         return GRPCCore.ServerResponse<Carrel_V1_InfoResponse>(
             message: try await self.info(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func drain(
+        request: GRPCCore.ServerRequest<Carrel_V1_DrainRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_DrainResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_DrainResponse>(
+            message: try await self.drain(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func resume(
+        request: GRPCCore.ServerRequest<Carrel_V1_ResumeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ResumeResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_ResumeResponse>(
+            message: try await self.resume(
                 request: request.message,
                 context: context
             ),
@@ -3632,6 +4297,50 @@ extension Carrel_V1_NodeService {
             deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_InfoResponse>,
             options: GRPCCore.CallOptions,
             onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_InfoResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "Drain" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Maintenance: no new launches from now on, over restarts too, until Resume.
+        /// > Workspaces go on, or with a deadline are stopped and those that are left then
+        /// > killed. Returns when it stands; progress comes through Watch.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_DrainRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_DrainRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_DrainResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func drain<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_DrainRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_DrainRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_DrainResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_DrainResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "Resume" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ResumeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ResumeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ResumeResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func resume<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ResumeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ResumeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ResumeResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ResumeResponse>) async throws -> Result
         ) async throws -> Result where Result: Sendable
     }
 
@@ -3680,6 +4389,72 @@ extension Carrel_V1_NodeService {
                 onResponse: handleResponse
             )
         }
+
+        /// Call the "Drain" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Maintenance: no new launches from now on, over restarts too, until Resume.
+        /// > Workspaces go on, or with a deadline are stopped and those that are left then
+        /// > killed. Returns when it stands; progress comes through Watch.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_DrainRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_DrainRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_DrainResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func drain<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_DrainRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_DrainRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_DrainResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_DrainResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_NodeService.Method.Drain.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "Resume" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ResumeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ResumeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ResumeResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func resume<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ResumeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ResumeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ResumeResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ResumeResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_NodeService.Method.Resume.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
     }
 }
 
@@ -3706,6 +4481,62 @@ extension Carrel_V1_NodeService.ClientProtocol {
             request: request,
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_InfoRequest>(),
             deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_InfoResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "Drain" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Maintenance: no new launches from now on, over restarts too, until Resume.
+    /// > Workspaces go on, or with a deadline are stopped and those that are left then
+    /// > killed. Returns when it stands; progress comes through Watch.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_DrainRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func drain<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_DrainRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_DrainResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.drain(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_DrainRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_DrainResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "Resume" method.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_ResumeRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func resume<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_ResumeRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ResumeResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.resume(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ResumeRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ResumeResponse>(),
             options: options,
             onResponse: handleResponse
         )
@@ -3738,6 +4569,70 @@ extension Carrel_V1_NodeService.ClientProtocol {
             metadata: metadata
         )
         return try await self.info(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "Drain" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Maintenance: no new launches from now on, over restarts too, until Resume.
+    /// > Workspaces go on, or with a deadline are stopped and those that are left then
+    /// > killed. Returns when it stands; progress comes through Watch.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func drain<Result>(
+        _ message: Carrel_V1_DrainRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_DrainResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_DrainRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.drain(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "Resume" method.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func resume<Result>(
+        _ message: Carrel_V1_ResumeRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ResumeResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_ResumeRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.resume(
             request: request,
             options: options,
             onResponse: handleResponse

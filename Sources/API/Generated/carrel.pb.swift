@@ -514,6 +514,46 @@ package nonisolated struct Carrel_V1_Reason: Sendable {
   /// Clears the value of `memoryPeakBytes`. Subsequent reads from it will return its default value.
   package mutating func clearMemoryPeakBytes() {self._memoryPeakBytes = nil}
 
+  /// Of a stop, the rest of its certificate.
+  package var advice: String = String()
+
+  /// the last lines of the tool's output
+  package var logTail: [String] = []
+
+  /// from the start of the tool
+  package var ranMilliseconds: UInt64 {
+    get {_ranMilliseconds ?? 0}
+    set {_ranMilliseconds = newValue}
+  }
+  /// Returns true if `ranMilliseconds` has been explicitly set.
+  package var hasRanMilliseconds: Bool {self._ranMilliseconds != nil}
+  /// Clears the value of `ranMilliseconds`. Subsequent reads from it will return its default value.
+  package mutating func clearRanMilliseconds() {self._ranMilliseconds = nil}
+
+  package var stoppedBy: String = String()
+
+  /// of a failed start, with `errno`
+  package var step: String = String()
+
+  package var errno: Int32 {
+    get {_errno ?? 0}
+    set {_errno = newValue}
+  }
+  /// Returns true if `errno` has been explicitly set.
+  package var hasErrno: Bool {self._errno != nil}
+  /// Clears the value of `errno`. Subsequent reads from it will return its default value.
+  package mutating func clearErrno() {self._errno = nil}
+
+  /// of OutOfMemory, where the kernel told
+  package var killedProcess: Carrel_V1_KilledProcess {
+    get {_killedProcess ?? Carrel_V1_KilledProcess()}
+    set {_killedProcess = newValue}
+  }
+  /// Returns true if `killedProcess` has been explicitly set.
+  package var hasKilledProcess: Bool {self._killedProcess != nil}
+  /// Clears the value of `killedProcess`. Subsequent reads from it will return its default value.
+  package mutating func clearKilledProcess() {self._killedProcess = nil}
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -522,47 +562,134 @@ package nonisolated struct Carrel_V1_Reason: Sendable {
   fileprivate var _signal: Int32? = nil
   fileprivate var _memoryLimitBytes: UInt64? = nil
   fileprivate var _memoryPeakBytes: UInt64? = nil
+  fileprivate var _ranMilliseconds: UInt64? = nil
+  fileprivate var _errno: Int32? = nil
+  fileprivate var _killedProcess: Carrel_V1_KilledProcess? = nil
 }
 
-package nonisolated struct Carrel_V1_Event: Sendable {
+package nonisolated struct Carrel_V1_KilledProcess: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// as the host numbers it
+  package var pid: Int32 = 0
+
+  package var name: String = String()
+
+  package var residentBytes: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Carrel_V1_Event: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
   /// dense, from 1
-  package var sequence: UInt64 = 0
+  package var sequence: UInt64 {
+    get {_storage._sequence}
+    set {_uniqueStorage()._sequence = newValue}
+  }
 
-  /// Created, Preparing, Starting, Ready, Stopping, Stopped, Failed, Restarting, Deleted, OutOfMemory, CredentialsUpdated, Adopted
-  package var type: String = String()
+  /// Created, Preparing, Starting, Ready, Stopping, Stopped, Failed, Restarting, Deleted, OutOfMemory, CredentialsUpdated, Adopted, Recovered, Quarantined; of the node itself (no workspace): DrainBegan, DrainEnded
+  package var type: String {
+    get {_storage._type}
+    set {_uniqueStorage()._type = newValue}
+  }
 
-  package var workspace: String = String()
+  package var workspace: String {
+    get {_storage._workspace}
+    set {_uniqueStorage()._workspace = newValue}
+  }
 
-  package var state: Carrel_V1_State = .unspecified
+  package var state: Carrel_V1_State {
+    get {_storage._state}
+    set {_uniqueStorage()._state = newValue}
+  }
 
   package var reason: Carrel_V1_Reason {
-    get {_reason ?? Carrel_V1_Reason()}
-    set {_reason = newValue}
+    get {_storage._reason ?? Carrel_V1_Reason()}
+    set {_uniqueStorage()._reason = newValue}
   }
   /// Returns true if `reason` has been explicitly set.
-  package var hasReason: Bool {self._reason != nil}
+  package var hasReason: Bool {_storage._reason != nil}
   /// Clears the value of `reason`. Subsequent reads from it will return its default value.
-  package mutating func clearReason() {self._reason = nil}
+  package mutating func clearReason() {_uniqueStorage()._reason = nil}
 
   /// wall clock, RFC 3339; never decides order
-  package var time: String = String()
+  package var time: String {
+    get {_storage._time}
+    set {_uniqueStorage()._time = newValue}
+  }
 
   /// CLOCK_BOOTTIME
-  package var monotonicNanoseconds: UInt64 = 0
+  package var monotonicNanoseconds: UInt64 {
+    get {_storage._monotonicNanoseconds}
+    set {_uniqueStorage()._monotonicNanoseconds = newValue}
+  }
 
-  package var bootID: String = String()
+  package var bootID: String {
+    get {_storage._bootID}
+    set {_uniqueStorage()._bootID = newValue}
+  }
 
-  package var attributes: Dictionary<String,String> = [:]
+  package var attributes: Dictionary<String,String> {
+    get {_storage._attributes}
+    set {_uniqueStorage()._attributes = newValue}
+  }
+
+  /// the workspace's attempt
+  package var generation: UInt32 {
+    get {_storage._generation}
+    set {_uniqueStorage()._generation = newValue}
+  }
+
+  /// before it
+  package var previousState: Carrel_V1_State {
+    get {_storage._previousState}
+    set {_uniqueStorage()._previousState = newValue}
+  }
+
+  package var streamID: String {
+    get {_storage._streamID}
+    set {_uniqueStorage()._streamID = newValue}
+  }
+
+  /// how long the steps of the start took, in Ready, Stopped and Failed
+  package var phases: [Carrel_V1_Phase] {
+    get {_storage._phases}
+    set {_uniqueStorage()._phases = newValue}
+  }
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
 
-  fileprivate var _reason: Carrel_V1_Reason? = nil
+  fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Events that can no longer be had, and why: trimmed (they were acknowledged, or
+/// there is no controller and the size limit was reached) or lost (the journal
+/// was damaged; the stream has a new id).
+package nonisolated struct Carrel_V1_Gap: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var from: UInt64 = 0
+
+  /// 0: not known
+  package var to: UInt64 = 0
+
+  package var reason: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
 }
 
 package nonisolated struct Carrel_V1_LaunchRequest: Sendable {
@@ -796,11 +923,73 @@ package nonisolated struct Carrel_V1_WatchResponse: Sendable {
 
   package var streamID: String = String()
 
+  /// instead of an event, before the next one
+  package var gap: Carrel_V1_Gap {
+    get {_gap ?? Carrel_V1_Gap()}
+    set {_gap = newValue}
+  }
+  /// Returns true if `gap` has been explicitly set.
+  package var hasGap: Bool {self._gap != nil}
+  /// Clears the value of `gap`. Subsequent reads from it will return its default value.
+  package mutating func clearGap() {self._gap = nil}
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
 
   fileprivate var _event: Carrel_V1_Event? = nil
+  fileprivate var _gap: Carrel_V1_Gap? = nil
+}
+
+package nonisolated struct Carrel_V1_SnapshotRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Carrel_V1_SnapshotResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var streamID: String = String()
+
+  /// of the last event that is in it
+  package var sequence: UInt64 = 0
+
+  package var workspaces: [Carrel_V1_Workspace] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Carrel_V1_AcknowledgeRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var streamID: String = String()
+
+  package var sequence: UInt64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Carrel_V1_AcknowledgeResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
 }
 
 package nonisolated struct Carrel_V1_LogsRequest: Sendable {
@@ -1303,45 +1492,207 @@ package nonisolated struct Carrel_V1_InfoRequest: Sendable {
   package init() {}
 }
 
-package nonisolated struct Carrel_V1_InfoResponse: Sendable {
+package nonisolated struct Carrel_V1_InfoResponse: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  package var version: String = String()
+  package var version: String {
+    get {_storage._version}
+    set {_uniqueStorage()._version = newValue}
+  }
 
-  package var node: String = String()
+  package var node: String {
+    get {_storage._node}
+    set {_uniqueStorage()._node = newValue}
+  }
 
-  package var kernel: String = String()
+  package var kernel: String {
+    get {_storage._kernel}
+    set {_uniqueStorage()._kernel = newValue}
+  }
 
-  package var bootID: String = String()
+  package var bootID: String {
+    get {_storage._bootID}
+    set {_uniqueStorage()._bootID = newValue}
+  }
 
   /// unified, hybrid, legacy
-  package var cgroupLayout: String = String()
+  package var cgroupLayout: String {
+    get {_storage._cgroupLayout}
+    set {_uniqueStorage()._cgroupLayout = newValue}
+  }
 
-  package var memoryBytes: UInt64 = 0
+  package var memoryBytes: UInt64 {
+    get {_storage._memoryBytes}
+    set {_uniqueStorage()._memoryBytes = newValue}
+  }
 
   /// sum of the running workspaces' limits
-  package var memoryReservedBytes: UInt64 = 0
+  package var memoryReservedBytes: UInt64 {
+    get {_storage._memoryReservedBytes}
+    set {_uniqueStorage()._memoryReservedBytes = newValue}
+  }
 
-  package var cpus: Double = 0
+  package var cpus: Double {
+    get {_storage._cpus}
+    set {_uniqueStorage()._cpus = newValue}
+  }
 
-  package var cpusReserved: Double = 0
+  package var cpusReserved: Double {
+    get {_storage._cpusReserved}
+    set {_uniqueStorage()._cpusReserved = newValue}
+  }
+
+  package var workspaces: UInt32 {
+    get {_storage._workspaces}
+    set {_uniqueStorage()._workspaces = newValue}
+  }
+
+  package var workspacesRunning: UInt32 {
+    get {_storage._workspacesRunning}
+    set {_uniqueStorage()._workspacesRunning = newValue}
+  }
+
+  package var streamID: String {
+    get {_storage._streamID}
+    set {_uniqueStorage()._streamID = newValue}
+  }
+
+  /// sequence of the last event
+  package var head: UInt64 {
+    get {_storage._head}
+    set {_uniqueStorage()._head = newValue}
+  }
+
+  package var degraded: [String] {
+    get {_storage._degraded}
+    set {_uniqueStorage()._degraded = newValue}
+  }
+
+  package var tools: [String] {
+    get {_storage._tools}
+    set {_uniqueStorage()._tools = newValue}
+  }
+
+  package var started: String {
+    get {_storage._started}
+    set {_uniqueStorage()._started = newValue}
+  }
+
+  /// sequence of the oldest event that is kept
+  package var oldest: UInt64 {
+    get {_storage._oldest}
+    set {_uniqueStorage()._oldest = newValue}
+  }
+
+  package var acknowledged: UInt64 {
+    get {_storage._acknowledged}
+    set {_uniqueStorage()._acknowledged = newValue}
+  }
+
+  package var draining: Bool {
+    get {_storage._draining}
+    set {_uniqueStorage()._draining = newValue}
+  }
+
+  package var journalBytes: UInt64 {
+    get {_storage._journalBytes}
+    set {_uniqueStorage()._journalBytes = newValue}
+  }
+
+  package var journalLimitBytes: UInt64 {
+    get {_storage._journalLimitBytes}
+    set {_uniqueStorage()._journalLimitBytes = newValue}
+  }
+
+  package var controllers: [Carrel_V1_ControllerStatus] {
+    get {_storage._controllers}
+    set {_uniqueStorage()._controllers = newValue}
+  }
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+package nonisolated struct Carrel_V1_ControllerStatus: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var name: String = String()
+
+  package var socket: String = String()
+
+  package var owner: Bool = false
+
+  package var connected: Bool = false
+
+  package var acknowledged: UInt64 = 0
+
+  /// why it is not connected
+  package var problem: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Carrel_V1_DrainRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// without: workspaces go on
+  package var deadlineSeconds: UInt32 {
+    get {_deadlineSeconds ?? 0}
+    set {_deadlineSeconds = newValue}
+  }
+  /// Returns true if `deadlineSeconds` has been explicitly set.
+  package var hasDeadlineSeconds: Bool {self._deadlineSeconds != nil}
+  /// Clears the value of `deadlineSeconds`. Subsequent reads from it will return its default value.
+  package mutating func clearDeadlineSeconds() {self._deadlineSeconds = nil}
+
+  package var by: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _deadlineSeconds: UInt32? = nil
+}
+
+package nonisolated struct Carrel_V1_DrainResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
 
   package var workspaces: UInt32 = 0
 
-  package var workspacesRunning: UInt32 = 0
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
 
-  package var streamID: String = String()
+  package init() {}
+}
 
-  /// sequence of the last event
-  package var head: UInt64 = 0
+package nonisolated struct Carrel_V1_ResumeRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
 
-  package var degraded: [String] = []
+  package var by: String = String()
 
-  package var tools: [String] = []
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
 
-  package var started: String = String()
+  package init() {}
+}
+
+package nonisolated struct Carrel_V1_ResumeResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1935,7 +2286,7 @@ nonisolated extension Carrel_V1_Phase: SwiftProtobuf.Message, SwiftProtobuf._Mes
 
 nonisolated extension Carrel_V1_Reason: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".Reason"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}code\0\u{1}message\0\u{3}exit_code\0\u{1}signal\0\u{3}memory_limit_bytes\0\u{3}memory_peak_bytes\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}code\0\u{1}message\0\u{3}exit_code\0\u{1}signal\0\u{3}memory_limit_bytes\0\u{3}memory_peak_bytes\0\u{1}advice\0\u{3}log_tail\0\u{3}ran_milliseconds\0\u{3}stopped_by\0\u{1}step\0\u{1}errno\0\u{3}killed_process\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1949,6 +2300,13 @@ nonisolated extension Carrel_V1_Reason: SwiftProtobuf.Message, SwiftProtobuf._Me
       case 4: try { try decoder.decodeSingularInt32Field(value: &self._signal) }()
       case 5: try { try decoder.decodeSingularUInt64Field(value: &self._memoryLimitBytes) }()
       case 6: try { try decoder.decodeSingularUInt64Field(value: &self._memoryPeakBytes) }()
+      case 7: try { try decoder.decodeSingularStringField(value: &self.advice) }()
+      case 8: try { try decoder.decodeRepeatedStringField(value: &self.logTail) }()
+      case 9: try { try decoder.decodeSingularUInt64Field(value: &self._ranMilliseconds) }()
+      case 10: try { try decoder.decodeSingularStringField(value: &self.stoppedBy) }()
+      case 11: try { try decoder.decodeSingularStringField(value: &self.step) }()
+      case 12: try { try decoder.decodeSingularInt32Field(value: &self._errno) }()
+      case 13: try { try decoder.decodeSingularMessageField(value: &self._killedProcess) }()
       default: break
       }
     }
@@ -1977,6 +2335,27 @@ nonisolated extension Carrel_V1_Reason: SwiftProtobuf.Message, SwiftProtobuf._Me
     try { if let v = self._memoryPeakBytes {
       try visitor.visitSingularUInt64Field(value: v, fieldNumber: 6)
     } }()
+    if !self.advice.isEmpty {
+      try visitor.visitSingularStringField(value: self.advice, fieldNumber: 7)
+    }
+    if !self.logTail.isEmpty {
+      try visitor.visitRepeatedStringField(value: self.logTail, fieldNumber: 8)
+    }
+    try { if let v = self._ranMilliseconds {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 9)
+    } }()
+    if !self.stoppedBy.isEmpty {
+      try visitor.visitSingularStringField(value: self.stoppedBy, fieldNumber: 10)
+    }
+    if !self.step.isEmpty {
+      try visitor.visitSingularStringField(value: self.step, fieldNumber: 11)
+    }
+    try { if let v = self._errno {
+      try visitor.visitSingularInt32Field(value: v, fieldNumber: 12)
+    } }()
+    try { if let v = self._killedProcess {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 13)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -1987,14 +2366,21 @@ nonisolated extension Carrel_V1_Reason: SwiftProtobuf.Message, SwiftProtobuf._Me
     if lhs._signal != rhs._signal {return false}
     if lhs._memoryLimitBytes != rhs._memoryLimitBytes {return false}
     if lhs._memoryPeakBytes != rhs._memoryPeakBytes {return false}
+    if lhs.advice != rhs.advice {return false}
+    if lhs.logTail != rhs.logTail {return false}
+    if lhs._ranMilliseconds != rhs._ranMilliseconds {return false}
+    if lhs.stoppedBy != rhs.stoppedBy {return false}
+    if lhs.step != rhs.step {return false}
+    if lhs._errno != rhs._errno {return false}
+    if lhs._killedProcess != rhs._killedProcess {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
 }
 
-nonisolated extension Carrel_V1_Event: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".Event"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}sequence\0\u{1}type\0\u{1}workspace\0\u{1}state\0\u{1}reason\0\u{1}time\0\u{3}monotonic_nanoseconds\0\u{3}boot_id\0\u{1}attributes\0")
+nonisolated extension Carrel_V1_KilledProcess: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".KilledProcess"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}pid\0\u{1}name\0\u{3}resident_bytes\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2002,65 +2388,225 @@ nonisolated extension Carrel_V1_Event: SwiftProtobuf.Message, SwiftProtobuf._Mes
       // allocates stack space for every case branch when no optimizations are
       // enabled. https://github.com/apple/swift-protobuf/issues/1034
       switch fieldNumber {
-      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.sequence) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.type) }()
-      case 3: try { try decoder.decodeSingularStringField(value: &self.workspace) }()
-      case 4: try { try decoder.decodeSingularEnumField(value: &self.state) }()
-      case 5: try { try decoder.decodeSingularMessageField(value: &self._reason) }()
-      case 6: try { try decoder.decodeSingularStringField(value: &self.time) }()
-      case 7: try { try decoder.decodeSingularUInt64Field(value: &self.monotonicNanoseconds) }()
-      case 8: try { try decoder.decodeSingularStringField(value: &self.bootID) }()
-      case 9: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: &self.attributes) }()
+      case 1: try { try decoder.decodeSingularInt32Field(value: &self.pid) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.residentBytes) }()
       default: break
       }
     }
   }
 
   package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    if self.sequence != 0 {
-      try visitor.visitSingularUInt64Field(value: self.sequence, fieldNumber: 1)
+    if self.pid != 0 {
+      try visitor.visitSingularInt32Field(value: self.pid, fieldNumber: 1)
     }
-    if !self.type.isEmpty {
-      try visitor.visitSingularStringField(value: self.type, fieldNumber: 2)
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 2)
     }
-    if !self.workspace.isEmpty {
-      try visitor.visitSingularStringField(value: self.workspace, fieldNumber: 3)
+    if self.residentBytes != 0 {
+      try visitor.visitSingularUInt64Field(value: self.residentBytes, fieldNumber: 3)
     }
-    if self.state != .unspecified {
-      try visitor.visitSingularEnumField(value: self.state, fieldNumber: 4)
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_KilledProcess, rhs: Carrel_V1_KilledProcess) -> Bool {
+    if lhs.pid != rhs.pid {return false}
+    if lhs.name != rhs.name {return false}
+    if lhs.residentBytes != rhs.residentBytes {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_Event: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".Event"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}sequence\0\u{1}type\0\u{1}workspace\0\u{1}state\0\u{1}reason\0\u{1}time\0\u{3}monotonic_nanoseconds\0\u{3}boot_id\0\u{1}attributes\0\u{1}generation\0\u{3}previous_state\0\u{3}stream_id\0\u{1}phases\0")
+
+  fileprivate class _StorageClass {
+    var _sequence: UInt64 = 0
+    var _type: String = String()
+    var _workspace: String = String()
+    var _state: Carrel_V1_State = .unspecified
+    var _reason: Carrel_V1_Reason? = nil
+    var _time: String = String()
+    var _monotonicNanoseconds: UInt64 = 0
+    var _bootID: String = String()
+    var _attributes: Dictionary<String,String> = [:]
+    var _generation: UInt32 = 0
+    var _previousState: Carrel_V1_State = .unspecified
+    var _streamID: String = String()
+    var _phases: [Carrel_V1_Phase] = []
+
+      // This property is used as the initial default value for new instances of the type.
+      // The type itself is protecting the reference to its storage via CoW semantics.
+      // This will force a copy to be made of this reference when the first mutation occurs;
+      // hence, it is safe to mark this as `nonisolated(unsafe)`.
+      static nonisolated(unsafe) let defaultInstance = _StorageClass()
+
+    private init() {}
+
+    init(copying source: _StorageClass) {
+      _sequence = source._sequence
+      _type = source._type
+      _workspace = source._workspace
+      _state = source._state
+      _reason = source._reason
+      _time = source._time
+      _monotonicNanoseconds = source._monotonicNanoseconds
+      _bootID = source._bootID
+      _attributes = source._attributes
+      _generation = source._generation
+      _previousState = source._previousState
+      _streamID = source._streamID
+      _phases = source._phases
     }
-    try { if let v = self._reason {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
-    } }()
-    if !self.time.isEmpty {
-      try visitor.visitSingularStringField(value: self.time, fieldNumber: 6)
+  }
+
+  fileprivate mutating func _uniqueStorage() -> _StorageClass {
+    if !isKnownUniquelyReferenced(&_storage) {
+      _storage = _StorageClass(copying: _storage)
     }
-    if self.monotonicNanoseconds != 0 {
-      try visitor.visitSingularUInt64Field(value: self.monotonicNanoseconds, fieldNumber: 7)
+    return _storage
+  }
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    _ = _uniqueStorage()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      while let fieldNumber = try decoder.nextFieldNumber() {
+        // The use of inline closures is to circumvent an issue where the compiler
+        // allocates stack space for every case branch when no optimizations are
+        // enabled. https://github.com/apple/swift-protobuf/issues/1034
+        switch fieldNumber {
+        case 1: try { try decoder.decodeSingularUInt64Field(value: &_storage._sequence) }()
+        case 2: try { try decoder.decodeSingularStringField(value: &_storage._type) }()
+        case 3: try { try decoder.decodeSingularStringField(value: &_storage._workspace) }()
+        case 4: try { try decoder.decodeSingularEnumField(value: &_storage._state) }()
+        case 5: try { try decoder.decodeSingularMessageField(value: &_storage._reason) }()
+        case 6: try { try decoder.decodeSingularStringField(value: &_storage._time) }()
+        case 7: try { try decoder.decodeSingularUInt64Field(value: &_storage._monotonicNanoseconds) }()
+        case 8: try { try decoder.decodeSingularStringField(value: &_storage._bootID) }()
+        case 9: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: &_storage._attributes) }()
+        case 10: try { try decoder.decodeSingularUInt32Field(value: &_storage._generation) }()
+        case 11: try { try decoder.decodeSingularEnumField(value: &_storage._previousState) }()
+        case 12: try { try decoder.decodeSingularStringField(value: &_storage._streamID) }()
+        case 13: try { try decoder.decodeRepeatedMessageField(value: &_storage._phases) }()
+        default: break
+        }
+      }
     }
-    if !self.bootID.isEmpty {
-      try visitor.visitSingularStringField(value: self.bootID, fieldNumber: 8)
-    }
-    if !self.attributes.isEmpty {
-      try visitor.visitMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: self.attributes, fieldNumber: 9)
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every if/case branch local when no optimizations
+      // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+      // https://github.com/apple/swift-protobuf/issues/1182
+      if _storage._sequence != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._sequence, fieldNumber: 1)
+      }
+      if !_storage._type.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._type, fieldNumber: 2)
+      }
+      if !_storage._workspace.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._workspace, fieldNumber: 3)
+      }
+      if _storage._state != .unspecified {
+        try visitor.visitSingularEnumField(value: _storage._state, fieldNumber: 4)
+      }
+      try { if let v = _storage._reason {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
+      } }()
+      if !_storage._time.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._time, fieldNumber: 6)
+      }
+      if _storage._monotonicNanoseconds != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._monotonicNanoseconds, fieldNumber: 7)
+      }
+      if !_storage._bootID.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._bootID, fieldNumber: 8)
+      }
+      if !_storage._attributes.isEmpty {
+        try visitor.visitMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: _storage._attributes, fieldNumber: 9)
+      }
+      if _storage._generation != 0 {
+        try visitor.visitSingularUInt32Field(value: _storage._generation, fieldNumber: 10)
+      }
+      if _storage._previousState != .unspecified {
+        try visitor.visitSingularEnumField(value: _storage._previousState, fieldNumber: 11)
+      }
+      if !_storage._streamID.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._streamID, fieldNumber: 12)
+      }
+      if !_storage._phases.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._phases, fieldNumber: 13)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Carrel_V1_Event, rhs: Carrel_V1_Event) -> Bool {
-    if lhs.sequence != rhs.sequence {return false}
-    if lhs.type != rhs.type {return false}
-    if lhs.workspace != rhs.workspace {return false}
-    if lhs.state != rhs.state {return false}
-    if lhs._reason != rhs._reason {return false}
-    if lhs.time != rhs.time {return false}
-    if lhs.monotonicNanoseconds != rhs.monotonicNanoseconds {return false}
-    if lhs.bootID != rhs.bootID {return false}
-    if lhs.attributes != rhs.attributes {return false}
+    if lhs._storage !== rhs._storage {
+      let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
+        let _storage = _args.0
+        let rhs_storage = _args.1
+        if _storage._sequence != rhs_storage._sequence {return false}
+        if _storage._type != rhs_storage._type {return false}
+        if _storage._workspace != rhs_storage._workspace {return false}
+        if _storage._state != rhs_storage._state {return false}
+        if _storage._reason != rhs_storage._reason {return false}
+        if _storage._time != rhs_storage._time {return false}
+        if _storage._monotonicNanoseconds != rhs_storage._monotonicNanoseconds {return false}
+        if _storage._bootID != rhs_storage._bootID {return false}
+        if _storage._attributes != rhs_storage._attributes {return false}
+        if _storage._generation != rhs_storage._generation {return false}
+        if _storage._previousState != rhs_storage._previousState {return false}
+        if _storage._streamID != rhs_storage._streamID {return false}
+        if _storage._phases != rhs_storage._phases {return false}
+        return true
+      }
+      if !storagesAreEqual {return false}
+    }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_Gap: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".Gap"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}from\0\u{1}to\0\u{1}reason\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.from) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.to) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.reason) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.from != 0 {
+      try visitor.visitSingularUInt64Field(value: self.from, fieldNumber: 1)
+    }
+    if self.to != 0 {
+      try visitor.visitSingularUInt64Field(value: self.to, fieldNumber: 2)
+    }
+    if !self.reason.isEmpty {
+      try visitor.visitSingularStringField(value: self.reason, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_Gap, rhs: Carrel_V1_Gap) -> Bool {
+    if lhs.from != rhs.from {return false}
+    if lhs.to != rhs.to {return false}
+    if lhs.reason != rhs.reason {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -2480,7 +3026,7 @@ nonisolated extension Carrel_V1_WatchRequest: SwiftProtobuf.Message, SwiftProtob
 
 nonisolated extension Carrel_V1_WatchResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".WatchResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}event\0\u{3}stream_id\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}event\0\u{3}stream_id\0\u{1}gap\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2490,6 +3036,7 @@ nonisolated extension Carrel_V1_WatchResponse: SwiftProtobuf.Message, SwiftProto
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularMessageField(value: &self._event) }()
       case 2: try { try decoder.decodeSingularStringField(value: &self.streamID) }()
+      case 3: try { try decoder.decodeSingularMessageField(value: &self._gap) }()
       default: break
       }
     }
@@ -2506,12 +3053,129 @@ nonisolated extension Carrel_V1_WatchResponse: SwiftProtobuf.Message, SwiftProto
     if !self.streamID.isEmpty {
       try visitor.visitSingularStringField(value: self.streamID, fieldNumber: 2)
     }
+    try { if let v = self._gap {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Carrel_V1_WatchResponse, rhs: Carrel_V1_WatchResponse) -> Bool {
     if lhs._event != rhs._event {return false}
     if lhs.streamID != rhs.streamID {return false}
+    if lhs._gap != rhs._gap {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_SnapshotRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".SnapshotRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_SnapshotRequest, rhs: Carrel_V1_SnapshotRequest) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_SnapshotResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".SnapshotResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}stream_id\0\u{1}sequence\0\u{1}workspaces\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.streamID) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.sequence) }()
+      case 3: try { try decoder.decodeRepeatedMessageField(value: &self.workspaces) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.streamID.isEmpty {
+      try visitor.visitSingularStringField(value: self.streamID, fieldNumber: 1)
+    }
+    if self.sequence != 0 {
+      try visitor.visitSingularUInt64Field(value: self.sequence, fieldNumber: 2)
+    }
+    if !self.workspaces.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.workspaces, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_SnapshotResponse, rhs: Carrel_V1_SnapshotResponse) -> Bool {
+    if lhs.streamID != rhs.streamID {return false}
+    if lhs.sequence != rhs.sequence {return false}
+    if lhs.workspaces != rhs.workspaces {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_AcknowledgeRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".AcknowledgeRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}stream_id\0\u{1}sequence\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.streamID) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.sequence) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.streamID.isEmpty {
+      try visitor.visitSingularStringField(value: self.streamID, fieldNumber: 1)
+    }
+    if self.sequence != 0 {
+      try visitor.visitSingularUInt64Field(value: self.sequence, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_AcknowledgeRequest, rhs: Carrel_V1_AcknowledgeRequest) -> Bool {
+    if lhs.streamID != rhs.streamID {return false}
+    if lhs.sequence != rhs.sequence {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_AcknowledgeResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".AcknowledgeResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_AcknowledgeResponse, rhs: Carrel_V1_AcknowledgeResponse) -> Bool {
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3525,7 +4189,220 @@ nonisolated extension Carrel_V1_InfoRequest: SwiftProtobuf.Message, SwiftProtobu
 
 nonisolated extension Carrel_V1_InfoResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".InfoResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}version\0\u{1}node\0\u{1}kernel\0\u{3}boot_id\0\u{3}cgroup_layout\0\u{3}memory_bytes\0\u{3}memory_reserved_bytes\0\u{1}cpus\0\u{3}cpus_reserved\0\u{1}workspaces\0\u{3}workspaces_running\0\u{3}stream_id\0\u{1}head\0\u{1}degraded\0\u{1}tools\0\u{1}started\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}version\0\u{1}node\0\u{1}kernel\0\u{3}boot_id\0\u{3}cgroup_layout\0\u{3}memory_bytes\0\u{3}memory_reserved_bytes\0\u{1}cpus\0\u{3}cpus_reserved\0\u{1}workspaces\0\u{3}workspaces_running\0\u{3}stream_id\0\u{1}head\0\u{1}degraded\0\u{1}tools\0\u{1}started\0\u{1}oldest\0\u{1}acknowledged\0\u{1}draining\0\u{3}journal_bytes\0\u{3}journal_limit_bytes\0\u{1}controllers\0")
+
+  fileprivate class _StorageClass {
+    var _version: String = String()
+    var _node: String = String()
+    var _kernel: String = String()
+    var _bootID: String = String()
+    var _cgroupLayout: String = String()
+    var _memoryBytes: UInt64 = 0
+    var _memoryReservedBytes: UInt64 = 0
+    var _cpus: Double = 0
+    var _cpusReserved: Double = 0
+    var _workspaces: UInt32 = 0
+    var _workspacesRunning: UInt32 = 0
+    var _streamID: String = String()
+    var _head: UInt64 = 0
+    var _degraded: [String] = []
+    var _tools: [String] = []
+    var _started: String = String()
+    var _oldest: UInt64 = 0
+    var _acknowledged: UInt64 = 0
+    var _draining: Bool = false
+    var _journalBytes: UInt64 = 0
+    var _journalLimitBytes: UInt64 = 0
+    var _controllers: [Carrel_V1_ControllerStatus] = []
+
+      // This property is used as the initial default value for new instances of the type.
+      // The type itself is protecting the reference to its storage via CoW semantics.
+      // This will force a copy to be made of this reference when the first mutation occurs;
+      // hence, it is safe to mark this as `nonisolated(unsafe)`.
+      static nonisolated(unsafe) let defaultInstance = _StorageClass()
+
+    private init() {}
+
+    init(copying source: _StorageClass) {
+      _version = source._version
+      _node = source._node
+      _kernel = source._kernel
+      _bootID = source._bootID
+      _cgroupLayout = source._cgroupLayout
+      _memoryBytes = source._memoryBytes
+      _memoryReservedBytes = source._memoryReservedBytes
+      _cpus = source._cpus
+      _cpusReserved = source._cpusReserved
+      _workspaces = source._workspaces
+      _workspacesRunning = source._workspacesRunning
+      _streamID = source._streamID
+      _head = source._head
+      _degraded = source._degraded
+      _tools = source._tools
+      _started = source._started
+      _oldest = source._oldest
+      _acknowledged = source._acknowledged
+      _draining = source._draining
+      _journalBytes = source._journalBytes
+      _journalLimitBytes = source._journalLimitBytes
+      _controllers = source._controllers
+    }
+  }
+
+  fileprivate mutating func _uniqueStorage() -> _StorageClass {
+    if !isKnownUniquelyReferenced(&_storage) {
+      _storage = _StorageClass(copying: _storage)
+    }
+    return _storage
+  }
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    _ = _uniqueStorage()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      while let fieldNumber = try decoder.nextFieldNumber() {
+        // The use of inline closures is to circumvent an issue where the compiler
+        // allocates stack space for every case branch when no optimizations are
+        // enabled. https://github.com/apple/swift-protobuf/issues/1034
+        switch fieldNumber {
+        case 1: try { try decoder.decodeSingularStringField(value: &_storage._version) }()
+        case 2: try { try decoder.decodeSingularStringField(value: &_storage._node) }()
+        case 3: try { try decoder.decodeSingularStringField(value: &_storage._kernel) }()
+        case 4: try { try decoder.decodeSingularStringField(value: &_storage._bootID) }()
+        case 5: try { try decoder.decodeSingularStringField(value: &_storage._cgroupLayout) }()
+        case 6: try { try decoder.decodeSingularUInt64Field(value: &_storage._memoryBytes) }()
+        case 7: try { try decoder.decodeSingularUInt64Field(value: &_storage._memoryReservedBytes) }()
+        case 8: try { try decoder.decodeSingularDoubleField(value: &_storage._cpus) }()
+        case 9: try { try decoder.decodeSingularDoubleField(value: &_storage._cpusReserved) }()
+        case 10: try { try decoder.decodeSingularUInt32Field(value: &_storage._workspaces) }()
+        case 11: try { try decoder.decodeSingularUInt32Field(value: &_storage._workspacesRunning) }()
+        case 12: try { try decoder.decodeSingularStringField(value: &_storage._streamID) }()
+        case 13: try { try decoder.decodeSingularUInt64Field(value: &_storage._head) }()
+        case 14: try { try decoder.decodeRepeatedStringField(value: &_storage._degraded) }()
+        case 15: try { try decoder.decodeRepeatedStringField(value: &_storage._tools) }()
+        case 16: try { try decoder.decodeSingularStringField(value: &_storage._started) }()
+        case 17: try { try decoder.decodeSingularUInt64Field(value: &_storage._oldest) }()
+        case 18: try { try decoder.decodeSingularUInt64Field(value: &_storage._acknowledged) }()
+        case 19: try { try decoder.decodeSingularBoolField(value: &_storage._draining) }()
+        case 20: try { try decoder.decodeSingularUInt64Field(value: &_storage._journalBytes) }()
+        case 21: try { try decoder.decodeSingularUInt64Field(value: &_storage._journalLimitBytes) }()
+        case 22: try { try decoder.decodeRepeatedMessageField(value: &_storage._controllers) }()
+        default: break
+        }
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      if !_storage._version.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._version, fieldNumber: 1)
+      }
+      if !_storage._node.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._node, fieldNumber: 2)
+      }
+      if !_storage._kernel.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._kernel, fieldNumber: 3)
+      }
+      if !_storage._bootID.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._bootID, fieldNumber: 4)
+      }
+      if !_storage._cgroupLayout.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._cgroupLayout, fieldNumber: 5)
+      }
+      if _storage._memoryBytes != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._memoryBytes, fieldNumber: 6)
+      }
+      if _storage._memoryReservedBytes != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._memoryReservedBytes, fieldNumber: 7)
+      }
+      if _storage._cpus.bitPattern != 0 {
+        try visitor.visitSingularDoubleField(value: _storage._cpus, fieldNumber: 8)
+      }
+      if _storage._cpusReserved.bitPattern != 0 {
+        try visitor.visitSingularDoubleField(value: _storage._cpusReserved, fieldNumber: 9)
+      }
+      if _storage._workspaces != 0 {
+        try visitor.visitSingularUInt32Field(value: _storage._workspaces, fieldNumber: 10)
+      }
+      if _storage._workspacesRunning != 0 {
+        try visitor.visitSingularUInt32Field(value: _storage._workspacesRunning, fieldNumber: 11)
+      }
+      if !_storage._streamID.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._streamID, fieldNumber: 12)
+      }
+      if _storage._head != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._head, fieldNumber: 13)
+      }
+      if !_storage._degraded.isEmpty {
+        try visitor.visitRepeatedStringField(value: _storage._degraded, fieldNumber: 14)
+      }
+      if !_storage._tools.isEmpty {
+        try visitor.visitRepeatedStringField(value: _storage._tools, fieldNumber: 15)
+      }
+      if !_storage._started.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._started, fieldNumber: 16)
+      }
+      if _storage._oldest != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._oldest, fieldNumber: 17)
+      }
+      if _storage._acknowledged != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._acknowledged, fieldNumber: 18)
+      }
+      if _storage._draining != false {
+        try visitor.visitSingularBoolField(value: _storage._draining, fieldNumber: 19)
+      }
+      if _storage._journalBytes != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._journalBytes, fieldNumber: 20)
+      }
+      if _storage._journalLimitBytes != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._journalLimitBytes, fieldNumber: 21)
+      }
+      if !_storage._controllers.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._controllers, fieldNumber: 22)
+      }
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_InfoResponse, rhs: Carrel_V1_InfoResponse) -> Bool {
+    if lhs._storage !== rhs._storage {
+      let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
+        let _storage = _args.0
+        let rhs_storage = _args.1
+        if _storage._version != rhs_storage._version {return false}
+        if _storage._node != rhs_storage._node {return false}
+        if _storage._kernel != rhs_storage._kernel {return false}
+        if _storage._bootID != rhs_storage._bootID {return false}
+        if _storage._cgroupLayout != rhs_storage._cgroupLayout {return false}
+        if _storage._memoryBytes != rhs_storage._memoryBytes {return false}
+        if _storage._memoryReservedBytes != rhs_storage._memoryReservedBytes {return false}
+        if _storage._cpus != rhs_storage._cpus {return false}
+        if _storage._cpusReserved != rhs_storage._cpusReserved {return false}
+        if _storage._workspaces != rhs_storage._workspaces {return false}
+        if _storage._workspacesRunning != rhs_storage._workspacesRunning {return false}
+        if _storage._streamID != rhs_storage._streamID {return false}
+        if _storage._head != rhs_storage._head {return false}
+        if _storage._degraded != rhs_storage._degraded {return false}
+        if _storage._tools != rhs_storage._tools {return false}
+        if _storage._started != rhs_storage._started {return false}
+        if _storage._oldest != rhs_storage._oldest {return false}
+        if _storage._acknowledged != rhs_storage._acknowledged {return false}
+        if _storage._draining != rhs_storage._draining {return false}
+        if _storage._journalBytes != rhs_storage._journalBytes {return false}
+        if _storage._journalLimitBytes != rhs_storage._journalLimitBytes {return false}
+        if _storage._controllers != rhs_storage._controllers {return false}
+        return true
+      }
+      if !storagesAreEqual {return false}
+    }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_ControllerStatus: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ControllerStatus"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}socket\0\u{1}owner\0\u{1}connected\0\u{1}acknowledged\0\u{1}problem\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3533,96 +4410,164 @@ nonisolated extension Carrel_V1_InfoResponse: SwiftProtobuf.Message, SwiftProtob
       // allocates stack space for every case branch when no optimizations are
       // enabled. https://github.com/apple/swift-protobuf/issues/1034
       switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.version) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.node) }()
-      case 3: try { try decoder.decodeSingularStringField(value: &self.kernel) }()
-      case 4: try { try decoder.decodeSingularStringField(value: &self.bootID) }()
-      case 5: try { try decoder.decodeSingularStringField(value: &self.cgroupLayout) }()
-      case 6: try { try decoder.decodeSingularUInt64Field(value: &self.memoryBytes) }()
-      case 7: try { try decoder.decodeSingularUInt64Field(value: &self.memoryReservedBytes) }()
-      case 8: try { try decoder.decodeSingularDoubleField(value: &self.cpus) }()
-      case 9: try { try decoder.decodeSingularDoubleField(value: &self.cpusReserved) }()
-      case 10: try { try decoder.decodeSingularUInt32Field(value: &self.workspaces) }()
-      case 11: try { try decoder.decodeSingularUInt32Field(value: &self.workspacesRunning) }()
-      case 12: try { try decoder.decodeSingularStringField(value: &self.streamID) }()
-      case 13: try { try decoder.decodeSingularUInt64Field(value: &self.head) }()
-      case 14: try { try decoder.decodeRepeatedStringField(value: &self.degraded) }()
-      case 15: try { try decoder.decodeRepeatedStringField(value: &self.tools) }()
-      case 16: try { try decoder.decodeSingularStringField(value: &self.started) }()
+      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.socket) }()
+      case 3: try { try decoder.decodeSingularBoolField(value: &self.owner) }()
+      case 4: try { try decoder.decodeSingularBoolField(value: &self.connected) }()
+      case 5: try { try decoder.decodeSingularUInt64Field(value: &self.acknowledged) }()
+      case 6: try { try decoder.decodeSingularStringField(value: &self.problem) }()
       default: break
       }
     }
   }
 
   package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.version.isEmpty {
-      try visitor.visitSingularStringField(value: self.version, fieldNumber: 1)
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
     }
-    if !self.node.isEmpty {
-      try visitor.visitSingularStringField(value: self.node, fieldNumber: 2)
+    if !self.socket.isEmpty {
+      try visitor.visitSingularStringField(value: self.socket, fieldNumber: 2)
     }
-    if !self.kernel.isEmpty {
-      try visitor.visitSingularStringField(value: self.kernel, fieldNumber: 3)
+    if self.owner != false {
+      try visitor.visitSingularBoolField(value: self.owner, fieldNumber: 3)
     }
-    if !self.bootID.isEmpty {
-      try visitor.visitSingularStringField(value: self.bootID, fieldNumber: 4)
+    if self.connected != false {
+      try visitor.visitSingularBoolField(value: self.connected, fieldNumber: 4)
     }
-    if !self.cgroupLayout.isEmpty {
-      try visitor.visitSingularStringField(value: self.cgroupLayout, fieldNumber: 5)
+    if self.acknowledged != 0 {
+      try visitor.visitSingularUInt64Field(value: self.acknowledged, fieldNumber: 5)
     }
-    if self.memoryBytes != 0 {
-      try visitor.visitSingularUInt64Field(value: self.memoryBytes, fieldNumber: 6)
-    }
-    if self.memoryReservedBytes != 0 {
-      try visitor.visitSingularUInt64Field(value: self.memoryReservedBytes, fieldNumber: 7)
-    }
-    if self.cpus.bitPattern != 0 {
-      try visitor.visitSingularDoubleField(value: self.cpus, fieldNumber: 8)
-    }
-    if self.cpusReserved.bitPattern != 0 {
-      try visitor.visitSingularDoubleField(value: self.cpusReserved, fieldNumber: 9)
-    }
-    if self.workspaces != 0 {
-      try visitor.visitSingularUInt32Field(value: self.workspaces, fieldNumber: 10)
-    }
-    if self.workspacesRunning != 0 {
-      try visitor.visitSingularUInt32Field(value: self.workspacesRunning, fieldNumber: 11)
-    }
-    if !self.streamID.isEmpty {
-      try visitor.visitSingularStringField(value: self.streamID, fieldNumber: 12)
-    }
-    if self.head != 0 {
-      try visitor.visitSingularUInt64Field(value: self.head, fieldNumber: 13)
-    }
-    if !self.degraded.isEmpty {
-      try visitor.visitRepeatedStringField(value: self.degraded, fieldNumber: 14)
-    }
-    if !self.tools.isEmpty {
-      try visitor.visitRepeatedStringField(value: self.tools, fieldNumber: 15)
-    }
-    if !self.started.isEmpty {
-      try visitor.visitSingularStringField(value: self.started, fieldNumber: 16)
+    if !self.problem.isEmpty {
+      try visitor.visitSingularStringField(value: self.problem, fieldNumber: 6)
     }
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  package static func ==(lhs: Carrel_V1_InfoResponse, rhs: Carrel_V1_InfoResponse) -> Bool {
-    if lhs.version != rhs.version {return false}
-    if lhs.node != rhs.node {return false}
-    if lhs.kernel != rhs.kernel {return false}
-    if lhs.bootID != rhs.bootID {return false}
-    if lhs.cgroupLayout != rhs.cgroupLayout {return false}
-    if lhs.memoryBytes != rhs.memoryBytes {return false}
-    if lhs.memoryReservedBytes != rhs.memoryReservedBytes {return false}
-    if lhs.cpus != rhs.cpus {return false}
-    if lhs.cpusReserved != rhs.cpusReserved {return false}
+  package static func ==(lhs: Carrel_V1_ControllerStatus, rhs: Carrel_V1_ControllerStatus) -> Bool {
+    if lhs.name != rhs.name {return false}
+    if lhs.socket != rhs.socket {return false}
+    if lhs.owner != rhs.owner {return false}
+    if lhs.connected != rhs.connected {return false}
+    if lhs.acknowledged != rhs.acknowledged {return false}
+    if lhs.problem != rhs.problem {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_DrainRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".DrainRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}deadline_seconds\0\u{1}by\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._deadlineSeconds) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.by) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._deadlineSeconds {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    if !self.by.isEmpty {
+      try visitor.visitSingularStringField(value: self.by, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_DrainRequest, rhs: Carrel_V1_DrainRequest) -> Bool {
+    if lhs._deadlineSeconds != rhs._deadlineSeconds {return false}
+    if lhs.by != rhs.by {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_DrainResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".DrainResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}workspaces\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.workspaces) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.workspaces != 0 {
+      try visitor.visitSingularUInt32Field(value: self.workspaces, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_DrainResponse, rhs: Carrel_V1_DrainResponse) -> Bool {
     if lhs.workspaces != rhs.workspaces {return false}
-    if lhs.workspacesRunning != rhs.workspacesRunning {return false}
-    if lhs.streamID != rhs.streamID {return false}
-    if lhs.head != rhs.head {return false}
-    if lhs.degraded != rhs.degraded {return false}
-    if lhs.tools != rhs.tools {return false}
-    if lhs.started != rhs.started {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_ResumeRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ResumeRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}by\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.by) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.by.isEmpty {
+      try visitor.visitSingularStringField(value: self.by, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_ResumeRequest, rhs: Carrel_V1_ResumeRequest) -> Bool {
+    if lhs.by != rhs.by {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_ResumeResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".ResumeResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_ResumeResponse, rhs: Carrel_V1_ResumeResponse) -> Bool {
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Journal
+internal import Linux
+internal import Logging
+internal import Workspaces
+
+/// That the node takes no new workspaces. Kept over restarts until somebody ends it.
+package struct Drain: Codable, Equatable, Sendable {
+  package let by: String
+  package let began: String
+  /// When what still runs is stopped, in nanoseconds since the boot `bootID`; nil: never.
+  let deadline: Int64?
+  let bootID: String
+}
+
+/// What happens to the node as a whole.
+extension NodeAgent {
+  static let drainSetting = "drain"
+
+  /// Refuses launches from now on. With `seconds`, what runs gets SIGTERM now and SIGKILL when they are over. Returns how
+  /// many run.
+  package func drain(seconds: UInt32?, by: String) async throws -> Int {
+    let drain = Drain(
+      by: by, began: wallTime(), deadline: seconds.map { Clock.boottime + Int64($0) * 1_000_000_000 }, bootID: facts.bootID)
+    let text = String(decoding: try JSONEncoder().encode(drain), as: UTF8.self)
+    var attributes = ["by": by]
+    if let seconds { attributes["deadlineSeconds"] = "\(seconds)" }
+    // In memory first: a launch that comes while this is written is refused too.
+    let before = self.drain
+    self.drain = drain
+    do {
+      try await tell(.drainBegan, attributes, setting: text)
+    } catch {
+      self.drain = before
+      throw error
+    }
+    logger.notice("draining", metadata: ["by": "\(by)", "deadline": "\(seconds.map { "\($0) s" } ?? "none")"])
+    evict()
+    return workspaces.values.filter { !$0.record.state.isTerminal }.count
+  }
+
+  package func resume(by: String) async throws {
+    guard drain != nil else { return }
+    try await tell(.drainEnded, ["by": by], setting: nil)
+    drain = nil
+    logger.notice("no longer draining", metadata: ["by": "\(by)"])
+  }
+
+  /// Stops what runs, by the drain's deadline; also when an agent comes back in the middle of one.
+  func evict() {
+    guard let drain, let deadline = drain.deadline else { return }
+    let left = drain.bootID == facts.bootID ? max(0, deadline - Clock.boottime) / 1_000_000_000 : 0
+    for managed in workspaces.values where !managed.record.state.isTerminal {
+      managed.verdict = managed.verdict ?? Reason(.drained, "the node is being drained by \(drain.by)")
+      let id = managed.record.spec.id
+      Task { _ = try? await stop(id, grace: UInt32(clamping: left), by: drain.by) }
+    }
+  }
+
+  private func tell(_ type: EventType, _ attributes: [String: String], setting: String?) async throws {
+    let event = try nodeEvent(type, attributes)
+    feed.announce(try await inOrder { journal in try await journal.commit(event, setting: NodeAgent.drainSetting, to: setting) })
+  }
+
+  /// An event of the node itself.
+  func tell(_ type: EventType, _ attributes: [String: String]) async throws {
+    let event = try nodeEvent(type, attributes)
+    feed.announce(try await inOrder { journal in try await journal.commit(event) })
+  }
+
+  private func nodeEvent(_ type: EventType, _ attributes: [String: String]) throws -> JournalEvent {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys]
+    return JournalEvent(
+      type: type.rawValue, workspace: "", state: "", previous: nil, generation: 0, reason: nil,
+      attributes: String(decoding: try encoder.encode(attributes), as: UTF8.self), wallTime: wallTime(),
+      bootNanoseconds: Clock.boottime, bootID: facts.bootID, phases: nil)
+  }
+
+  // ----------------------------------------------------------------- retention
+
+  package static let puller = "pull"
+
+  /// Takes an acknowledgement of a caller that pulls, where no controller is configured to do that.
+  package func acknowledge(_ sequence: Int64) async throws {
+    if let owner = configuration.controllers.first(where: { $0.owner }) {
+      throw AgentError(.failedPrecondition, "the controller \(owner.name) acknowledges this node's events")
+    }
+    try await acknowledge(sequence, by: NodeAgent.puller)
+  }
+
+  package func acknowledge(_ sequence: Int64, by controller: String) async throws {
+    do {
+      try await journal.acknowledge(sequence, by: controller)
+    } catch let error as JournalError {
+      throw AgentError(.outOfRange, "sequence: \(error)")
+    }
+    try await trim()
+  }
+
+  /// What may go, goes: what the owner of the acknowledgement has; where nobody owns it and the limit is near, the oldest.
+  func trim() async throws {
+    let owner = configuration.controllers.first { $0.owner }?.name ?? NodeAgent.puller
+    let kept = Int64(configuration.journalKeep)
+    if let acknowledged = try await journal.acknowledged(by: owner) { try await journal.trim(through: acknowledged, keeping: kept) }
+    guard !configuration.controllers.contains(where: { $0.owner }) else { return }
+    let extent = try await journal.extent()
+    guard extent.bytes > journalRoom else { return }
+    logger.warning("the journal has reached its limit and nobody acknowledges: the older half of its events goes")
+    try await journal.trim(through: extent.oldest + (extent.head - extent.oldest) / 2, keeping: kept)
+  }
+
+  /// What may be used before launches are refused: a tenth is kept for ends and deletions, which cannot be refused.
+  var journalRoom: UInt64 { (Quantity.whole(configuration.journalLimit) ?? 0) / 10 * 9 }
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import GRDB
+
+/// Who has what, and what may therefore go.
+extension Journal {
+  /// How much the journal holds, and where it stands.
+  package struct Extent: Sendable {
+    /// Of the pages in use; free ones are used again.
+    package let bytes: UInt64
+    /// The sequence of the oldest event that is kept; head + 1 where none is.
+    package let oldest: Int64
+    package let head: Int64
+  }
+
+  package func extent() async throws -> Extent {
+    try await pool.read { database in
+      func number(_ sql: String) throws -> Int64 { try Int64.fetchOne(database, sql: sql) ?? 0 }
+      let pages = try number("PRAGMA page_count") - number("PRAGMA freelist_count")
+      return Extent(
+        bytes: UInt64(pages * (try number("PRAGMA page_size"))), oldest: try number("SELECT trimmed FROM stream") + 1,
+        head: try Journal.head(database))
+    }
+  }
+
+  /// The highest sequence that this controller has acknowledged; nil where it never has.
+  package func acknowledged(by controller: String) async throws -> Int64? {
+    try await pool.read {
+      try Int64.fetchOne($0, sql: "SELECT sequence FROM acknowledgement WHERE controller = ?", arguments: [controller])
+    }
+  }
+
+  /// Cumulative: a lower one than before changes nothing. One above the head is refused.
+  package func acknowledge(_ sequence: Int64, by controller: String) async throws {
+    try await pool.write { database in
+      let head = try Journal.head(database)
+      guard (0...head).contains(sequence) else { throw JournalError.outOfRange(asked: sequence, head: head) }
+      try database.execute(
+        sql: """
+          INSERT INTO acknowledgement VALUES (?, ?)
+          ON CONFLICT (controller) DO UPDATE SET sequence = max(sequence, excluded.sequence)
+          """, arguments: [controller, sequence])
+    }
+  }
+
+  /// Removes events up to `sequence`, but the newest `kept` of all stay.
+  package func trim(through sequence: Int64, keeping kept: Int64) async throws {
+    try await pool.write { database in
+      let end = min(sequence, try Journal.head(database) - kept)
+      guard end > (try Int64.fetchOne(database, sql: "SELECT trimmed FROM stream") ?? 0) else { return }
+      try database.execute(sql: "DELETE FROM event WHERE sequence <= ?", arguments: [end])
+      try database.execute(sql: "UPDATE stream SET trimmed = ?", arguments: [end])
+    }
+  }
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import API
+package import Agent
+internal import SwiftProtobuf
+internal import Workspaces
+
+// What can be asked of the agent on its own socket and on a controller's call alike.
+
+extension NodeAgent {
+  package func answer(_ request: Carrel_V1_LaunchRequest) async throws -> Carrel_V1_LaunchResponse {
+    let spec: WorkspaceSpec
+    switch request.source {
+    case .spec(let wire): spec = try WorkspaceSpec(wire)
+    case .manifest(let text): spec = try WorkspaceSpec(yaml: text)
+    case nil: throw AgentError(.invalidArgument, "source: expected a spec or a manifest")
+    }
+    let credentials = request.credentials.map { Credential(name: $0.name, content: [UInt8]($0.data)) }
+    let (record, created) = try await launch(spec, credentials: credentials)
+    return .with {
+      $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil)
+      $0.created = created
+    }
+  }
+
+  package func answer(_ request: Carrel_V1_StopRequest) async throws -> Carrel_V1_StopResponse {
+    let grace = request.hasGracePeriodSeconds ? request.gracePeriodSeconds : nil
+    if let grace, grace > 3600 { throw AgentError(.invalidArgument, "grace_period_seconds: \(grace) is not between 0 and 3600") }
+    let record = try await stop(request.id, grace: grace, by: request.by.isEmpty ? "a controller" : printable(request.by))
+    return .with { $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil) }
+  }
+
+  package func answer(_ request: Carrel_V1_DeleteRequest) async throws -> Carrel_V1_DeleteResponse {
+    try await delete(request.id)
+    return Carrel_V1_DeleteResponse()
+  }
+
+  package func answer(_ request: Carrel_V1_UpdateCredentialsRequest) async throws -> Carrel_V1_UpdateCredentialsResponse {
+    try await updateCredentials(request.id, request.credentials.map { Credential(name: $0.name, content: [UInt8]($0.data)) })
+    return Carrel_V1_UpdateCredentialsResponse()
+  }
+
+  package func answer(_ request: Carrel_V1_DrainRequest) async throws -> Carrel_V1_DrainResponse {
+    let seconds = request.hasDeadlineSeconds ? request.deadlineSeconds : nil
+    if let seconds, seconds > 86_400 { throw AgentError(.invalidArgument, "deadline_seconds: \(seconds) is not between 0 and 86400") }
+    let left = try await drain(seconds: seconds, by: request.by.isEmpty ? "a controller" : printable(request.by))
+    return .with { $0.workspaces = UInt32(left) }
+  }
+
+  package func answer(_ request: Carrel_V1_ResumeRequest) async throws -> Carrel_V1_ResumeResponse {
+    try await resume(by: request.by.isEmpty ? "a controller" : printable(request.by))
+    return Carrel_V1_ResumeResponse()
+  }
+}
