@@ -61,7 +61,9 @@ extension NodeAgent {
 
   private func tell(_ type: EventType, _ attributes: [String: String], setting: String?) async throws {
     let event = try nodeEvent(type, attributes)
+    Fault.at("before \(type.rawValue)")
     feed.announce(try await inOrder { journal in try await journal.commit(event, setting: NodeAgent.drainSetting, to: setting) })
+    Fault.at("after \(type.rawValue)")
   }
 
   /// An event of the node itself.
@@ -97,6 +99,7 @@ extension NodeAgent {
     } catch let error as JournalError {
       throw AgentError(.outOfRange, "sequence: \(error)")
     }
+    Fault.at(.acknowledged)
     try await trim()
   }
 
@@ -105,6 +108,7 @@ extension NodeAgent {
     let owner = configuration.controllers.first { $0.owner }?.name ?? NodeAgent.puller
     let kept = Int64(configuration.journalKeep)
     if let acknowledged = try await journal.acknowledged(by: owner) { try await journal.trim(through: acknowledged, keeping: kept) }
+    Fault.at(.trimmed)
     guard !configuration.controllers.contains(where: { $0.owner }) else { return }
     let extent = try await journal.extent()
     guard extent.bytes > journalRoom else { return }

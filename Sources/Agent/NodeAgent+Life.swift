@@ -112,6 +112,7 @@ extension NodeAgent {
         Resources(memoryBytes: amounts.memoryBytes, milliCPUs: amounts.milliCPUs, pids: amounts.pids).values(cgroup.layout))
     }
     clock.lap("limits", managed)
+    Fault.at(.limited)
 
     let copy = try? managed.record.encoded()
     let plan = compile(managed.record, tool, image)
@@ -121,6 +122,7 @@ extension NodeAgent {
     let link = try await step(.isolation) { try folder.spawn(plan, id: spec.id, helper: helper, errors: 2) }
     managed.link = link
     clock.lap("supervisor", managed)
+    Fault.at(.spawned)
     return link
   }
 
@@ -161,8 +163,10 @@ extension NodeAgent {
           connecting = true
           do throws(Refusal) {
             outstanding = try handOverSecrets(managed, link)
+            Fault.at(.entrusted)
             try await connect(managed, pid: pid)
             connected = true
+            Fault.at(.connected)
           } catch {
             failure = error.reason
             try? link.send(.kill)
@@ -186,6 +190,7 @@ extension NodeAgent {
       if waiting && connected && outstanding == 0 {
         waiting = false
         try? link.send(.start)
+        Fault.at(.released)
         clock.lap("secrets", managed)
       }
     }
@@ -268,6 +273,7 @@ extension NodeAgent {
 
   /// From what the supervisor left to the last event, and everything given back.
   func settle(_ managed: Managed, failure: Reason?) async {
+    Fault.at(.exitSeen)
     let usage = managed.record.cgroup.isEmpty ? Usage() : cgroup(of: managed.record).usage()
     let record = managed.folder.exitRecord
     // Tidied beside the telling: nobody waits for a cgroup to empty, but `delete` and the next attempt, which would
@@ -297,6 +303,8 @@ extension NodeAgent {
     managed.link = nil
     let attachment = attachment(managed.record)
     let group = managed.record.cgroup.isEmpty ? nil : cgroup(of: managed.record)
+    Fault.at(.cleaning)
+    defer { Fault.at(.cleaned) }
     try? await blocking { [network] in
       network.detach(attachment)
       guard let group else { return }

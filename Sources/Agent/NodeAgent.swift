@@ -273,14 +273,17 @@ package actor NodeAgent {
     let record = managed.record
     let event = try event(.deleted, record, after: record.state)
     workspaces[id] = nil
+    Fault.at(.beforeDeleted)
     do {
       feed.announce(try await inOrder { journal in try await journal.commitDeletion(id, event) })
     } catch {
       workspaces[id] = managed
       throw error
     }
+    Fault.at(.afterDeleted)
     let path = folderPath(id)
     try await blocking { try FileManager.default.removeItem(atPath: path) }
+    Fault.at(.folderRemoved)
   }
 
   /// Runs image work on a thread that may wait.
@@ -334,6 +337,8 @@ package actor NodeAgent {
     let event = try event(type, managed.record, after: managed.told, attributes)
     managed.told = managed.record.state
     let record = try managed.record.journalRecord()
+    Fault.at("before \(type.rawValue)")
+    defer { Fault.at("after \(type.rawValue)") }
     feed.announce(
       try await inOrder { [logger] journal in
         while true {

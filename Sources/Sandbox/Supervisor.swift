@@ -61,6 +61,7 @@ package final class Supervisor {
 
   private func launch() throws(StepFailure) {
     try host.prepare()
+    Fault.at(.prepared)
     let control: (Handle, Handle)
     let output: Pipe
     let errors: Pipe
@@ -90,6 +91,7 @@ package final class Supervisor {
     output.closeWriting()
     errors.closeWriting()
     host.closeMounts()
+    Fault.at(.cloned)
     status = .created(pid: pid)
     do throws(Errno) { try socket.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
   }
@@ -229,7 +231,9 @@ package final class Supervisor {
 
   /// First on disk, then told.
   private func finish(_ record: ExitRecord, report: Message) {
+    Fault.at(.beforeRecord)
     do throws(Errno) { try record.write(in: folder.descriptor) } catch {}
+    Fault.at(.afterRecord)
     status = report
     do throws(Errno) { while true { acceptLate(try Socket.accept(listener.descriptor)) } } catch {}
     broadcast(report)

@@ -53,7 +53,7 @@ package struct WorkspaceFolder: Sendable {
       let listener = try Socket.listen(WorkspaceFolder.socketName, in: folder.descriptor)
       let log = try folder.descriptor.open("log", [.readOnly, .directory])
       _ = try Process.spawn(
-        helper, CStrings(["carrel-shim", id]), CStrings([]), folder.descriptor, listener, log, errors: errors)
+        helper, CStrings(["carrel-shim", id]), CStrings(Fault.environment), folder.descriptor, listener, log, errors: errors)
       return try connect()
     } catch {
       throw StepFailure("start \(helper)", error)

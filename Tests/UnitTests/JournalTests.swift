@@ -14,7 +14,8 @@ import Testing
 
   private func event(_ id: String) -> JournalEvent {
     JournalEvent(
-      type: "Created", workspace: id, state: "pending", reason: nil, attributes: "{}", wallTime: "t", bootNanoseconds: 1, bootID: "b")
+      type: "Created", workspace: id, state: "pending", previous: nil, generation: 1, reason: nil, attributes: "{}", wallTime: "t",
+      bootNanoseconds: 1, bootID: "b", phases: nil)
   }
 
   @Test("sequences are dense under concurrent commits, and survive reopening") func dense() async throws {
@@ -54,10 +55,59 @@ import Testing
     #expect(try await journal.records().isEmpty)
   }
 
-  @Test("a damaged journal is refused, not read around") func damaged() async throws {
+  @Test("a damaged journal is set aside whole, and a new stream says what was lost", arguments: ["all", "page", "schema"])
+  func damaged(_ how: String) async throws {
     let folder = try temporary()
     defer { try? FileManager.default.removeItem(atPath: folder) }
-    try Data(repeating: 0x55, count: 8192).write(to: URL(fileURLWithPath: folder + "/j.sqlite"))
-    #expect(throws: (any Error).self) { try Journal(path: folder + "/j.sqlite") }
+    let path = folder + "/j.sqlite"
+    let journal = try Journal(path: path)
+    for index in 0..<200 {
+      _ = try await journal.commit(JournalRecord(id: "w\(index)", state: "pending", slot: Int64(index), body: "{}"), event("w\(index)"))
+    }
+    let stream = journal.streamID
+    try journal.close()
+    var bytes = try Data(contentsOf: URL(fileURLWithPath: path))
+    switch how {
+    case "all": bytes = Data(repeating: 0x55, count: 8192)
+    case "page": bytes.replaceSubrange(8192..<12_288, with: Data(repeating: 0xAA, count: 4096))
+    default: bytes.replaceSubrange(0..<16, with: Data(repeating: 0, count: 16))
+    }
+    try bytes.write(to: URL(fileURLWithPath: path))
+    let next = try Journal(path: path)
+    #expect(next.streamID != stream)
+    #expect(next.loss?.contains("kept as \(path)-damaged-") == true)
+    #expect(try await next.head() == 0)
+    let kept = try FileManager.default.contentsOfDirectory(atPath: folder).filter { $0.contains("damaged") && !$0.hasSuffix("-wal") && !$0.hasSuffix("-shm") }
+    // Byte for byte, but for what SQLite itself brought into it from its log.
+    #expect(kept.count == 1)
+    if how != "page" { #expect(try Data(contentsOf: URL(fileURLWithPath: folder + "/" + kept[0])) == bytes) }
+    try next.close()
+    // It stays said.
+    #expect(try Journal(path: path).loss == next.loss)
+  }
+
+  @Test("what was acknowledged goes, but the newest; sequences go on") func trimming() async throws {
+    let folder = try temporary()
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    let path = folder + "/j.sqlite"
+    let journal = try Journal(path: path)
+    for index in 0..<50 {
+      _ = try await journal.commit(JournalRecord(id: "w\(index)", state: "pending", slot: Int64(index), body: "{}"), event("w\(index)"))
+    }
+    #expect(try await journal.acknowledged(by: "c") == nil)
+    try await journal.acknowledge(30, by: "c")
+    try await journal.acknowledge(20, by: "c")
+    #expect(try await journal.acknowledged(by: "c") == 30)
+    for wrong in [51, -1] as [Int64] { await #expect(throws: JournalError.self) { try await journal.acknowledge(wrong, by: "c") } }
+    try await journal.trim(through: 30, keeping: 10)
+    #expect(try await journal.events(after: 0, limit: 100).map(\.sequence) == Array(31...50))
+    try await journal.trim(through: 50, keeping: 10)
+    #expect(try await journal.extent().oldest == 41)
+    try await journal.trim(through: 50, keeping: 0)
+    try journal.close()
+    // With no event left, the next one still has the next number.
+    let reopened = try Journal(path: path)
+    #expect(try await reopened.commit(event("x")).sequence == 51)
+    #expect(try await reopened.extent().oldest == 51)
   }
 }

@@ -20,6 +20,12 @@ import Testing
     (sets.bounding, sets.effective, sets.permitted, sets.inheritable, sets.ambient) = (1, 2, 3, 4, 5)
     return sets
   }()
+  static let scheduler: Scheduler = {
+    var scheduler = Scheduler()
+    (scheduler.policy, scheduler.flags, scheduler.nice, scheduler.priority) = (6, 1, -5, 7)
+    (scheduler.runtime, scheduler.deadline, scheduler.period) = (1, 2, 3)
+    return scheduler
+  }()
   static let everyOperation: [Operation] = [
     .cgroup(path: "/sys/fs/cgroup/a"),
     .userNamespace(
@@ -79,11 +85,11 @@ import Testing
     "bad plans are named by their problem",
     arguments: [
       ([], PlanError.Problem.truncated), (Array("XXXX".utf8), .notAPlan), (Plan.magic + [9, 0, 0, 0, 0], .otherVersion),
-      (Plan.magic + [2, 0, 0, 0, 0, 7], .trailingBytes), (Plan.magic + [2, 1, 0, 0, 0, 250, 0], .unknownOperation),
-      (Plan.magic + [2, 1, 0, 0, 0, 4, 1, 1], .wrongField), (Plan.magic + [2, 1, 0, 0, 0, 4, 1, 2, 255, 255, 255, 255], .truncated),
-      (Plan.magic + [2, 1, 0, 0, 0, 4, 1, 2, 1, 0, 0, 0, 0], .textHoldsNUL), (Plan.magic + [2, 1, 0, 0, 0, 20, 3], .wrongField),
-      (Plan.magic + [2, 1, 0, 0, 0, 24, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], .numberOutOfRange),
-      (Plan.magic + [2, 255, 255, 255, 255], .truncated),
+      (Plan.magic + [3, 0, 0, 0, 0, 7], .trailingBytes), (Plan.magic + [3, 1, 0, 0, 0, 250, 0], .unknownOperation),
+      (Plan.magic + [3, 1, 0, 0, 0, 4, 1, 1], .wrongField), (Plan.magic + [3, 1, 0, 0, 0, 4, 1, 2, 255, 255, 255, 255], .truncated),
+      (Plan.magic + [3, 1, 0, 0, 0, 4, 1, 2, 1, 0, 0, 0, 0], .textHoldsNUL), (Plan.magic + [3, 1, 0, 0, 0, 20, 3], .wrongField),
+      (Plan.magic + [3, 1, 0, 0, 0, 24, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], .numberOutOfRange),
+      (Plan.magic + [3, 255, 255, 255, 255], .truncated),
     ] as [([UInt8], PlanError.Problem)])
   func problems(bytes: [UInt8], problem: PlanError.Problem) {
     #expect { try Plan(decoding: bytes) } throws: { ($0 as? PlanError)?.problem == problem }

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent that is made to fail, a controller that hears of it, and the oracle that judges what is left."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = ROOT / ".build" / "debug"
+sys.path.insert(0, str(ROOT / "Tests" / "VM"))
+from busybox import busybox_image  # noqa: E402
+
+
+def until(condition, what, seconds=20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+class Controller:
+    """The reference controller, as a process."""
+
+    def __init__(self, directory, name="panel"):
+        self.socket = directory / f"{name}.sock"
+        self.state, self.log = directory / f"{name}.json", directory / f"{name}.log"
+        self.process = None
+
+    def start(self, *options):
+        self.process = subprocess.Popen([BIN / "carrel-controller", "--socket", self.socket, "--state", self.state, *map(str, options)],
+                                        stdin=subprocess.PIPE, stdout=open(self.log, "ab"), stderr=subprocess.STDOUT, text=True)
+        until(self.socket.exists, "the controller's socket")
+
+    def stop(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        self.socket.unlink(missing_ok=True)
+
+    def order(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def messages(self):
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def cursor(self, node="torture"):
+        try:
+            return json.loads(self.state.read_text())[node]["cursor"]
+        except (FileNotFoundError, KeyError, ValueError):
+            return 0
+
+
+class Agent:
+    def __init__(self, directory, more="", prefix="crf"):
+        self.directory, self.prefix = directory, prefix
+        self.state = directory / "state"
+        self.socket = str(directory / "run" / "carrel.sock")
+        self.config = directory / "carreld.yaml"
+        self.parent = f"carrel-faults-{prefix}"
+        self.config.write_text(
+            f"socket: {self.socket}\nstate: {self.state}\nhomes: {directory}/homes\nnodeName: torture\n"
+            f"tools: {ROOT}/manifests/tools\nhelper: {BIN}/carrel-shim\nfirstID: 1600000000\ncgroupParent: {self.parent}\n"
+            f"network: {{subnet: 10.89.0.0/16, table: carrel_{prefix}, linkPrefix: {prefix}}}\n"
+            "defaults: {memory: 64Mi, cpu: 200m, pids: \"64\"}\nreservedMemory: 0\n" + more)
+        self.process = None
+
+    def start(self, fault="", wait=True, **environment):
+        log = open(self.directory / "carreld.log", "ab")
+        env = {**os.environ, **environment, "SWIFT_BACKTRACE": "enable=no"}
+        if fault:
+            env.update(CARREL_FAULT=fault, CARREL_FAULT_LOG=str(self.directory / "reached"))
+        self.process = subprocess.Popen([BIN / "carreld", "--config", self.config], stdout=log, stderr=log, env=env)
+        if wait:
+            until(lambda: self.run("node").returncode == 0 or self.process.poll() is not None, "the agent serves")
+
+    @property
+    def lives(self):
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self, how=signal.SIGKILL):
+        if self.lives:
+            self.process.send_signal(how)
+        self.process.wait(30)
+
+    def run(self, *arguments):
+        return subprocess.run(["timeout", "-s", "KILL", "60", BIN / "carrel", *map(str, arguments)], capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL, env={**os.environ, "CARREL_SOCKET": self.socket})
+
+    def do(self, *arguments):
+        """A command; where the agent ended under it, a new one is started and it is said again."""
+        for _ in range(4):
+            done = self.run(*arguments)
+            if done.returncode == 0:
+                return done
+            time.sleep(0.05)
+            if self.lives:
+                return done
+            self.process.wait()
+            self.start()
+        return done
+
+    def launch(self, id, script, lifecycle="", command=None):
+        path = self.directory / f"{id}.yaml"
+        path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nowner: {{name: ada, uid: 2001, gid: 2001}}\n"
+                        + (f"lifecycle: {lifecycle}\n" if lifecycle else "") + f"command: {json.dumps(command or ['/bin/sh', '-c', script])}\n")
+        return self.do("launch", "--no-wait", path)
+
+    def get(self, id):
+        done = self.do("get", id, "-o", "json")
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    def wait(self, id, *states, seconds=20):
+        return until(lambda: (found := self.get(id)) and found["state"] in {f"STATE_{s}" for s in states} and found, f"{id} {states}", seconds)
+
+    def records(self):
+        with sqlite3.connect(f"file:{self.state}/journal.sqlite?mode=ro", uri=True) as database:
+            database.row_factory = sqlite3.Row
+            events = [dict(r) for r in database.execute("SELECT * FROM event ORDER BY sequence")]
+            workspaces = {r["id"]: dict(r) for r in database.execute("SELECT * FROM workspace")}
+            stream = dict(database.execute("SELECT * FROM stream").fetchone())
+            acknowledged = dict(database.execute("SELECT controller, sequence FROM acknowledgement").fetchall())
+        return events, workspaces, stream, acknowledged
+
+
+# Written anew from the documentation of the states, not from the agent's code: (type, before) -> after.
+LEGAL = {("Created", None): "pending", ("Preparing", "pending"): "preparing", ("Starting", "preparing"): "starting", ("Ready", "starting"): "ready",
+         ("Restarting", "stopped"): "pending", ("Restarting", "failed"): "pending"}
+LEGAL |= {("Stopping", s): "stopping" for s in ("preparing", "starting", "ready")}
+LEGAL |= {("Stopped", s): "stopped" for s in ("pending", "preparing", "starting", "ready", "stopping", "stopped", "failed")}
+LEGAL |= {("Failed", s): "failed" for s in ("pending", "preparing", "starting")}
+ASIDE = {"OutOfMemory", "CredentialsUpdated", "Adopted", "Recovered"}
+NODE = {"DrainBegan", "DrainEnded", "Quarantined"}
+
+
+def plain(event):
+    """An event as a controller got it, in the journal's words."""
+    state = event.get("state", "").removeprefix("STATE_").lower()
+    return {"sequence": int(event["sequence"]), "type": event["type"], "workspace": event.get("workspace", ""), "state": state,
+            "previous": event.get("previousState", "STATE_").removeprefix("STATE_").lower() or None, "wallTime": event["time"],
+            "bootNanoseconds": int(event["monotonicNanoseconds"]), "generation": event.get("generation", 0)}
+
+
+def judge(agent, controller=None, settled=True):
+    """The oracle. `settled`: nobody asks for anything any more, so that what has ended may have left nothing."""
+    if controller:
+        head = agent.records()[2]["head"]
+        until(lambda: controller.cursor() >= head, f"the controller has all {head} events")
+    events, workspaces, stream, acknowledged = agent.records()
+    journal = {e["sequence"]: e for e in events}
+    assert sorted(journal) == list(range(stream["trimmed"] + 1, stream["head"] + 1)), "the journal has holes"
+    history = dict(journal)
+    if controller:
+        told = {}
+        for message in controller.messages():
+            if "event" in message and message["event"]["streamId"] == stream["id"]:
+                event = plain(message["event"])
+                assert told.setdefault(event["sequence"], event) == event, "an event changed between two deliveries"
+        for sequence, event in told.items():
+            for key, value in event.items():
+                if sequence in journal:
+                    assert journal[sequence][key] == value, (sequence, key)
+        assert set(range(1, stream["trimmed"] + 1)) <= set(told), "trimmed before the controller had it"
+        assert max(acknowledged.values(), default=0) <= max(told, default=0)
+        history = {**told, **journal}
+        assert sorted(history) == list(range(1, stream["head"] + 1)), "what was told has holes"
+    states, monotonic = {}, {}
+    for sequence in sorted(history):
+        event = history[sequence]
+        id, kind = event["workspace"], event["type"]
+        if kind in NODE:
+            assert not id
+            continue
+        if 1 in history:
+            before = states.get(id)
+            if kind == "Deleted":
+                assert before in ("stopped", "failed"), (id, before)
+            elif kind in ASIDE:
+                assert event["state"] == before or kind == "Recovered", (id, kind, before)
+            else:
+                assert LEGAL.get((kind, before)) == event["state"], f"{id}: {kind} after {before} led to {event['state']}"
+            assert event["previous"] == before or kind == "Recovered", (id, kind, event["previous"], before)
+        states[id] = event["state"]
+        if kind == "Deleted":
+            del states[id]
+    if 1 in history:
+        assert {id: w["state"] for id, w in workspaces.items()} == states, "the snapshot is not the fold of the events"
+    if settled:
+        until(lambda: not leftovers(agent, workspaces), lambda: leftovers(agent, workspaces), 8)
+
+
+def leftovers(agent, workspaces):
+    """What is on the host and belongs to no workspace that runs."""
+    running = {id: json.loads(w["body"]) for id, w in workspaces.items() if w["state"] in ("preparing", "starting", "ready", "stopping")}
+    left = []
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if line[0] == b"carrel-shim" and line[1].decode() not in running and os.path.realpath(process / "cwd") != "":
+            try:
+                if str(agent.state) in os.readlink(process / "fd/3"):
+                    left.append(f"supervisor of {line[1].decode()}")
+            except OSError:
+                pass
+    known = {r["cgroup"] for r in running.values()}
+    for base in pathlib.Path("/sys/fs/cgroup").glob(f"*/{agent.parent}/*/"):
+        if base.name not in known:
+            left.append(str(base))
+    links = [line.split(": ")[1].split("@")[0] for line in subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout.splitlines()]
+    links = [name for name in links if name.startswith(agent.prefix)]
+    if len(links) > len(running):
+        left.append(f"links {links} for {sorted(running)}")
+    left += [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if str(agent.directory) in line]
+    left += [f"folder {p.name}" for p in (agent.state / "workspaces").iterdir() if p.name not in workspaces]
+    return left
+
+
+class Witness:
+    """A connection to a tool that must never break: it reads a tick every tenth of a second."""
+
+    def __init__(self, agent):
+        agent.launch("witness", "while true; do while true; do echo tick; sleep 0.1; done | nc -l -p 9000; done")
+        self.address = agent.wait("witness", "READY")["address"]
+        self.connection = until(self.connect, "the witness answers")
+        self.connection.settimeout(5)
+        self.ticks, self.broken = 0, ""
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def connect(self):
+        try:
+            return socket.create_connection((self.address, 9000), timeout=1)
+        except OSError:
+            return None
+
+    def listen(self):
+        try:
+            while data := self.connection.recv(4096):
+                self.ticks += data.count(b"tick")
+            self.broken = "closed"
+        except OSError as error:
+            self.broken = str(error)
+
+    def check(self):
+        before = self.ticks
+        until(lambda: self.ticks > before or self.broken, "a tick")
+        assert not self.broken, f"the witness's connection broke: {self.broken}"
+
+
+def make(directory, more="", prefix="crf", image=True):
+    directory.mkdir(mode=0o711)
+    agent = Agent(directory, more, prefix)
+    agent.start()
+    if image:
+        busybox_image(directory / "busybox.tar")
+        done = agent.run("image", "import", directory / "busybox.tar", "--name", "busybox:latest")
+        assert done.returncode == 0, done
+    return agent
+
+
+def destroy(agent, *controllers):
+    if not agent.lives:
+        agent.start()
+    ids = [w["spec"]["id"] for w in json.loads(agent.run("ps", "-o", "json").stdout or "[]")]
+    if ids:
+        agent.run("rm", "--force", *ids)
+    agent.stop(signal.SIGTERM)
+    for controller in controllers:
+        controller.stop()
+    (ROOT / ".cache" / "log").mkdir(parents=True, exist_ok=True)
+    shutil.copy(agent.directory / "carreld.log", ROOT / ".cache" / "log" / f"carreld-faults-{agent.prefix}.log")
+    shutil.rmtree(agent.directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """An agent with a controller that owns its acknowledgement, and a witness."""
+    directory = pathlib.Path(f"/tmp/carrel-faults-{os.getpid()}")
+    controller = Controller(directory)
+    agent = make(directory, f"journal: {{keep: 20}}\ncontrollers: [{{name: panel, socket: {controller.socket}, owner: true}}]\n")
+    controller.start()
+    witness = Witness(agent)
+    yield agent, controller, witness
+    destroy(agent, controller)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small image: Debian's static busybox."""
+
+import gzip
+import hashlib
+import io
+import json
+import pathlib
+import tarfile
+
+APPLETS = "sh cat id ls sleep dd stat yes head httpd wget mkdir seq echo true false kill nc test touch".split()
+
+
+def busybox_image(path: pathlib.Path):
+    """An OCI layout in a tar archive whose one layer is Debian's static busybox (image-spec v1.1)."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        tar.add("/bin/busybox", "bin/busybox")
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        for folder in ("tmp", "home/user", "etc"):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+    blobs = {}
+
+    def blob(data, kind):
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[digest] = data
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+    raw = layer.getvalue()
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(raw).hexdigest()}"]}}
+    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "config": blob(json.dumps(config).encode(), "config.v1+json"),
+                "layers": [blob(gzip.compress(raw, 1), "layer.v1.tar+gzip")]}
+    index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode(), "manifest.v1+json")]}
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode()}
+    files |= {f"blobs/sha256/{digest}": data for digest, data in blobs.items()}
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
