@@ -100,8 +100,7 @@ package struct Containers {
   private func make(
     _ folder: ContainerFolder, _ configuration: Configuration, _ text: [UInt8], _ options: CreateOptions, _ opensByConnection: Bool
   ) throws(RuntimeError) -> Created {
-    var scope: SystemdScope?
-    if usesSystemd { scope = try SystemdScope(try configuration.linux.string("cgroupsPath") ?? "", id: folder.id) }
+    let scope = try scope(configuration, folder.id)
     let cgroup = try CgroupPlace.cgroup(configuration, id: folder.id, scope)
     var state = ContainerState(id: folder.id, configuration: configuration, cgroup: cgroup, scope: scope?.name ?? "")
     let plan = try configuration.plan(cgroup, states: state, socket: options.consoleSocket, cache: store.filters)
@@ -145,6 +144,10 @@ package struct Containers {
       if let scope { SystemdScope.stop(scope.name) }
       throw error
     }
+  }
+
+  private func scope(_ configuration: Configuration, _ id: String) throws(RuntimeError) -> SystemdScope? {
+    usesSystemd ? try SystemdScope(try configuration.linux.string("cgroupsPath") ?? "", id: id) : nil
   }
 
   /// Root of a user namespace cannot write to what the host's root owns; the host's root could.
@@ -251,8 +254,9 @@ package struct Containers {
     try folder.lock()
     let state: ContainerState
     do throws(RuntimeError) { state = try folder.state() } catch {
-      // A `create` that was cut off: nothing of it can run, since its child ends with it.
+      // A `create` that was cut off: nothing of it runs, since its child ends with it.
       guard force else { throw error }
+      clearCutOff(folder)
       return folder.remove()
     }
     if let process = state.process() {
@@ -265,6 +269,18 @@ package struct Containers {
     var hooks: Hooks?
     do throws(RuntimeError) { hooks = try folder.configuration(state).hooks } catch { warn(error.message) }
     Containers.clear(folder, state, hooks)
+  }
+
+  /// Without a state, the configuration says where its cgroup would be.
+  private func clearCutOff(_ folder: ContainerFolder) {
+    do throws(RuntimeError) {
+      let configuration = try Configuration(try folder.read("config.json"), bundle: "/")
+      let scope = try scope(configuration, folder.id)
+      Containers.remove(try CgroupPlace.cgroup(configuration, id: folder.id, scope))
+      if let scope { SystemdScope.stop(scope.name) }
+    } catch {
+      warn(error.message)
+    }
   }
 
   /// Takes away what is left of a container that has ended.

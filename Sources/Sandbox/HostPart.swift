@@ -235,6 +235,19 @@ final class HostPart {
     return Descriptor(adopting: try result.get())
   }
 
+  /// In the child: closes everything but what it attaches and `kept`. Above all its parent's end of the socket between them,
+  /// by whose end it hears that its parent has died. The objects that own the closed numbers live until the child is no more.
+  func keepOnly(_ kept: [Handle?], from first: UInt32) throws(StepFailure) {
+    guard Defence.closedDescriptors.isOn else { return }
+    var all = opened
+    all.append(null)
+    do throws(Errno) {
+      try Process.closeAll(from: first, except: (all + kept).compactMap { $0 })
+    } catch {
+      throw StepFailure("close descriptors", error)
+    }
+  }
+
   /// The supervisor is done with everything but the secrets.
   func closeMounts() {
     opened = []

@@ -57,6 +57,7 @@ package struct Launch {
     guard let child = try host.clone() else { become(host, MessageSocket(control.takeFar())) }
     // The child's end is only seen once nobody here holds its side.
     _ = control.takeFar()
+    Fault.at(.cloned)
     let near = MessageSocket(control.near)
     do throws(StepFailure) {
       try host.complete(child: child)
@@ -101,6 +102,7 @@ package struct Launch {
     var part = ChildPart(plan, host, supervisor, gate: listener, inherited: inherited)
     var failure: StepFailure
     do throws(StepFailure) {
+      try host.keepOnly([supervisor.handle, listener], from: 3 + inherited)
       try part.enter()
       try part.finish()
       failure = StepFailure("execute", .invalid)

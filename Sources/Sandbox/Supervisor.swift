@@ -99,6 +99,7 @@ package final class Supervisor {
   /// The child's side of the clone, up to its end.
   private func becomeInit(_ control: MessageSocket, output: Handle?, errors: Handle?) -> Never {
     do throws(StepFailure) {
+      try host.keepOnly([control.handle, output, errors], from: 3)
       try enter(control)
       var payload: Payload?
       for operation in plan.operations {

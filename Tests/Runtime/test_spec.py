@@ -348,3 +348,19 @@ def test_on_a_host_whose_mounts_are_shared(runtime, tmp_path):
     done = subprocess.run(["unshare", "--mount", "--propagation", "shared", "sh", "-c", script, "sh", *command], capture_output=True, text=True,
                           stdin=subprocess.DEVNULL, timeout=60)
     assert done.stdout == "mounted\n0\n", done
+
+
+def test_a_create_that_is_killed_half_way(runtime):
+    """After the clone, before anything is set up: no process stays, and a forced delete takes the rest."""
+    id, bundle = runtime.id(), runtime.bundle(lambda c: c["process"].update(args=["sleep", "1000"]))
+    done = runtime.run("create", "--bundle", bundle, id, check=False, env={**os.environ, "CARREL_FAULT": "supervisor cloned"})
+    assert done.returncode != 0 and not (runtime.state / id / "state.json").exists()
+    folders = list(pathlib.Path("/sys/fs/cgroup").glob(f"*/carrel-runtime/{id}"))
+    assert folders, "it got as far as its cgroups"
+    for _ in range(100):
+        if not any((folder / "cgroup.procs").read_text() for folder in folders):
+            break
+        time.sleep(0.02)
+    assert not any((folder / "cgroup.procs").read_text() for folder in folders), "its child outlived it"
+    runtime.run("delete", "--force", id)
+    assert not any(folder.exists() for folder in folders)
