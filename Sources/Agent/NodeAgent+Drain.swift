@@ -51,7 +51,7 @@ extension NodeAgent {
   /// Stops what runs, by the drain's deadline; also when an agent comes back in the middle of one.
   func evict() {
     guard let drain, let deadline = drain.deadline else { return }
-    let left = drain.bootID == facts.bootID ? max(0, deadline - Clock.boottime) / 1_000_000_000 : 0
+    let left = drain.bootID == facts.bootID ? max(0, deadline - Clock.boottime + 999_999_999) / 1_000_000_000 : 0
     for managed in workspaces.values where !managed.record.state.isTerminal {
       managed.verdict = managed.verdict ?? Reason(.drained, "the node is being drained by \(drain.by)")
       let id = managed.record.spec.id

@@ -111,8 +111,10 @@ package actor NodeAgent {
       }
       return (present.record, false)
     }
-    try await admit(amounts)
+    try await checkJournal()
     _ = try await blocking { [images] in try images.find(spec.image) }
+    // From here to where it is in memory nothing suspends: two launches never take the same room.
+    try admit(amounts)
     let slot = try freeSlot()
     let record = WorkspaceRecord(
       spec: spec, amounts: amounts, slot: slot, address: network.address(slot).description,
@@ -131,6 +133,7 @@ package actor NodeAgent {
       try await commit(managed, .created, insist: false)
     } catch {
       workspaces[spec.id] = nil
+      try? FileManager.default.removeItem(atPath: folder.path)
       throw AgentError(.internal, "the journal cannot be written: \(error)")
     }
     begin(managed)
@@ -162,22 +165,21 @@ package actor NodeAgent {
     }
   }
 
-  private func admit(_ amounts: ResourceAmounts) async throws {
-    if let drain { throw AgentError(.failedPrecondition, "the node is being drained by \(drain.by) since \(drain.began); see `carrel resume`") }
-    let launching = workspaces.values.filter { $0.record.state == .pending || $0.record.state == .preparing }.count
-    guard launching < configuration.maxLaunching else {
-      throw AgentError(.resourceExhausted, "launches: \(launching) are on their way, which is as many as may be; try again")
-    }
+  private func checkJournal() async throws {
     let used = try await journal.extent().bytes
     guard used <= journalRoom else {
       throw AgentError(
         .resourceExhausted,
         "journal: \(Quantity.describe(bytes: used)) of \(configuration.journalLimit) are in use, and the rest is kept for ends; the controller has to acknowledge")
     }
-    try admit(memory: amounts)
   }
 
-  private func admit(memory amounts: ResourceAmounts) throws {
+  private func admit(_ amounts: ResourceAmounts) throws {
+    if let drain { throw AgentError(.failedPrecondition, "the node is being drained by \(drain.by) since \(drain.began); see `carrel resume`") }
+    let launching = workspaces.values.filter { $0.record.state == .pending || $0.record.state == .preparing }.count
+    guard launching < configuration.maxLaunching else {
+      throw AgentError(.resourceExhausted, "launches: \(launching) are on their way, which is as many as may be; try again")
+    }
     let reserve = Quantity.whole(configuration.reservedMemory) ?? 0
     let used = workspaces.values.filter { !$0.record.state.isTerminal }.reduce(0) { $0 + $1.record.amounts.memoryBytes }
     let room = facts.memoryBytes > reserve + used ? facts.memoryBytes - reserve - used : 0

@@ -20,7 +20,27 @@ package enum ExitRecord: Equatable, Sendable {
     case .failed(let failure): text += "failed=\(failure.errno)\nstep=\(failure.step)\n"
     }
     text += "realtime=\(Clock.realtime)\nboottime=\(Clock.boottime)\n"
-    try folder.replace(ExitRecord.fileName, with: Array(text.utf8))
+    let bytes = Array(text.utf8)
+    guard folder.exists(ExitRecord.reserveName), bytes.count <= ExitRecord.reserveBytes else {
+      return try folder.replace(ExitRecord.fileName, with: bytes)
+    }
+    do {
+      let file = try folder.open(ExitRecord.reserveName, [.writeOnly, .noFollow])
+      // Empty lines are nothing to a reader.
+      try file.write(bytes + [UInt8](repeating: 0x0A, count: ExitRecord.reserveBytes - bytes.count))
+      try file.sync()
+    }
+    try folder.rename(ExitRecord.reserveName, to: ExitRecord.fileName)
+    try folder.sync()
+  }
+
+  private static let reserveName = ".exit"
+  private static let reserveBytes = 4096
+
+  /// Takes the room that the record will need, so that a disk that is full by then cannot swallow how a tool ended.
+  package static func reserve(in folder: borrowing Descriptor) throws(Errno) {
+    let file = try folder.open(reserveName, [.writeOnly, .create, .truncate, .noFollow], mode: 0o600)
+    try file.write([UInt8](repeating: 0x0A, count: reserveBytes))
   }
 
   /// Nil when there is none, or when it is not whole: an unknown exit is never guessed.

@@ -97,7 +97,11 @@ class Agent:
     def stop(self, how=signal.SIGKILL):
         if self.lives:
             self.process.send_signal(how)
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
 
     def run(self, *arguments):
         return subprocess.run(["timeout", "-s", "KILL", "60", BIN / "carrel", *map(str, arguments)], capture_output=True, text=True,
@@ -118,7 +122,7 @@ class Agent:
 
     def launch(self, id, script, lifecycle="", command=None):
         path = self.directory / f"{id}.yaml"
-        path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nowner: {{name: ada, uid: 2001, gid: 2001}}\n"
+        path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nresources: {{memory: 64Mi}}\nowner: {{name: ada, uid: 2001, gid: 2001}}\n"
                         + (f"lifecycle: {lifecycle}\n" if lifecycle else "") + f"command: {json.dumps(command or ['/bin/sh', '-c', script])}\n")
         return self.do("launch", "--no-wait", path)
 

@@ -88,7 +88,7 @@ def test_a_scope_of_systemd(bundle):
         pid = json.loads(sh("carrel-runtime state scoped").stdout)["pid"]
         assert "a.slice/a-b.slice/carrel-scoped.scope/container" in pathlib.Path(f"/proc/{pid}/cgroup").read_text()
         show = sh("systemctl show -p ActiveState -p Slice -p Delegate carrel-scoped.scope").stdout.split()
-        assert {"ActiveState=active", "Slice=a-b.slice", "Delegate=yes"} <= set(show), (attempt, show, sh("journalctl -b -n 30 --no-pager; systemd-cgls --no-pager | tail -n 40", check=False).stdout)
+        assert {"ActiveState=active", "Slice=a-b.slice", "Delegate=yes"} <= set(show), (attempt, show, sh("journalctl -b --no-pager | grep -i -E 'scop|carrel-runtime' | tail -n 12; ls -d /sys/fs/cgroup/a.slice/*/*/*; systemctl list-units --all | grep -i -E 'scope|a-b'", check=False).stdout.splitlines())
         sh("systemctl daemon-reload")
         folder = next(p for p in pathlib.Path("/sys/fs/cgroup").glob("**/carrel-scoped.scope/container") if (p / "pids.max").exists())
         assert (folder / "pids.max").read_text() == "20\n"
