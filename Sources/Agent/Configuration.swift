@@ -105,7 +105,9 @@ package struct Configuration: Sendable {
   private mutating func readControllers(_ reader: inout YAMLReader) throws(InvalidField) {
     controllers =
       try reader.sections("controllers") { (section: inout YAMLReader) throws(InvalidField) in
-        guard let name = try section.text("name"), WorkspaceSpec.isID(name) else { throw InvalidField("name", "expected \(WorkspaceSpec.idRule)") }
+        guard let name = try section.text("name"), WorkspaceSpec.isID(name) else {
+          throw InvalidField("name", "expected \(WorkspaceSpec.idRule)")
+        }
         guard let socket = try Configuration.path(&section, "socket") else { throw InvalidField("socket", "is missing") }
         return Controller(name: name, socket: socket, owner: try section.flag("owner") ?? false)
       }

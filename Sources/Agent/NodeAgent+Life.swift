@@ -357,7 +357,7 @@ extension NodeAgent {
       if shouldRestart(managed.record) {
         managed.life?.cancel()
         managed.record.stopRequestedBy = by
-        try await commit(managed, .stopped, ["restarts": "ended by \(by)"])
+        try await commit(managed, .restartsEnded, ["by": by])
       }
       return managed.record
     }

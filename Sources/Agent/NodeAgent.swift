@@ -170,12 +170,15 @@ package actor NodeAgent {
     guard used <= journalRoom else {
       throw AgentError(
         .resourceExhausted,
-        "journal: \(Quantity.describe(bytes: used)) of \(configuration.journalLimit) are in use, and the rest is kept for ends; the controller has to acknowledge")
+        "journal: \(Quantity.describe(bytes: used)) of \(configuration.journalLimit) are in use, and the rest is kept for ends; the controller has to acknowledge"
+      )
     }
   }
 
   private func admit(_ amounts: ResourceAmounts) throws {
-    if let drain { throw AgentError(.failedPrecondition, "the node is being drained by \(drain.by) since \(drain.began); see `carrel resume`") }
+    if let drain {
+      throw AgentError(.failedPrecondition, "the node is being drained by \(drain.by) since \(drain.began); see `carrel resume`")
+    }
     let launching = workspaces.values.filter { $0.record.state == .pending || $0.record.state == .preparing }.count
     guard launching < configuration.maxLaunching else {
       throw AgentError(.resourceExhausted, "launches: \(launching) are on their way, which is as many as may be; try again")

@@ -65,17 +65,20 @@ struct StopCertificate {
   /// One sentence on what to do, that a control plane can show to an analyst.
   private static func advice(_ reason: Reason) -> String {
     switch reason.code {
-    case .exited: reason.exitCode == 0 ? "Nothing: it ended as a program does." : "See its last lines; start it again when the cause is mended."
+    case .exited:
+      reason.exitCode == 0 ? "Nothing: it ended as a program does." : "See its last lines; start it again when the cause is mended."
     case .signalled: "If nobody ended it on purpose, its last lines may say more; start it again."
     case .outOfMemory: "Work on less data at a time, or ask for more memory; what was saved is in the home."
     case .requested, .lifetime, .drained: "Start it again when it is needed; what was saved is in the home."
     case .lost: "Start it again; what was saved is in the home."
     case .unknown: "Start it again; if it happens twice, a platform engineer should look at the host's log."
     case .imageNotFound: "Import the image on this host, or choose one of `carrel image ls`."
-    case .storage: "A platform engineer should look at the path that is named: whether it is there, whose it is, and whether its disk is full."
+    case .storage:
+      "A platform engineer should look at the path that is named: whether it is there, whose it is, and whether its disk is full."
     case .network, .limits, .isolation: "A platform engineer should look at this host: what it refused is named."
     case .executable: "Choose an image that has the program, or name another command."
-    case .exitedEarly, .readinessTimeout: "See its last lines: the tool did not come up; its own configuration in the home may be the cause."
+    case .exitedEarly, .readinessTimeout:
+      "See its last lines: the tool did not come up; its own configuration in the home may be the cause."
     case .internal: "Launch it again."
     }
   }
@@ -114,7 +117,8 @@ enum KernelLog {
 
   /// "oom-kill:constraint=CONSTRAINT_MEMCG,…,task_memcg=/carrel/x,task=python,pid=7,uid=1000"
   static func victim(_ line: String, _ cgroup: String) -> Int32? {
-    guard line.contains("oom-kill:"), let path = field("task_memcg=", line, until: ","), path == "/" + cgroup || path.hasPrefix("/\(cgroup)/")
+    guard line.contains("oom-kill:"), let path = field("task_memcg=", line, until: ","),
+      path == "/" + cgroup || path.hasPrefix("/\(cgroup)/")
     else { return nil }
     return field(",pid=", line, until: ",").flatMap { Int32($0) }
   }

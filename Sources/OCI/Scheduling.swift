@@ -38,7 +38,9 @@ struct Scheduling {
   private static func scheduler(_ json: JSON) throws(RuntimeError) -> Scheduler {
     var scheduler = Scheduler()
     let name = try json.string("policy") ?? ""
-    guard let policy = policies.firstIndex(of: name), name != "SCHED_ISO" else { throw json.error("policy", "\(name) is no policy of this kernel") }
+    guard let policy = policies.firstIndex(of: name), name != "SCHED_ISO" else {
+      throw json.error("policy", "\(name) is no policy of this kernel")
+    }
     scheduler.policy = UInt32(policy)
     for name in try json.strings("flags") {
       guard let bit = flags.firstIndex(of: name) else { throw json.error("flags", "\(name) is no flag") }

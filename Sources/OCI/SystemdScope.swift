@@ -48,7 +48,13 @@ struct SystemdScope {
   /// Keeps a scope that nothing else is in yet.
   final class Holder {
     private let pid: Int32
-    init(pid: Int32) { self.pid = pid }
+    /// It reads from this, and would end at its end.
+    private let input: Pipe
+
+    init(pid: Int32, input: Pipe) {
+      self.pid = pid
+      self.input = input
+    }
 
     /// To where it does not keep the cgroup's own controllers from being enabled (cgroups(7), "no internal processes").
     func enter(_ cgroup: Cgroup) throws(RuntimeError) {
@@ -75,7 +81,7 @@ struct SystemdScope {
           [
             "systemd-run", "--scope", "--quiet", "--collect", "--unit=" + name, "--slice=" + slice, "--property=Delegate=yes",
             "--property=DefaultDependencies=no", "--description=carrel-runtime", "--", "cat",
-          ], Payload.Streams(input: input.reading, output: output.writing, errors: errors.writing)))
+          ], Payload.Streams(input: input.reading, output: output.writing, errors: errors.writing)), input: input)
       output.closeWriting()
       errors.closeWriting()
       try input.writing?.descriptor.write([0x0A])

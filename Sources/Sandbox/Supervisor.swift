@@ -60,7 +60,9 @@ package final class Supervisor {
   // ---------------------------------------------------------------- launching
 
   private func launch() throws(StepFailure) {
-    do throws(Errno) { try ExitRecord.reserve(in: folder.descriptor) } catch { throw StepFailure("reserve room for the exit record", error) }
+    do throws(Errno) { try ExitRecord.reserve(in: folder.descriptor) } catch {
+      throw StepFailure("reserve room for the exit record", error)
+    }
     try host.prepare()
     Fault.at(.prepared)
     let control: (Handle, Handle)

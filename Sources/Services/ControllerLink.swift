@@ -223,7 +223,8 @@ private final class Conversation: Sendable {
     }
     guard isRoom else {
       return answer(
-        Conversation.result(command.id, RPCError(code: .resourceExhausted, message: "\(Conversation.commandLimit) commands are on their way"), nil))
+        Conversation.result(
+          command.id, RPCError(code: .resourceExhausted, message: "\(Conversation.commandLimit) commands are on their way"), nil))
     }
     Task { [self] in
       var failure: RPCError?

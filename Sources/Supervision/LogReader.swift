@@ -50,7 +50,8 @@ package struct LogReader: Sendable {
   package func tail(lines: Int) -> [String] {
     var bytes: [UInt8] = []
     for start in ((try? segments()) ?? []).reversed() where bytes.count < 65_536 {
-      guard let file = try? folder.descriptor.open(OutputLog.segmentName(start), [.readOnly, .noFollow]), let size = try? file.status().size,
+      guard let file = try? folder.descriptor.open(OutputLog.segmentName(start), [.readOnly, .noFollow]),
+        let size = try? file.status().size,
         let part = try? file.read(at: size > 65_536 ? size - 65_536 : 0, upTo: 65_536)
       else { break }
       bytes = part + bytes

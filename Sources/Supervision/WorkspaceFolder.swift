@@ -33,7 +33,7 @@ package struct WorkspaceFolder: Sendable {
     return try? file.readAll(limit: 1 << 20)
   }
 
-  package func keep(record: [UInt8]) throws(Errno) { 
+  package func keep(record: [UInt8]) throws(Errno) {
     // Not synced: after a crash of the host there is nothing that runs to bring back.
     try folder.descriptor.replace(WorkspaceFolder.recordName, with: record, durable: false)
   }

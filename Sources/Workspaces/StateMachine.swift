@@ -100,6 +100,8 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   case stopped = "Stopped"
   case failed = "Failed"
   case restarting = "Restarting"
+  /// Someone stopped it between two attempts: there will be no other.
+  case restartsEnded = "RestartsEnded"
   case deleted = "Deleted"
   case outOfMemory = "OutOfMemory"
   case credentialsUpdated = "CredentialsUpdated"

@@ -17,7 +17,8 @@ struct Node: AsyncParsableCommand {
       guard common.output == .table else { return try Printer.print([info], as: common.output, single: true) }
       var rows = [
         ["node", info.node + (info.draining ? " (draining)" : "")], ["version", info.version], ["kernel", info.kernel],
-        ["cgroups", info.cgroupLayout], ["memory", "\(Printer.bytes(info.memoryReservedBytes)) of \(Printer.bytes(info.memoryBytes)) promised"],
+        ["cgroups", info.cgroupLayout],
+        ["memory", "\(Printer.bytes(info.memoryReservedBytes)) of \(Printer.bytes(info.memoryBytes)) promised"],
         ["cpus", String(format: "%.2f of %.0f promised", info.cpusReserved, info.cpus)],
         ["workspaces", "\(info.workspacesRunning) running of \(info.workspaces)"], ["tools", info.tools.joined(separator: " ")],
         ["events", "\(info.oldest) to \(info.head) in stream \(info.streamID), acknowledged to \(info.acknowledged)"],
@@ -26,7 +27,10 @@ struct Node: AsyncParsableCommand {
       ]
       for controller in info.controllers {
         let standing = controller.connected ? "connected" : "not connected: \(controller.problem)"
-        rows.append(["controller", "\(controller.name) at \(controller.socket)\(controller.owner ? " (owner)" : ""), acknowledged to \(controller.acknowledged), \(standing)"])
+        rows.append([
+          "controller",
+          "\(controller.name) at \(controller.socket)\(controller.owner ? " (owner)" : ""), acknowledged to \(controller.acknowledged), \(standing)",
+        ])
       }
       for sentence in info.degraded { rows.append(["degraded", sentence]) }
       Printer.table(["FIELD", "VALUE"], rows)
@@ -38,7 +42,8 @@ struct DrainCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "drain", abstract: "Take no new workspaces from now on, over restarts too, until `carrel resume`.")
   @OptionGroup var common: Common
-  @Option(name: .long, help: "Stop what runs: SIGTERM now, SIGKILL after so many seconds. Without it, workspaces go on.") var deadline: UInt32?
+  @Option(name: .long, help: "Stop what runs: SIGTERM now, SIGKILL after so many seconds. Without it, workspaces go on.") var deadline:
+    UInt32?
   @Flag(name: .long, help: "Return when nothing runs any more.") var wait = false
 
   func run() async throws {
@@ -83,7 +88,11 @@ struct Explain: AsyncParsableCommand {
     try await reporting {
       let id = id
       let last = try await common.withAgent { client in
-        try await Workspaces(wrapping: client).watch(.with { $0.workspace = id; $0.untilHead = true }) { response in
+        try await Workspaces(wrapping: client).watch(
+          .with {
+            $0.workspace = id; $0.untilHead = true
+          }
+        ) { response in
           var last: Carrel_V1_Event?
           for try await message in response.messages where message.hasEvent {
             // What came after the end adds nothing to its reason.
@@ -99,7 +108,9 @@ struct Explain: AsyncParsableCommand {
   }
 
   static func lines(_ event: Carrel_V1_Event) -> [String] {
-    var rows = ["\(event.workspace) is \(Printer.state(event.state)) since \(event.time) (attempt \(event.generation), event \(event.sequence))"]
+    var rows = [
+      "\(event.workspace) is \(Printer.state(event.state)) since \(event.time) (attempt \(event.generation), event \(event.sequence))"
+    ]
     guard event.hasReason else { return rows }
     let reason = event.reason
     rows.append("why        \(reason.code): \(reason.message)")
@@ -108,7 +119,9 @@ struct Explain: AsyncParsableCommand {
     if reason.hasErrno { rows.append("step       \(reason.step) (errno \(reason.errno))") }
     if !reason.stoppedBy.isEmpty { rows.append("stopped by \(reason.stoppedBy)") }
     if reason.hasKilledProcess {
-      rows.append("killed     \(reason.killedProcess.name) (pid \(reason.killedProcess.pid)), which held \(Printer.bytes(reason.killedProcess.residentBytes))")
+      rows.append(
+        "killed     \(reason.killedProcess.name) (pid \(reason.killedProcess.pid)), which held \(Printer.bytes(reason.killedProcess.residentBytes))"
+      )
     }
     if reason.hasMemoryLimitBytes {
       rows.append("memory     peak \(Printer.bytes(reason.memoryPeakBytes)) of \(Printer.bytes(reason.memoryLimitBytes))")

@@ -136,6 +136,7 @@ class Agent:
     def records(self):
         with sqlite3.connect(f"file:{self.state}/journal.sqlite?mode=ro", uri=True) as database:
             database.row_factory = sqlite3.Row
+            database.execute("BEGIN")  # one moment
             events = [dict(r) for r in database.execute("SELECT * FROM event ORDER BY sequence")]
             workspaces = {r["id"]: dict(r) for r in database.execute("SELECT * FROM workspace")}
             stream = dict(database.execute("SELECT * FROM stream").fetchone())
@@ -147,9 +148,9 @@ class Agent:
 LEGAL = {("Created", None): "pending", ("Preparing", "pending"): "preparing", ("Starting", "preparing"): "starting", ("Ready", "starting"): "ready",
          ("Restarting", "stopped"): "pending", ("Restarting", "failed"): "pending"}
 LEGAL |= {("Stopping", s): "stopping" for s in ("preparing", "starting", "ready")}
-LEGAL |= {("Stopped", s): "stopped" for s in ("pending", "preparing", "starting", "ready", "stopping", "stopped", "failed")}
+LEGAL |= {("Stopped", s): "stopped" for s in ("pending", "preparing", "starting", "ready", "stopping")}
 LEGAL |= {("Failed", s): "failed" for s in ("pending", "preparing", "starting")}
-ASIDE = {"OutOfMemory", "CredentialsUpdated", "Adopted", "Recovered"}
+ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "Adopted", "Recovered"}
 NODE = {"DrainBegan", "DrainEnded", "Quarantined"}
 
 

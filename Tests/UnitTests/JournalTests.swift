@@ -77,7 +77,9 @@ import Testing
     #expect(next.streamID != stream)
     #expect(next.loss?.contains("kept as \(path)-damaged-") == true)
     #expect(try await next.head() == 0)
-    let kept = try FileManager.default.contentsOfDirectory(atPath: folder).filter { $0.contains("damaged") && !$0.hasSuffix("-wal") && !$0.hasSuffix("-shm") }
+    let kept = try FileManager.default.contentsOfDirectory(atPath: folder).filter {
+      $0.contains("damaged") && !$0.hasSuffix("-wal") && !$0.hasSuffix("-shm")
+    }
     // Byte for byte, but for what SQLite itself brought into it from its log.
     #expect(kept.count == 1)
     if how != "page" { #expect(try Data(contentsOf: URL(fileURLWithPath: folder + "/" + kept[0])) == bytes) }
