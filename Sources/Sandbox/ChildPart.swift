@@ -7,32 +7,32 @@
 
 /// What the child does inside its new namespaces, operation by operation, in the plan's order.
 struct ChildPart {
-  private let operations: [Operation]
-  private let host: HostPart
-  private let supervisor: MessageSocket
+  let operations: [Operation]
+  let host: HostPart
+  let supervisor: MessageSocket
   /// Where `awaitStart` waits for a connection; without one it waits for a message of the supervisor.
   private let gate: Handle?
   /// Descriptors from 3 on that the program inherits.
   /// Nil: the caller closes what it has to.
   private let inherited: UInt32?
-  private var root: Handle?
-  private var layers: [Handle] = []
+  var root: Handle?
+  var layers: [Handle] = []
   /// The folder that was looked up last.
-  private var last: (path: String, folder: Handle)?
+  var last: (path: String, folder: Handle)?
   /// What is attached over masked files and folders; the first of each is the one that the others are cloned from.
-  private var masks: (file: Handle?, folder: Handle?)
+  var masks: (file: Handle?, folder: Handle?)
   /// How paths of the root are walked. Never out of it; and in a workspace through no link at all: an image could lead a
   /// mount elsewhere inside with one (CVE-2019-19921). The runtime-spec wants them followed.
-  private var walk: Resolution = [.inRoot, .noSymlinks]
+  var walk: Resolution = [.inRoot, .noSymlinks]
   /// Where the label of the program is written right before it runs, so that no hook gets it.
   private var label: (file: Handle, text: String)?
   /// Who answers for the filter, and what it is told.
   private var listener: (socket: Handle, state: String)?
   /// The connection that opened the gate: whoever started the program hears there that it failed.
   private(set) var starter: MessageSocket?
-  private var hostPID: Int32 = 0
+  var hostPID: Int32 = 0
   /// The terminal's side of the program.
-  private(set) var terminal: Handle?
+  var terminal: Handle?
 
   init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket, gate: Handle? = nil, inherited: UInt32? = nil) {
     self.inherited = inherited
@@ -243,7 +243,7 @@ struct ChildPart {
     root = Handle(mounted)
   }
 
-  private var here: Handle {
+  var here: Handle {
     get throws(Errno) {
       guard let root else { return Handle(try Descriptor.open("/", [.path, .directory])) }
       return root
@@ -251,7 +251,7 @@ struct ChildPart {
   }
 
   /// A folder of the new root.
-  private mutating func folder(at path: String, creating: Bool) throws(Errno) -> Descriptor {
+  mutating func folder(at path: String, creating: Bool) throws(Errno) -> Descriptor {
     let root = try here
     do throws(Errno) {
       return try root.descriptor.open(relative(path), [.path, .directory], resolving: walk)
@@ -268,7 +268,7 @@ struct ChildPart {
   }
 
   /// Neighbours follow each other in a plan: the folder of the last one is kept until something is mounted.
-  private mutating func parent(of path: String) throws(Errno) -> (Handle, String) {
+  mutating func parent(of path: String) throws(Errno) -> (Handle, String) {
     let path = path.utf8.last == UInt8(ascii: "/") ? path.split(separator: "/").joined(separator: "/") : path
     guard let name = path.split(separator: "/").last else { throw .invalid }
     let above = String(decoding: path.utf8.dropLast(name.utf8.count), as: UTF8.self)
@@ -279,7 +279,7 @@ struct ChildPart {
   }
 
   @discardableResult
-  private mutating func makeFile(_ path: String, mode: UInt32, content: [UInt8] = []) throws(Errno) -> Descriptor {
+  mutating func makeFile(_ path: String, mode: UInt32, content: [UInt8] = []) throws(Errno) -> Descriptor {
     let (parent, name) = try parent(of: path)
     let flags: OpenFlags = [.writeOnly, .create, .exclusive, .noFollow]
     let file: Descriptor
@@ -296,7 +296,7 @@ struct ChildPart {
   }
 
   /// Attaches to a folder or file of the root, making it if it is not there.
-  private mutating func attach(_ mount: borrowing Descriptor, to target: String) throws(Errno) {
+  mutating func attach(_ mount: borrowing Descriptor, to target: String) throws(Errno) {
     if try mount.status().kind == .directory { return try attach(folder: mount, to: target) }
     let existing: Descriptor
     do throws(Errno) {
@@ -309,99 +309,9 @@ struct ChildPart {
     try Mount.attach(mount, to: existing)
   }
 
-  private mutating func attach(folder mount: borrowing Descriptor, to target: String) throws(Errno) {
+  mutating func attach(folder mount: borrowing Descriptor, to target: String) throws(Errno) {
     try Mount.attach(mount, to: try folder(at: target, creating: true))
     last = nil
-  }
-
-  /// What mount_setattr(2) is to change on a mount, and on all below it. Propagation apart: a detached mount has none.
-  static func change(_ mount: borrowing Descriptor, _ change: MountChange) throws(Errno) {
-    if change.recursiveSet | change.recursiveClear != 0 {
-      try Mount.setAttributes(
-        mount, MountAttributes(rawValue: change.recursiveSet), clearing: MountAttributes(rawValue: change.recursiveClear),
-        recursive: true)
-    }
-    if change.set | change.clear != 0 {
-      try Mount.setAttributes(
-        mount, MountAttributes(rawValue: change.set), clearing: MountAttributes(rawValue: change.clear))
-    }
-  }
-
-  private func propagate(_ target: String, _ propagation: UInt64) throws(Errno) {
-    let mounted = try here.descriptor.open(relative(target), [.path], resolving: walk)
-    // The kinds without MS_REC, which is bit 14.
-    let recursive = propagation & (1 << 14) != 0
-    try Mount.setAttributes(mounted, [], propagation: propagation & ~(1 << 14), recursive: recursive)
-  }
-
-  private mutating func mount(
-    _ type: String, _ source: String, _ target: String, _ options: [String], _ change: MountChange, copyUp: Bool
-  ) throws(Errno) {
-    var pairs: [(String, String)] = source.isEmpty ? [] : [("source", source)]
-    for option in options {
-      let parts = option.split(separator: "=", maxSplits: 1)
-      pairs.append((String(parts.first ?? ""), parts.count > 1 ? String(parts[1]) : ""))
-    }
-    let mount = try Mount.make(type, pairs, attributes: MountAttributes(rawValue: change.set))
-    if copyUp {
-      do throws(Errno) {
-        let below = try folder(at: target, creating: false).open(".", [.readOnly, .directory])
-        // A file system that is to be read-only is filled before.
-        try Mount.setAttributes(mount, [], clearing: .readOnly)
-        try Copy.contents(of: below, to: try mount.open(".", [.readOnly, .directory]))
-        try Mount.setAttributes(mount, MountAttributes(rawValue: change.set))
-      } catch {
-        if error != .noEntry { throw error }
-      }
-    }
-    try attach(folder: mount, to: target)
-    if change.propagation != 0 { try propagate(target, change.propagation) }
-  }
-
-  private mutating func makeNode(
-    _ path: String, _ mode: UInt32, _ major: UInt32, _ minor: UInt32, _ uid: UInt32, _ gid: UInt32
-  ) throws(Errno) {
-    let (parent, name) = try parent(of: path)
-    do throws(Errno) {
-      try parent.descriptor.makeNode(name, mode: mode, major: major, minor: minor)
-    } catch {
-      // With the host's own /dev in the container it may be there already; another one in its place is an error.
-      guard error == .exists else { throw error }
-      let status = try parent.descriptor.open(name, [.path, .noFollow]).status()
-      guard status.major == major, status.minor == minor else { throw .exists }
-      return
-    }
-    try parent.descriptor.setOwner(uid, gid, name)
-    try parent.descriptor.setMode(mode & 0o7777, name)
-  }
-
-  private func setTimeOffsets(_ offsets: [String]) throws(Errno) {
-    try Process.unshare(.time)
-    let file = try Descriptor.open("/proc/self/timens_offsets", [.writeOnly])
-    var text = ""
-    for offset in offsets { text += offset + "\n" }
-    try file.write(Array(text.utf8))
-    // Nobody may be in it while its offsets are set; this is the way in for the one that made it.
-    try Process.join(try Descriptor.open("/proc/self/ns/time_for_children", [.readOnly]), .time)
-  }
-
-  private mutating func openTerminal(_ index: Int, rows: UInt32, columns: UInt32) throws(Errno) {
-    let pair = try Terminal.open("/dev/pts/ptmx")
-    // A container that is joined could have put anything there.
-    guard try Mount.isFileSystem(pair.slave.descriptor, FileSystemMagic.devpts) else { throw .invalid }
-    if rows | columns != 0 { try Terminal.resize(pair.master.descriptor, rows: UInt16(clamping: rows), columns: UInt16(clamping: columns)) }
-    for operation in operations {
-      if case .user(let uid, _, _, _, _) = operation { try pair.slave.descriptor.setOwner(uid, .max) }
-    }
-    if let socket = host.opened[index] {
-      try Socket.send(socket.descriptor, Array("/dev/pts/ptmx".utf8), passing: [pair.master])
-    } else {
-      try supervisor.send(.execStarted(session: 0), passing: [pair.master])
-    }
-    terminal = pair.slave
-    if root != nil {
-      try Mount.attach(try Mount.clone(pair.slave.descriptor), to: try makeFile("/dev/console", mode: 0o600))
-    }
   }
 
   /// From here on this process cannot be looked into, and holds nothing of the host that a look would find
@@ -426,78 +336,4 @@ struct ChildPart {
     try poller.wait()
     starter = MessageSocket(Handle(try Socket.accept(gate.descriptor)))
   }
-
-  private mutating func mountCgroups(_ hierarchies: [String], at target: String, _ attributes: MountAttributes) throws(Errno) {
-    if hierarchies.isEmpty {
-      try attach(folder: try Mount.make("cgroup2", attributes: attributes), to: target)
-      return
-    }
-    let parent = try Mount.make("tmpfs", [("mode", "0755"), ("size", "65536")], attributes: [.noSetuid, .noDevices, .noExec])
-    try attach(folder: parent, to: target)
-    for hierarchy in hierarchies {
-      let controllers = hierarchy.split(separator: ",")
-      try parent.makeDirectory(hierarchy, mode: 0o755)
-      let folder = try parent.open(hierarchy, [.path, .directory, .noFollow])
-      try Mount.attach(try Mount.make("cgroup", controllers.map { (String($0), "") }, attributes: attributes), to: folder)
-      // Where two are mounted together, each is found by its own name as well, as on the host.
-      if controllers.count > 1 {
-        for controller in controllers { try parent.makeSymlink(String(controller), to: hierarchy) }
-      }
-    }
-    try Mount.setAttributes(parent, attributes)
-  }
-
-  private mutating func mask(_ path: String) throws(Errno) {
-    let target: Descriptor
-    do throws(Errno) {
-      target = try here.descriptor.open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks])
-    } catch {
-      // Not every kernel has every one of these.
-      if error == .noEntry || error == .notDirectory { return }
-      throw error
-    }
-    let isFolder = try target.status().kind == .directory
-    last = nil
-    if let mask = isFolder ? masks.folder : masks.file { return try Mount.attach(try Mount.clone(mask.descriptor), to: target) }
-    let mask: Handle
-    if isFolder {
-      mask = Handle(
-        try Mount.make(
-          "tmpfs", [("mode", "0755"), ("size", "0"), ("nr_inodes", "2")], attributes: [.readOnly, .noSetuid, .noDevices, .noExec]))
-      masks.folder = mask
-    } else {
-      guard let null = host.null else { throw .invalid }
-      mask = null
-      masks.file = mask
-    }
-    try Mount.attach(mask.descriptor, to: target)
-  }
-
-  private mutating func makeReadOnly(_ path: String) throws(Errno) {
-    let target: Descriptor
-    do throws(Errno) {
-      target = try here.descriptor.open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks])
-    } catch {
-      if error == .noEntry { return }
-      throw error
-    }
-    let clone = try Mount.clone(target)
-    try Mount.setAttributes(clone, [.readOnly, .noSetuid, .noDevices, .noExec])
-    try Mount.attach(clone, to: target)
-    last = nil
-  }
-
-  private func setSysctl(_ key: String, _ value: String) throws(Errno) {
-    var path = "proc/sys"
-    for part in key.split(separator: ".") { path += "/" + part }
-    let root = try here
-    let proc = try root.descriptor.open("proc", [.path, .directory], resolving: [.inRoot, .noSymlinks])
-    guard try Mount.isFileSystem(proc, FileSystemMagic.proc) else { throw .invalid }
-    let file = try root.descriptor.open(path, [.writeOnly], resolving: [.inRoot, .noSymlinks])
-    try file.write(Array(value.utf8))
-  }
-}
-
-private func octal(_ mode: UInt32) -> String {
-  "\(mode >> 9 & 7)\(mode >> 6 & 7)\(mode >> 3 & 7)\(mode & 7)"
 }
