@@ -350,7 +350,7 @@ package actor NodeAgent {
           do {
             return try await journal.commit(record, event)
           } catch {
-            guard insist else { throw error }
+            guard insist, !Journal.isFatal(error) else { throw error }
             logger.critical("journal does not take an event; trying again", metadata: ["workspace": "\(record.id)", "error": "\(error)"])
             try await Task.sleep(for: .seconds(1))
           }
@@ -361,9 +361,14 @@ package actor NodeAgent {
   /// Runs a commit after all that were asked for before it.
   func inOrder(_ body: @escaping @Sendable (Journal) async throws -> JournalEvent) async throws -> JournalEvent {
     let previous = lastCommit
-    let task = Task { [journal] in
+    let task = Task { [journal, logger] in
       _ = await previous?.result
-      return try await body(journal)
+      do {
+        return try await body(journal)
+      } catch  where Journal.isFatal(error) {
+        logger.critical("the journal's disk failed; ending, for a new start to read what is there", metadata: ["error": "\(error)"])
+        exit(1)
+      }
     }
     lastCommit = task
     return try await task.value

@@ -129,6 +129,13 @@ package final class Journal: Sendable {
     return error.message ?? "\(error.resultCode)"
   }
 
+  /// Whether a commit failed in a way after which the file may not be what SQLite takes it for: after a failed fsync, the next
+  /// one says yes to pages that never reached the disk. Only a new process that reads the file again knows.
+  package static func isFatal(_ error: any Error) -> Bool {
+    guard let error = error as? DatabaseError else { return false }
+    return [.SQLITE_IOERR, .SQLITE_CORRUPT, .SQLITE_NOTADB].contains(error.resultCode)
+  }
+
   private static func setAside(_ path: String) throws -> String {
     let name = "\(path)-damaged-\(Int(Date.now.timeIntervalSince1970))"
     for suffix in ["", "-wal", "-shm"] where FileManager.default.fileExists(atPath: path + suffix) {

@@ -81,12 +81,12 @@ class Agent:
             "defaults: {memory: 64Mi, cpu: 200m, pids: \"64\"}\nreservedMemory: 0\n" + more)
         self.process = None
 
-    def start(self, fault="", wait=True, **environment):
+    def start(self, fault="", wait=True, under=(), **environment):
         log = open(self.directory / "carreld.log", "ab")
         env = {**os.environ, **environment, "SWIFT_BACKTRACE": "enable=no"}
         if fault:
             env.update(CARREL_FAULT=fault, CARREL_FAULT_LOG=str(self.directory / "reached"))
-        self.process = subprocess.Popen([BIN / "carreld", "--config", self.config], stdout=log, stderr=log, env=env)
+        self.process = subprocess.Popen([*under, BIN / "carreld", "--config", self.config], stdout=log, stderr=log, env=env)
         if wait:
             until(lambda: self.run("node").returncode == 0 or self.process.poll() is not None, "the agent serves")
 

@@ -358,6 +358,49 @@ def test_a_journal_at_its_cap_refuses_launches_and_keeps_room_for_ends(node):
     judge(agent, panel)
 
 
+@pytest.mark.parametrize("number", [2, 5, 9])
+def test_a_failed_fsync_ends_the_agent_and_loses_nothing(node, number):
+    """EIO at the so-maniest fsync of the journal, injected by strace: nothing is acknowledged on it; the next agent reads what is there."""
+    agent, _ = node
+    agent.stop(signal.SIGTERM)
+    # The journal's file descriptors alone: -P follows the paths.
+    journal = agent.state / "journal.sqlite"
+    tracer = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(journal), "-P", f"{journal}-wal", "-e", "trace=fsync,fdatasync",
+              "-e", f"inject=fsync,fdatasync:error=EIO:when={number}"]
+    agent.start(under=tracer)
+    for index in range(4):
+        agent.launch(f"w-{index}", "exit 6")
+    for index in range(4):
+        agent.wait(f"w-{index}", "STOPPED", "FAILED")
+    log = (agent.directory / "carreld.log").read_text()
+    assert "the journal's disk failed" in log, log[-2000:]
+    judge(agent)
+
+
+def test_five_hundred_records_are_read_in_two_seconds(node):
+    agent, _ = node
+    agent.launch("w", "exit 0")
+    agent.wait("w", "STOPPED")
+    agent.stop(signal.SIGTERM)
+    with sqlite3.connect(agent.state / "journal.sqlite") as database:
+        row = database.execute("SELECT body FROM workspace").fetchone()[0]
+        for slot in range(1, 500):
+            body = json.loads(row)
+            body.update(slot=slot, state="ready" if slot % 2 else "stopped")
+            body["spec"]["id"] = f"w{slot}"
+            if slot % 2:
+                del body["reason"]
+            database.execute("INSERT INTO workspace VALUES (?,?,?,?)", (f"w{slot}", body["state"], slot, json.dumps(body)))
+    database.close()
+    begun = time.monotonic()
+    agent.start()
+    took = time.monotonic() - begun
+    assert len(json.loads(agent.run("ps", "-o", "json").stdout)) == 500
+    print(f"recovery of 500 records: {took:.2f} s")
+    assert took < 2, took
+    until(lambda: all(w["state"] == "STATE_STOPPED" for w in json.loads(agent.run("ps", "-o", "json").stdout)), "all have ended", 60)
+
+
 # ------------------------------------------------------------------ lives, ends
 
 
