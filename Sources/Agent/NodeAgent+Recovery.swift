@@ -161,14 +161,19 @@ extension NodeAgent {
     while !Task.isCancelled {
       try? await Task.sleep(for: .seconds(1))
       for managed in workspaces.values where managed.record.state == .ready || managed.record.state == .starting {
-        let usage = cgroup(of: managed.record).usage()
+        let cgroup = cgroup(of: managed.record)
+        let usage = cgroup.usage()
         guard usage.outOfMemoryKills > managed.record.outOfMemoryKills else { continue }
         managed.record.outOfMemoryKills = usage.outOfMemoryKills
-        try? await commit(
-          managed, .outOfMemory,
-          [
-            "kills": "\(usage.outOfMemoryKills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)",
-          ])
+        var attributes = [
+          "kills": "\(usage.outOfMemoryKills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)",
+        ]
+        if let killed = KernelLog.killed(in: cgroup.path) {
+          attributes["process"] = killed.name
+          attributes["pid"] = "\(killed.pid)"
+          attributes["residentBytes"] = "\(killed.residentBytes)"
+        }
+        try? await commit(managed, .outOfMemory, attributes)
       }
     }
   }

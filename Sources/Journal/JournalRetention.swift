@@ -23,6 +23,18 @@ extension Journal {
     }
   }
 
+  /// Reads all of it (PRAGMA integrity_check), and whether its events are dense. Returns how many there are.
+  package func check() async throws -> Int64 {
+    try await pool.read { database in
+      let said = try String.fetchAll(database, sql: "PRAGMA integrity_check")
+      guard said == ["ok"] else { throw JournalError.corrupt(said.prefix(3).joined(separator: "; ")) }
+      let count = try Int64.fetchOne(database, sql: "SELECT count(*) FROM event") ?? 0
+      let expected = try Journal.head(database) - (try Int64.fetchOne(database, sql: "SELECT trimmed FROM stream") ?? 0)
+      guard count == expected else { throw JournalError.corrupt("it has \(count) events where its sequences say \(expected)") }
+      return count
+    }
+  }
+
   /// The highest sequence that this controller has acknowledged; nil where it never has.
   package func acknowledged(by controller: String) async throws -> Int64? {
     try await pool.read {

@@ -74,6 +74,17 @@ struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
     try await answering { try await agent.answer(request) }
   }
 
+  func checkJournal(request: Carrel_V1_CheckJournalRequest, context: ServerContext) async throws -> Carrel_V1_CheckJournalResponse {
+    try await answering(within: .seconds(600)) {
+      do {
+        let events = try await agent.journal.check()
+        return .with { $0.events = UInt64(events) }
+      } catch {
+        throw AgentError(.dataLoss, "\(error)")
+      }
+    }
+  }
+
   func info(request: Carrel_V1_InfoRequest, context: ServerContext) async throws -> Carrel_V1_InfoResponse {
     try await answering {
       let records = await agent.list()

@@ -10,9 +10,14 @@ struct Node: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Show this node: capacity, what is in use, what is degraded, who is told of events.")
   @OptionGroup var common: Common
+  @Flag(name: .long, help: "Read the whole journal and check its structure instead.") var checkJournal = false
 
   func run() async throws {
     try await reporting {
+      if checkJournal {
+        let events = try await common.withAgent { try await Carrel_V1_NodeService.Client(wrapping: $0).checkJournal(.init()).events }
+        return print("the journal is sound: \(events) events")
+      }
       let info = try await common.withAgent { try await Carrel_V1_NodeService.Client(wrapping: $0).info(.init()) }
       guard common.output == .table else { return try Printer.print([info], as: common.output, single: true) }
       var rows = [

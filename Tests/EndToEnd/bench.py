@@ -148,6 +148,23 @@ def bare_jupyterlab(root):
     return taken
 
 
+def supervisors(carrel, pb, count=20):
+    """Proportional set sizes in KB of the supervisors and of the first processes inside, with so many workspaces running."""
+    ids = [f"p{index}" for index in range(count)]
+    for id in ids:
+        carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/sh", "-c", "read x"], resources=pb.Resources(memory="16Mi")), {"Ready", "Stopped"})
+    sizes = {"supervisor": [], "first process inside": []}
+    found = {int(line.split()[0]) for line in subprocess.run(["pgrep", "-a", "-f", r"^carrel-shim p[0-9]+$"], capture_output=True, text=True).stdout.splitlines()}
+    for pid in found:
+        rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+        size = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+        parent = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        sizes["first process inside" if parent in found else "supervisor"].append(size)
+    for id in ids:
+        carrel.remove(id)
+    return sizes
+
+
 def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="carrel-bench-", dir="/tmp"))
     folder.chmod(0o711)
@@ -175,6 +192,7 @@ def main():
             times["crun"].append(crun)
             if podman:
                 times["podman"].append(podman)
+        sizes = supervisors(carrel, pb)
         agent_layers = [p for p in (folder / "state/images/layers").iterdir() if p.is_dir() and (p / "opt").exists() or (p / "usr/bin").exists()]
         lowers = ":".join(str(p) for p in sorted(agent_layers, key=lambda p: (p / "usr/lib").exists()))
         for name in ("upper", "work"):
@@ -194,6 +212,9 @@ def main():
                 labs["bare chroot"].append(bare)
                 labs["carrel"].append(seen["Ready"])
         report(times, labs)
+        print("\n| memory (PSS), 20 workspaces running | median KB | range |\n|---|---|---|")
+        for name, values in sizes.items():
+            print(f"| {name} | {statistics.median(values):.0f} | {min(values)} – {max(values)} |")
     finally:
         for name in ("dev", "proc", "."):
             subprocess.run(["umount", chroot / name], stderr=subprocess.DEVNULL)

@@ -299,6 +299,37 @@ def test_a_damaged_journal_is_announced_and_what_runs_goes_on(node, damage):
     assert pid is None
 
 
+def test_a_journal_checked_on_demand(node):
+    agent, _ = node
+    batch(agent, "a", 2)
+    events = len(agent.records()[0])
+    assert agent.run("node", "--check-journal").stdout == f"the journal is sound: {events} events\n"
+    with sqlite3.connect(agent.state / "journal.sqlite") as database:
+        database.execute("DELETE FROM event WHERE sequence = 3")
+    database.close()
+    done = agent.run("node", "--check-journal")
+    assert done.returncode == 1 and f"has {events - 1} events where its sequences say {events}" in done.stderr, done
+
+
+def test_clocks_that_jump(node):
+    """The wall clock decides nothing: days and years to and fro between three agents (libfaketime; the monotonic clocks stay)."""
+    agent, _ = node
+    library = next(pathlib.Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    times = []
+    for offset in ("+10y", "-1d", "-20y", "+0"):
+        agent.stop(signal.SIGTERM)
+        # By env(1), so that the library has set its own variables before: Swift finds its arguments behind the environment.
+        agent.start(under=["env"], LD_PRELOAD=str(library), FAKETIME=offset, DONT_FAKE_MONOTONIC="1")
+        name = "w" + offset.strip("+-")
+        agent.launch(name, "sleep 0.2; exit 2", "{maxLifetimeSeconds: 60}")
+        assert agent.wait(name, "STOPPED")["reason"]["exit_code"] == 2
+        times.append(agent.records()[0][-1]["wallTime"])
+    assert times[0] > times[3] > times[1] > times[2], times
+    events = agent.records()[0]
+    assert [e["bootNanoseconds"] for e in events] == sorted(e["bootNanoseconds"] for e in events)
+    judge(agent)
+
+
 def test_a_full_disk_delays_what_happened_and_refuses_what_is_asked(node):
     """ENOSPC at the journal: a launch is refused; an end is told when there is room again, and nothing is lost."""
     agent, _ = node

@@ -18,6 +18,7 @@ from conftest import ROOT, RUNTIME, busybox_root, peer
 
 ROUNDS = int(sys.argv[1])
 FIRST = 400_000
+PEERS = ["crun", "runc"]
 
 
 def bundle(folder):
@@ -59,6 +60,7 @@ class Bench:
         return {
             "floor": lambda: [self.floor, f / "rootfs", f / "filter", str(FIRST)],
             "carrel-runtime": lambda: [RUNTIME, "--root", f / "state", "run", "--bundle", f, self.id()],
+            "runc": lambda: ["runc", "--root", f / "runc", "run", "--bundle", f, self.id()],
             "crun": lambda: ["crun", "--root", f / "crun", "run", "--bundle", f, self.id()],
             "bwrap (no cgroup, no seccomp)": lambda: ["bwrap", "--unshare-all", "--uid", "0", "--gid", "0", "--bind", f / "rootfs", "/", "--proc", "/proc", "--dev", "/dev", "/bin/true"],
         }[who]()
@@ -89,10 +91,10 @@ def main():
         os.chmod(name, 0o755)
         bench = Bench(pathlib.Path(name))
         if "--peers" in sys.argv:
-            print(json.dumps({"crun": [bench.once("crun") for _ in range(ROUNDS)]}))
+            print(json.dumps({w: [bench.once(w) for _ in range(ROUNDS)] for w in PEERS}))
             return
         who = ["floor", "carrel-runtime", "bwrap (no cgroup, no seccomp)"]
-        times = {w: [] for w in who} | {w + ", after 100 ms of idleness": [] for w in who[:2]} | {"crun": []}
+        times = {w: [] for w in who} | {w + ", after 100 ms of idleness": [] for w in who[:2]} | {w: [] for w in PEERS}
         for w in who:
             bench.once(w)
         crun = peer([sys.executable, __file__, "3", "--peers"])
@@ -103,7 +105,8 @@ def main():
                 time.sleep(0.1)
                 times[w + ", after 100 ms of idleness"].append(bench.once(w))
             if index % 3 == 0:
-                times["crun"] += json.loads(subprocess.run(crun, check=True, capture_output=True).stdout)["crun"][1:]
+                for w, values in json.loads(subprocess.run(crun, check=True, capture_output=True).stdout).items():
+                    times[w] += values[1:]
         version = subprocess.run(["crun", "--version"], capture_output=True, text=True).stdout.split("\n")[0]
         print(f"{ROUNDS} rounds, kernel {os.uname().release}, {os.cpu_count()} CPUs, {version}\n")
         floor = statistics.median(times["floor"])

@@ -3958,11 +3958,25 @@ package enum Carrel_V1_NodeService: Sendable {
                 type: .unary
             )
         }
+        /// Namespace for "CheckJournal" metadata.
+        package enum CheckJournal: Sendable {
+            /// Request type for "CheckJournal".
+            package typealias Input = Carrel_V1_CheckJournalRequest
+            /// Response type for "CheckJournal".
+            package typealias Output = Carrel_V1_CheckJournalResponse
+            /// Descriptor for "CheckJournal".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.NodeService"),
+                method: "CheckJournal",
+                type: .unary
+            )
+        }
         /// Descriptors for all methods in the "carrel.v1.NodeService" service.
         package static let descriptors: [GRPCCore.MethodDescriptor] = [
             Info.descriptor,
             Drain.descriptor,
-            Resume.descriptor
+            Resume.descriptor,
+            CheckJournal.descriptor
         ]
     }
 }
@@ -4036,6 +4050,24 @@ extension Carrel_V1_NodeService {
             request: GRPCCore.StreamingServerRequest<Carrel_V1_ResumeRequest>,
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ResumeResponse>
+
+        /// Handle the "CheckJournal" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Reads the whole journal and checks its structure; DATA_LOSS says what is wrong.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_CheckJournalRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_CheckJournalResponse` messages.
+        func checkJournal(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_CheckJournalRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_CheckJournalResponse>
     }
 
     /// Service protocol for the "carrel.v1.NodeService" service.
@@ -4093,6 +4125,24 @@ extension Carrel_V1_NodeService {
             request: GRPCCore.ServerRequest<Carrel_V1_ResumeRequest>,
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ResumeResponse>
+
+        /// Handle the "CheckJournal" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Reads the whole journal and checks its structure; DATA_LOSS says what is wrong.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_CheckJournalRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_CheckJournalResponse` message.
+        func checkJournal(
+            request: GRPCCore.ServerRequest<Carrel_V1_CheckJournalRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_CheckJournalResponse>
     }
 
     /// Simple service protocol for the "carrel.v1.NodeService" service.
@@ -4148,6 +4198,24 @@ extension Carrel_V1_NodeService {
             request: Carrel_V1_ResumeRequest,
             context: GRPCCore.ServerContext
         ) async throws -> Carrel_V1_ResumeResponse
+
+        /// Handle the "CheckJournal" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Reads the whole journal and checks its structure; DATA_LOSS says what is wrong.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_CheckJournalRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_CheckJournalResponse` to respond with.
+        func checkJournal(
+            request: Carrel_V1_CheckJournalRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_CheckJournalResponse
     }
 }
 
@@ -4183,6 +4251,17 @@ extension Carrel_V1_NodeService.StreamingServiceProtocol {
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ResumeResponse>(),
             handler: { request, context in
                 try await self.resume(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_NodeService.Method.CheckJournal.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_CheckJournalRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_CheckJournalResponse>(),
+            handler: { request, context in
+                try await self.checkJournal(
                     request: request,
                     context: context
                 )
@@ -4226,6 +4305,17 @@ extension Carrel_V1_NodeService.ServiceProtocol {
         )
         return GRPCCore.StreamingServerResponse(single: response)
     }
+
+    package func checkJournal(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_CheckJournalRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_CheckJournalResponse> {
+        let response = try await self.checkJournal(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
 }
 
 // Default implementation of methods from 'ServiceProtocol'.
@@ -4263,6 +4353,19 @@ extension Carrel_V1_NodeService.SimpleServiceProtocol {
     ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ResumeResponse> {
         return GRPCCore.ServerResponse<Carrel_V1_ResumeResponse>(
             message: try await self.resume(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func checkJournal(
+        request: GRPCCore.ServerRequest<Carrel_V1_CheckJournalRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_CheckJournalResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_CheckJournalResponse>(
+            message: try await self.checkJournal(
                 request: request.message,
                 context: context
             ),
@@ -4341,6 +4444,29 @@ extension Carrel_V1_NodeService {
             deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ResumeResponse>,
             options: GRPCCore.CallOptions,
             onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ResumeResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "CheckJournal" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Reads the whole journal and checks its structure; DATA_LOSS says what is wrong.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_CheckJournalRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_CheckJournalRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_CheckJournalResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func checkJournal<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_CheckJournalRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_CheckJournalRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_CheckJournalResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_CheckJournalResponse>) async throws -> Result
         ) async throws -> Result where Result: Sendable
     }
 
@@ -4455,6 +4581,40 @@ extension Carrel_V1_NodeService {
                 onResponse: handleResponse
             )
         }
+
+        /// Call the "CheckJournal" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Reads the whole journal and checks its structure; DATA_LOSS says what is wrong.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_CheckJournalRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_CheckJournalRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_CheckJournalResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func checkJournal<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_CheckJournalRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_CheckJournalRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_CheckJournalResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_CheckJournalResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_NodeService.Method.CheckJournal.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
     }
 }
 
@@ -4537,6 +4697,35 @@ extension Carrel_V1_NodeService.ClientProtocol {
             request: request,
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ResumeRequest>(),
             deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ResumeResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "CheckJournal" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Reads the whole journal and checks its structure; DATA_LOSS says what is wrong.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_CheckJournalRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func checkJournal<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_CheckJournalRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_CheckJournalResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.checkJournal(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_CheckJournalRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_CheckJournalResponse>(),
             options: options,
             onResponse: handleResponse
         )
@@ -4633,6 +4822,39 @@ extension Carrel_V1_NodeService.ClientProtocol {
             metadata: metadata
         )
         return try await self.resume(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "CheckJournal" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Reads the whole journal and checks its structure; DATA_LOSS says what is wrong.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func checkJournal<Result>(
+        _ message: Carrel_V1_CheckJournalRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_CheckJournalResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_CheckJournalRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.checkJournal(
             request: request,
             options: options,
             onResponse: handleResponse
