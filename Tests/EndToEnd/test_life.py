@@ -205,7 +205,7 @@ def test_events_are_dense_and_resume_from_a_cursor(agent):
 
 def test_a_second_agent_does_not_take_the_socket(agent):
     second = subprocess.run([BIN / "carreld", "--config", agent.config], capture_output=True, text=True, timeout=20)
-    assert second.returncode == 1 and "another agent serves" in second.stderr
+    assert second.returncode == 1 and "another agent, pid" in second.stderr
     assert agent.run("node").returncode == 0
 
 

@@ -150,7 +150,8 @@ def podman(request, directory, root):
     path.mkdir()
     podman = Podman(path, RUNTIME if request.param == "carrel-runtime" else "/usr/bin/crun")
     tar = subprocess.run(["tar", "-C", str(root), "-c", "."], capture_output=True, check=True).stdout
-    subprocess.run(podman.command("import", "-", "box"), input=tar, capture_output=True, check=True)
+    done = subprocess.run(podman.command("import", "-", "box"), input=tar, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
     yield podman
     podman("rm", "-f", "-t", "0", "--all", check=False)
     subprocess.run(["umount", f"{path}/root/vfs"], capture_output=True)
