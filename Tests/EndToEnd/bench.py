@@ -152,7 +152,7 @@ def supervisors(carrel, pb, count=20):
     """Proportional set sizes in KB of the supervisors and of the first processes inside, with so many workspaces running."""
     ids = [f"p{index}" for index in range(count)]
     for id in ids:
-        carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/sh", "-c", "read x"], resources=pb.Resources(memory="16Mi")), {"Ready", "Stopped"})
+        carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/busybox", "sleep", "1000"], resources=pb.Resources(memory="16Mi")), {"Ready", "Stopped"})
     sizes = {"supervisor": [], "first process inside": []}
     found = {int(line.split()[0]) for line in subprocess.run(["pgrep", "-a", "-f", r"^carrel-shim p[0-9]+$"], capture_output=True, text=True).stdout.splitlines()}
     for pid in found:

@@ -287,6 +287,9 @@ def destroy(agent, *controllers):
     if ids:
         agent.run("rm", "--force", *ids)
     agent.stop(signal.SIGTERM)
+    # One whose tracer went before it.
+    for line in subprocess.run(["pgrep", "-f", f"carreld --config {agent.config}"], capture_output=True, text=True).stdout.split():
+        os.kill(int(line), signal.SIGKILL)
     for controller in controllers:
         controller.stop()
     (ROOT / ".cache" / "log").mkdir(parents=True, exist_ok=True)
