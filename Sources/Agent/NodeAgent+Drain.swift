@@ -100,7 +100,17 @@ extension NodeAgent {
       throw AgentError(.outOfRange, "sequence: \(error)")
     }
     Fault.at(.acknowledged)
-    try await trim()
+    trimSoon()
+  }
+
+  /// Not for every acknowledgement: each trim is a transaction of its own.
+  private func trimSoon() {
+    guard trimming == nil else { return }
+    trimming = Task {
+      try? await Task.sleep(for: .milliseconds(200))
+      trimming = nil
+      do { try await trim() } catch { logger.error("the journal cannot be trimmed", metadata: ["error": "\(error)"]) }
+    }
   }
 
   /// What may go, goes: what the owner of the acknowledgement has; where nobody owns it and the limit is near, the oldest.

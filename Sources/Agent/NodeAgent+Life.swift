@@ -56,6 +56,7 @@ extension NodeAgent {
       managed.record.attempt += 1
       managed.verdict = nil
       managed.record.phases = []
+      managed.record.startedNanoseconds = nil
       if let tool = tool(managed.record.spec.tool), tool.tokenFile != nil { managed.token = managed.token ?? NodeAgent.freshToken() }
       await transition(managed, .restartDecided)
     }

@@ -56,6 +56,7 @@ package actor NodeAgent {
   var workspaces: [String: Managed] = [:]
   private var lastCommit: Task<JournalEvent, any Error>?
   package internal(set) var drain: Drain?
+  var trimming: Task<Void, Never>?
   /// Cgroups of what was set aside while it runs.
   var quarantined: Set<String> = []
   private nonisolated let lock: StateLock

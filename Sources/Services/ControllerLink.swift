@@ -111,6 +111,8 @@ private final class Conversation: Sendable {
     /// Answers, ahead of the next event.
     var answers: [Carrel_Controller_V1_NodeMessage] = []
     var commands = 0
+    /// Somebody writes acknowledgements down.
+    var isKeeping = false
     var hasEnded = false
   }
 
@@ -146,7 +148,7 @@ private final class Conversation: Sendable {
   func hear(_ message: Carrel_Controller_V1_ControllerMessage) async throws {
     switch message.message {
     case .welcome(let welcome): try await begin(welcome)
-    case .acknowledge(let acknowledge): try await take(acknowledge.sequence)
+    case .acknowledge(let acknowledge): try take(acknowledge.sequence)
     case .snapshot: answer(try await snapshot())
     case .command(let command): perform(command)
     case nil: refuse(.invalidArgument, "message: is of a kind that this agent does not know")
@@ -206,13 +208,31 @@ private final class Conversation: Sendable {
     return .with { $0.snapshot = snapshot }
   }
 
-  private func take(_ sequence: UInt64) async throws {
+  private func take(_ sequence: UInt64) throws {
     guard let sent = state.withLock({ $0.sent }), let number = Int64(exactly: sequence), number <= sent else {
       return refuse(.outOfRange, "acknowledge: \(sequence) was not sent yet")
     }
-    try await agent.acknowledge(number, by: controller)
-    state.withLock { $0.acknowledged = max($0.acknowledged, number) }
+    let isWriting = state.withLock { state in
+      state.acknowledged = max(state.acknowledged, number)
+      defer { state.isKeeping = true }
+      return state.isKeeping
+    }
     wake.yield()
+    if !isWriting { Task { await keep() } }
+  }
+
+  /// Makes acknowledgements durable, many at a time: they are cumulative, and what is not yet kept is only sent again.
+  private func keep() async {
+    while true {
+      let number = state.withLock { $0.acknowledged }
+      // A disk that does not take it now takes the next one.
+      try? await agent.acknowledge(number, by: controller)
+      let isDone = state.withLock { state in
+        if state.acknowledged == number { state.isKeeping = false }
+        return !state.isKeeping
+      }
+      if isDone { return }
+    }
   }
 
   private func perform(_ command: Carrel_Controller_V1_Command) {
@@ -266,7 +286,9 @@ private final class Conversation: Sendable {
 
   /// Answers as they come, and events as far as the window goes; until the call ends.
   func speak(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws {
-    let forwarding = Task { [agent, wake] in for await _ in agent.feed.changes() { wake.yield() } }
+    // Before the first read, so that nothing falls between reading and waiting.
+    let changes = agent.feed.changes()
+    let forwarding = Task { [wake] in for await _ in changes { wake.yield() } }
     defer { forwarding.cancel() }
     var iterator = wakes.makeAsyncIterator()
     while !state.withLock({ $0.hasEnded }) {

@@ -111,25 +111,26 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
       throw RPCError(code: .outOfRange, message: "cursor: \(request.cursor) is above the head, \(head)")
     }
     var cursor = Int64(request.cursor)
-    let oldest = try await journal.extent().oldest
-    if cursor < oldest - 1 {
-      try await response.write(
-        .with {
-          $0.gap = .with {
-            $0.from = UInt64(cursor + 1)
-            $0.to = UInt64(oldest - 1)
-            $0.reason = "trimmed"
-          }
-          $0.streamID = journal.streamID
-        })
-      cursor = oldest - 1
-    }
     // Before the first read, so that nothing falls between reading and waiting.
     let changes = agent.feed.changes()
     var iterator = changes.makeAsyncIterator()
     let workspace = request.workspace.isEmpty ? nil : request.workspace
     while !Task.isCancelled {
       while true {
+        // What goes while a slow watcher reads is as much a gap as what went before.
+        let oldest = try await journal.extent().oldest
+        if cursor < oldest - 1 {
+          try await response.write(
+            .with {
+              $0.gap = .with {
+                $0.from = UInt64(cursor + 1)
+                $0.to = UInt64(oldest - 1)
+                $0.reason = "trimmed"
+              }
+              $0.streamID = journal.streamID
+            })
+          cursor = oldest - 1
+        }
         let events = try await journal.events(after: cursor, workspace: workspace, limit: 256)
         for event in events {
           try await response.write(

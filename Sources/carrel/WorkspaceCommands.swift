@@ -72,7 +72,7 @@ struct Launch: AsyncParsableCommand {
         $0.workspace = id
       }
     ) { response -> Int32 in
-      for try await message in response.messages {
+      for try await message in response.messages where message.hasEvent {
         if format == .table { Printer.note(Printer.event(message.event)) }
         switch message.event.state {
         case .ready, .failed, .stopped:

@@ -68,8 +68,8 @@ def test_a_controller_that_crashes_stalls_and_returns(node):
     judge(agent, panel)
     seen = [int(m["event"]["sequence"]) for m in panel.messages() if "event" in m]
     assert len(seen) > len(set(seen)), "control: some came twice, since the crash was before the memory"
-    info = node_info(agent)
-    assert info["controllers"][0]["connected"] and int(info["oldest"]) == int(info["head"]) + 1 == int(info["acknowledged"]) + 1, info
+    until(lambda: (i := node_info(agent)) and int(i["oldest"]) == int(i["head"]) + 1 == int(i["acknowledged"]) + 1, "all is trimmed")
+    assert node_info(agent)["controllers"][0]["connected"]
 
 
 @pytest.mark.parametrize("node", [one()], indirect=True)
@@ -101,6 +101,7 @@ def test_cursors_old_forgotten_foreign_and_impossible(node):
     agent.wait("stays", "READY")
     judge(agent, panel)
     head = agent.records()[2]["head"]
+    until(lambda: agent.records()[2]["trimmed"] == head, "all is trimmed")
 
     def again(*options):
         panel.stop()
@@ -399,12 +400,14 @@ def test_a_failed_fsync_ends_the_agent_and_loses_nothing(node, number):
     tracer = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(journal), "-P", f"{journal}-wal", "-e", "trace=fsync,fdatasync",
               "-e", f"inject=fsync,fdatasync:error=EIO:when={number}"]
     agent.start(under=tracer)
-    for index in range(4):
+    # strace counts for each thread by itself: which of them commits is the system's choice.
+    for index in range(60):
         agent.launch(f"w-{index}", "exit 6")
-    for index in range(4):
         agent.wait(f"w-{index}", "STOPPED", "FAILED")
-    log = (agent.directory / "carreld.log").read_text()
-    assert "the journal's disk failed" in log, log[-2000:]
+        if "the journal's disk failed" in (agent.directory / "carreld.log").read_text():
+            break
+    else:
+        raise AssertionError("no fsync failed")
     judge(agent)
 
 
