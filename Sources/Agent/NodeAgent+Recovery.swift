@@ -115,10 +115,14 @@ extension NodeAgent {
     }
   }
 
-  /// Folders that the journal does not know. After the loss of a journal their own copy of the record brings them back; one
-  /// with neither is set aside untouched, with what runs in it. Of a workspace whose deletion was cut off, the rest goes.
+  /// Folders that the journal does not know. What runs, and after the loss of a journal all, is brought back by its own copy of
+  /// the record; what has none is set aside untouched. Of a workspace whose deletion was cut off, the rest goes.
   private func recoverFolders() async throws {
     let root = configuration.state + "/workspaces"
+    for aside in (try? FileManager.default.contentsOfDirectory(atPath: configuration.state + "/quarantine")) ?? [] {
+      // As it was named there: id, dash, seconds.
+      if let dash = aside.lastIndex(of: "-") { quarantined.insert(String(aside[..<dash])) }
+    }
     // Only until it has been done once: what a folder says later may have been deleted in the meantime.
     let done = try await journal.setting(NodeAgent.recoveredSetting) != nil
     let afterLoss = journal.loss != nil && !done
@@ -126,7 +130,7 @@ extension NodeAgent {
       guard let folder = try? WorkspaceFolder(path: "\(root)/\(name)") else { continue }
       let record = folder.record.flatMap { try? JSONDecoder().decode(WorkspaceRecord.self, from: Data($0)) }
       let runs = (try? folder.connect()) != nil
-      if let record, record.spec.id == name, afterLoss, !workspaces.values.contains(where: { $0.record.slot == record.slot }) {
+      if let record, record.spec.id == name, afterLoss || runs, !workspaces.values.contains(where: { $0.record.slot == record.slot }) {
         let managed = Managed(record: record, folder: folder)
         workspaces[name] = managed
         try await commit(managed, .recovered, ["running": "\(runs)"])
@@ -136,11 +140,12 @@ extension NodeAgent {
         try FileManager.default.moveItem(atPath: folder.path, toPath: "\(place)/\(name)-\(Int(Date.now.timeIntervalSince1970))")
         logger.error("a folder that no record knows is set aside", metadata: ["folder": "\(name)", "running": "\(runs)", "in": "\(place)"])
         try await tell(.quarantined, ["folder": name, "running": "\(runs)"])
-        if runs, let record { quarantined.insert(record.cgroup) }
+        if runs { quarantined.insert(name) }
       } else {
         // Never accepted, or deleted: its event says so, and only the folder was left.
         logger.notice("removing the rest of a workspace", metadata: ["folder": "\(name)"])
         try? FileManager.default.removeItem(atPath: folder.path)
+        try await tell(.swept, ["folder": name])
       }
     }
     if afterLoss { try await journal.set(NodeAgent.recoveredSetting, to: wallTime()) }
@@ -150,9 +155,14 @@ extension NodeAgent {
 
   /// Cgroups of workspaces that were being made or removed.
   private func sweep() async throws {
-    let known = Set(workspaces.values.filter { !$0.record.state.isTerminal }.map(\.record.cgroup)).union(quarantined)
+    let known = Set(workspaces.values.filter { !$0.record.state.isTerminal }.map(\.record.cgroup))
+    let aside = quarantined
     let (layout, parent) = (facts.layout, configuration.cgroupParent)
-    try await blocking { Cgroup(layout: layout, path: parent).sweep(keeping: known) }
+    let swept = try await blocking {
+      // A workspace's cgroup is called after it, with a number.
+      Cgroup(layout: layout, path: parent).sweep { name in known.contains(name) || aside.contains { name.hasPrefix($0 + "-") } }
+    }
+    for name in swept.sorted() { try await tell(.swept, ["cgroup": name]) }
   }
 
   /// Reports processes that the kernel ended for want of memory while their workspace lives on, such as a notebook's

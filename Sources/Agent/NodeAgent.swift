@@ -57,7 +57,7 @@ package actor NodeAgent {
   private var lastCommit: Task<JournalEvent, any Error>?
   package internal(set) var drain: Drain?
   var trimming: Task<Void, Never>?
-  /// Cgroups of what was set aside while it runs.
+  /// The ids of what was set aside while it runs.
   var quarantined: Set<String> = []
   private nonisolated let lock: StateLock
   /// Ids being accepted right now: their records are not durable yet.
@@ -73,7 +73,8 @@ package actor NodeAgent {
         attributes: [.posixPermissions: folder == configuration.homes ? 0o711 : 0o700])
     }
     lock = try StateLock(configuration.state)
-    journal = try Journal(path: configuration.state + "/journal.sqlite")
+    let folders = try FileManager.default.contentsOfDirectory(atPath: configuration.state + "/workspaces")
+    journal = try Journal(path: configuration.state + "/journal.sqlite", hasHistory: !folders.isEmpty)
     images = try ImageStore(path: configuration.state + "/images")
     network = try NetworkDriver(subnet: configuration.subnet, table: configuration.firewallTable, linkPrefix: configuration.linkPrefix)
     seccomp = try SeccompCompiler.compileDefaultProfile()

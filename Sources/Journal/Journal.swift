@@ -91,10 +91,12 @@ package final class Journal: Sendable {
   /// Why the history before this stream is lost; nil where this is the first.
   package let loss: String?
 
-  /// Opens the journal, or makes it. A damaged one is set aside beside it, under a name that says so, and a new stream begins.
-  package convenience init(path: String) throws {
+  /// Opens the journal, or makes it. A damaged one is set aside beside it, under a name that says so, and a new stream begins;
+  /// also where none is there although `hasHistory`: something else tells that there was one.
+  package convenience init(path: String, hasHistory: Bool = false) throws {
     do {
-      try self.init(opening: path, loss: nil)
+      let isMissing = hasHistory && !FileManager.default.fileExists(atPath: path)
+      try self.init(opening: path, loss: isMissing ? "the journal was gone while its workspaces were there" : nil)
     } catch {
       guard let damage = Journal.damage(error) else { throw error }
       let kept = try Journal.setAside(path)

@@ -255,15 +255,19 @@ package struct Cgroup: Sendable {
     return found
   }
 
-  /// Ends and removes every cgroup right below this one that is not in `names`.
-  package func sweep(keeping names: Set<String>) {
+  /// Ends and removes every cgroup right below this one whose name is not known. Returns what those were called.
+  @discardableResult
+  package func sweep(unless isKnown: (String) -> Bool) -> Set<String> {
+    var swept: Set<String> = []
     for base in bases {
-      for name in Cgroup.children(base + "/" + path) where name != Cgroup.holder && !names.contains(name) {
+      for name in Cgroup.children(base + "/" + path) where name != Cgroup.holder && !isKnown(name) {
         let stray = Cgroup(layout: layout, path: path + "/" + name, controllers: controllers)
         stray.signal(Signals.kill)
         for _ in 0..<50 where !stray.remove() { Clock.sleep(milliseconds: 20) }
+        swept.insert(name)
       }
     }
+    return swept
   }
 
   /// Removes it where nothing is left in it.

@@ -125,6 +125,8 @@ private final class Conversation: Sendable {
 
   /// More commands at once are refused.
   private static let commandLimit = 64
+  /// A controller that asks and does not read what it is told is hung up on.
+  private static let answerLimit = 256
 
   init(agent: NodeAgent, controller: String, welcomed: @escaping @Sendable () -> Void) {
     self.agent = agent
@@ -139,13 +141,16 @@ private final class Conversation: Sendable {
   }
 
   private func answer(_ message: Carrel_Controller_V1_NodeMessage) {
-    state.withLock { $0.answers.append(message) }
+    state.withLock { if $0.answers.count < Conversation.answerLimit { $0.answers.append(message) } }
     wake.yield()
   }
 
   // ------------------------------------------------------------------- hearing
 
   func hear(_ message: Carrel_Controller_V1_ControllerMessage) async throws {
+    guard state.withLock({ $0.answers.count }) < Conversation.answerLimit else {
+      throw RPCError(code: .resourceExhausted, message: "\(Conversation.answerLimit) answers wait to be read")
+    }
     switch message.message {
     case .welcome(let welcome): try await begin(welcome)
     case .acknowledge(let acknowledge): try take(acknowledge.sequence)

@@ -110,6 +110,8 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   case recovered = "Recovered"
   /// A folder that no record knows and that has none of its own; it is left as it is, under another name.
   case quarantined = "Quarantined"
+  /// What was left of a workspace that is no more: a folder or a cgroup.
+  case swept = "Swept"
   // Of the node itself.
   case drainBegan = "DrainBegan"
   case drainEnded = "DrainEnded"

@@ -151,7 +151,7 @@ LEGAL |= {("Stopping", s): "stopping" for s in ("preparing", "starting", "ready"
 LEGAL |= {("Stopped", s): "stopped" for s in ("pending", "preparing", "starting", "ready", "stopping")}
 LEGAL |= {("Failed", s): "failed" for s in ("pending", "preparing", "starting")}
 ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "Adopted", "Recovered"}
-NODE = {"DrainBegan", "DrainEnded", "Quarantined"}
+NODE = {"Swept", "DrainBegan", "DrainEnded", "Quarantined"}
 
 
 def plain(event):

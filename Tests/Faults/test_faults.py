@@ -257,7 +257,6 @@ def test_a_damaged_journal_is_announced_and_what_runs_goes_on(node, damage):
     agent, (panel,) = node
     panel.start()
     agent.launch("runs", "while true; do sleep 0.1; done")
-    pid = None
     agent.wait("runs", "READY")
     for index in range(20):
         agent.launch(f"fill-{index}", "true")
@@ -284,20 +283,37 @@ def test_a_damaged_journal_is_announced_and_what_runs_goes_on(node, damage):
     assert agent.lives
     events, workspaces, stream, _ = agent.records()
     assert stream["id"] != before[2]["id"]
-    if damage != "deleted":
-        assert "damaged" in stream["loss"] and list(agent.state.glob("journal.sqlite-damaged-*"))
-        assert agent.get("runs")["state"] == "STATE_READY" and pathlib.Path(f"/proc/{supervisor}").exists()
-        assert [e["type"] for e in events if e["workspace"] == "runs"][:2] == ["Recovered", "Adopted"]
-    else:
-        # No journal is no damage: what runs is unknown, set aside, and left alone.
-        assert pathlib.Path(f"/proc/{supervisor}").exists() and list((agent.state / "quarantine").glob("runs-*"))
-        assert [e["type"] for e in events] == ["Quarantined"]
-        os.kill(supervisor, signal.SIGKILL)
+    assert stream["loss"] and (damage == "deleted" or list(agent.state.glob("journal.sqlite-damaged-*")))
+    assert agent.get("runs")["state"] == "STATE_READY" and pathlib.Path(f"/proc/{supervisor}").exists()
+    assert [e["type"] for e in events if e["workspace"] == "runs"][:2] == ["Recovered", "Adopted"]
     gap = until(lambda: [m["gap"] for m in panel.messages() if "gap" in m], "the controller is told", 40)[0]
-    assert damage == "deleted" or "damaged" in gap["reason"]
+    assert ("gone" if damage == "deleted" else "damaged") in gap["reason"]
     snapshot = until(lambda: [m["snapshot"] for m in panel.messages() if "snapshot" in m], "and how things stand")[-1]
     assert snapshot["streamId"] == stream["id"]
-    assert pid is None
+
+
+def test_what_nobody_knows_is_set_aside_untouched(node):
+    """A folder without a record, with a tool that runs: moved to quarantine, told, and left alone. Of one where nothing runs, the rest goes."""
+    agent, _ = node
+    for name in ("unknown", "rest"):
+        agent.launch(name, "sleep 1000")
+        agent.wait(name, "READY")
+    agent.do("stop", "rest", "--time", "0")
+    supervisor = pids(agent, "unknown")
+    agent.stop(signal.SIGTERM)
+    with sqlite3.connect(agent.state / "journal.sqlite") as database:
+        database.execute("DELETE FROM workspace")
+    database.close()
+    (agent.state / "workspaces" / "unknown" / "record.json").unlink()
+    agent.start()
+    events = [(e["type"], json.loads(e["attributes"]).get("folder")) for e in agent.records()[0] if e["workspace"] == ""]
+    assert ("Quarantined", "unknown") in events and ("Swept", "rest") in events, events
+    assert list((agent.state / "quarantine").glob("unknown-*")) and not (agent.state / "workspaces" / "rest").exists()
+    agent.stop()
+    agent.start()
+    assert all(pathlib.Path(f"/proc/{p}").exists() for p in supervisor), "also by the agent after that"
+    for pid in supervisor:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_journal_checked_on_demand(node):
