@@ -39,6 +39,11 @@ package struct Configuration: Sendable {
     package let owner: Bool
   }
 
+  /// The controller that owns the acknowledgement, if one does.
+  var owner: Controller? { controllers.first { $0.owner } }
+  /// By whose acknowledgement events are trimmed: the owner's, or that of whoever pulls.
+  package var acknowledger: String { owner?.name ?? NodeAgent.puller }
+
   package init() {}
 
   package init(yaml: String) throws(InvalidField) {

@@ -24,7 +24,7 @@ extension NodeAgent {
   package func drain(seconds: UInt32?, by: String) async throws -> Int {
     let drain = Drain(
       by: by, began: wallTime(), deadline: seconds.map { Clock.boottime + Int64($0) * 1_000_000_000 }, bootID: facts.bootID)
-    let text = String(decoding: try JSONEncoder().encode(drain), as: UTF8.self)
+    let text = try encodedText(drain)
     var attributes = ["by": by]
     if let seconds { attributes["deadlineSeconds"] = "\(seconds)" }
     // In memory first: a launch that comes while this is written is refused too.
@@ -73,11 +73,9 @@ extension NodeAgent {
   }
 
   private func nodeEvent(_ type: EventType, _ attributes: [String: String]) throws -> JournalEvent {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.sortedKeys]
-    return JournalEvent(
+    JournalEvent(
       type: type.rawValue, workspace: "", state: "", previous: nil, generation: 0, reason: nil,
-      attributes: String(decoding: try encoder.encode(attributes), as: UTF8.self), wallTime: wallTime(),
+      attributes: try encodedText(attributes), wallTime: wallTime(),
       bootNanoseconds: Clock.boottime, bootID: facts.bootID, phases: nil)
   }
 
@@ -87,7 +85,7 @@ extension NodeAgent {
 
   /// Takes an acknowledgement of a caller that pulls, where no controller is configured to do that.
   package func acknowledge(_ sequence: Int64) async throws {
-    if let owner = configuration.controllers.first(where: { $0.owner }) {
+    if let owner = configuration.owner {
       throw AgentError(.failedPrecondition, "the controller \(owner.name) acknowledges this node's events")
     }
     try await acknowledge(sequence, by: NodeAgent.puller)
@@ -115,11 +113,12 @@ extension NodeAgent {
 
   /// What may go, goes: what the owner of the acknowledgement has; where nobody owns it and the limit is near, the oldest.
   func trim() async throws {
-    let owner = configuration.controllers.first { $0.owner }?.name ?? NodeAgent.puller
     let kept = Int64(configuration.journalKeep)
-    if let acknowledged = try await journal.acknowledged(by: owner) { try await journal.trim(through: acknowledged, keeping: kept) }
+    if let acknowledged = try await journal.acknowledged(by: configuration.acknowledger) {
+      try await journal.trim(through: acknowledged, keeping: kept)
+    }
     Fault.at(.trimmed)
-    guard !configuration.controllers.contains(where: { $0.owner }) else { return }
+    guard configuration.owner == nil else { return }
     let extent = try await journal.extent()
     guard extent.bytes > journalRoom else { return }
     logger.warning("the journal has reached its limit and nobody acknowledges: the older half of its events goes")

@@ -322,15 +322,13 @@ package actor NodeAgent {
   private func event(
     _ type: EventType, _ record: WorkspaceRecord, after previous: WorkspaceState?, _ attributes: [String: String] = [:]
   ) throws -> JournalEvent {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.sortedKeys]
     let phases = [.ready, .stopped, .failed].contains(type) && !record.phases.isEmpty ? record.phases : nil
     return JournalEvent(
       type: type.rawValue, workspace: record.spec.id, state: record.state.rawValue, previous: previous?.rawValue,
-      generation: Int64(record.attempt), reason: try record.reason.map { String(decoding: try encoder.encode($0), as: UTF8.self) },
-      attributes: String(decoding: try encoder.encode(attributes), as: UTF8.self), wallTime: wallTime(),
+      generation: Int64(record.attempt), reason: try record.reason.map { try encodedText($0) },
+      attributes: try encodedText(attributes), wallTime: wallTime(),
       bootNanoseconds: Clock.boottime, bootID: facts.bootID,
-      phases: try phases.map { String(decoding: try encoder.encode($0), as: UTF8.self) })
+      phases: try phases.map { try encodedText($0) })
   }
 
   /// The record and its event, in one transaction; then the watchers hear of it. Commits reach the disk in the

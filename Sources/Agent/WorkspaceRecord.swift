@@ -33,11 +33,7 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   package var stopRequestedBy: String?
   package var outOfMemoryKills: UInt64 = 0
 
-  func encoded() throws -> String {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.sortedKeys]
-    return String(decoding: try encoder.encode(self), as: UTF8.self)
-  }
+  func encoded() throws -> String { try encodedText(self) }
 
   func journalRecord() throws -> JournalRecord {
     JournalRecord(id: spec.id, state: state.rawValue, slot: Int64(slot), body: try encoded())
@@ -55,6 +51,13 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
     self.firstID = firstID
     self.created = created
   }
+}
+
+/// JSON as the journal keeps it: the same value is always the same text.
+func encodedText(_ value: some Encodable) throws -> String {
+  let encoder = JSONEncoder()
+  encoder.outputFormatting = [.sortedKeys]
+  return String(decoding: try encoder.encode(value), as: UTF8.self)
 }
 
 /// RFC 3339 with milliseconds, UTC.

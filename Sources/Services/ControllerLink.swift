@@ -195,14 +195,7 @@ private final class Conversation: Sendable {
 
   /// Tells of what cannot be had, and how things stand instead. Returns where events go on.
   private func skip(from: UInt64, to: UInt64, _ reason: String) async throws -> Int64 {
-    answer(
-      .with {
-        $0.gap = .with {
-          $0.from = from
-          $0.to = to
-          $0.reason = reason
-        }
-      })
+    answer(.with { $0.gap = Carrel_V1_Gap(from: from, to: to, reason: reason) })
     let snapshot = try await snapshot()
     answer(snapshot)
     return Int64(snapshot.snapshot.sequence)

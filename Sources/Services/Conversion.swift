@@ -178,6 +178,15 @@ extension Carrel_V1_Phase {
   }
 }
 
+extension Carrel_V1_Gap {
+  init(from: UInt64, to: UInt64, reason: String) {
+    self.init()
+    self.from = from
+    self.to = to
+    self.reason = reason
+  }
+}
+
 extension Carrel_V1_SnapshotResponse {
   /// All workspaces as the journal has them after one event.
   init(_ journal: Journal) async throws {

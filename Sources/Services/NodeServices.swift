@@ -92,8 +92,7 @@ struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
       let extent = try await agent.journal.extent()
       var controllers: [Carrel_V1_ControllerStatus] = []
       for link in links { controllers.append(try await link.status()) }
-      let owner = agent.configuration.controllers.first { $0.owner }?.name ?? NodeAgent.puller
-      let acknowledged = try await agent.journal.acknowledged(by: owner) ?? 0
+      let acknowledged = try await agent.journal.acknowledged(by: agent.configuration.acknowledger) ?? 0
       let draining = await agent.drain != nil
       let limit = Quantity.whole(agent.configuration.journalLimit) ?? 0
       let tools = await agent.toolNames

@@ -122,11 +122,7 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
         if cursor < oldest - 1 {
           try await response.write(
             .with {
-              $0.gap = .with {
-                $0.from = UInt64(cursor + 1)
-                $0.to = UInt64(oldest - 1)
-                $0.reason = "trimmed"
-              }
+              $0.gap = Carrel_V1_Gap(from: UInt64(cursor + 1), to: UInt64(oldest - 1), reason: "trimmed")
               $0.streamID = journal.streamID
             })
           cursor = oldest - 1
