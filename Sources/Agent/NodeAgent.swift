@@ -60,8 +60,8 @@ package actor NodeAgent {
   /// The ids of what was set aside while it runs.
   var quarantined: Set<String> = []
   private nonisolated let lock: StateLock
-  /// Ids being accepted right now: their records are not durable yet.
-  private var accepting: Set<String> = []
+  /// Ids being accepted or removed right now: what is in memory, in the journal and on disk does not agree yet.
+  private var unsettled: Set<String> = []
 
   package init(configuration: Configuration, logger: Logger) throws {
     self.configuration = configuration
@@ -103,10 +103,10 @@ package actor NodeAgent {
   package func launch(_ spec: WorkspaceSpec, credentials: [Credential]) async throws -> (record: WorkspaceRecord, created: Bool) {
     let spec = spec.naming(credentials)
     let (tool, amounts) = try check(spec, credentials)
-    guard accepting.insert(spec.id).inserted else {
-      throw AgentError(.unavailable, "workspace \(spec.id) is being accepted by another call; try again")
+    guard unsettled.insert(spec.id).inserted else {
+      throw AgentError(.unavailable, "workspace \(spec.id) is being accepted or deleted by another call; try again")
     }
-    defer { accepting.remove(spec.id) }
+    defer { unsettled.remove(spec.id) }
     if let present = workspaces[spec.id] {
       guard present.record.spec == spec else {
         throw AgentError(.alreadyExists, "workspace \(spec.id) exists with another spec (state \(present.record.state.rawValue))")
@@ -276,7 +276,8 @@ package actor NodeAgent {
     }
     managed.life?.cancel()
     await managed.cleaning?.value
-    guard workspaces[id] === managed else { throw AgentError.noWorkspace(id) }
+    guard workspaces[id] === managed, unsettled.insert(id).inserted else { throw AgentError.noWorkspace(id) }
+    defer { unsettled.remove(id) }
     let record = managed.record
     let event = try event(.deleted, record, after: record.state)
     workspaces[id] = nil
@@ -288,9 +289,20 @@ package actor NodeAgent {
       throw error
     }
     Fault.at(.afterDeleted)
-    let path = folderPath(id)
-    try await blocking { try FileManager.default.removeItem(atPath: path) }
+    await removeFolder(folderPath(id))
     Fault.at(.folderRemoved)
+  }
+
+  /// The workspace is deleted already: what cannot be removed now goes when the next agent starts.
+  private func removeFolder(_ path: String) async {
+    for attempt in 1...3 {
+      do {
+        return try await blocking { try FileManager.default.removeItem(atPath: path) }
+      } catch {
+        logger.error("the folder of a deleted workspace cannot be removed", metadata: ["attempt": "\(attempt)", "error": "\(error)"])
+        try? await Task.sleep(for: .milliseconds(100))
+      }
+    }
   }
 
   /// Runs image work on a thread that may wait.

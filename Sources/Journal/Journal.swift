@@ -86,6 +86,7 @@ package enum JournalError: Error, Sendable, CustomStringConvertible {
 /// What `commit` returned from is on disk.
 package final class Journal: Sendable {
   let pool: DatabasePool
+  private let markPath: String
   /// Made with the journal; another id means that the history before is lost.
   package let streamID: String
   /// Why the history before this stream is lost; nil where this is the first.
@@ -95,8 +96,8 @@ package final class Journal: Sendable {
   /// also where none is there although `hasHistory`: something else tells that there was one.
   package convenience init(path: String, hasHistory: Bool = false) throws {
     do {
-      let isMissing = hasHistory && !FileManager.default.fileExists(atPath: path)
-      try self.init(opening: path, loss: isMissing ? "the journal was gone while its workspaces were there" : nil)
+      let hasHistory = hasHistory || FileManager.default.fileExists(atPath: path + ".mark")
+      try self.init(opening: path, loss: hasHistory ? "the journal was gone, or empty, where there had been one" : nil)
     } catch {
       guard let damage = Journal.damage(error) else { throw error }
       let kept = try Journal.setAside(path)
@@ -104,6 +105,7 @@ package final class Journal: Sendable {
     }
   }
 
+  /// `loss`: what it means if there is nothing in it.
   private init(opening path: String, loss: String?) throws {
     var configuration = Configuration()
     configuration.busyMode = .timeout(5)
@@ -116,12 +118,33 @@ package final class Journal: Sendable {
       let check = try String.fetchOne(database, sql: "PRAGMA quick_check") ?? "no answer"
       guard check == "ok" else { throw JournalError.corrupt(check) }
     }
-    (streamID, self.loss) = try pool.write { database in
+    markPath = path + ".mark"
+    let head: Int64
+    (streamID, self.loss, head) = try pool.write { database in
       try JournalSchema.migrate(database, loss: loss)
-      guard let row = try Row.fetchOne(database, sql: "SELECT id, loss FROM stream") else { throw JournalError.corrupt("it has no stream") }
-      return (row["id"], row["loss"])
+      guard let row = try Row.fetchOne(database, sql: "SELECT id, loss, head FROM stream") else {
+        throw JournalError.corrupt("it has no stream")
+      }
+      return (row["id"], row["loss"], row["head"])
     }
     self.pool = pool
+    if let marked = marked(), marked > head {
+      // Before its name is another's: the last connection takes the log that lies there with it.
+      try pool.close()
+      throw JournalError.corrupt("it ends at event \(head), and had reached \(marked): an older copy was put in its place")
+    }
+    mark(head)
+  }
+
+  /// Notes beside the journal how far it has come, so that an older copy of it is known for what it is. A mark that cannot be
+  /// written, or is behind, only knows less.
+  func mark(_ head: Int64) {
+    try? Data("\(streamID)\n\(head)\n".utf8).write(to: URL(fileURLWithPath: markPath), options: .atomic)
+  }
+
+  private func marked() -> Int64? {
+    let fields = (try? String(contentsOfFile: markPath, encoding: .utf8))?.split(separator: "\n") ?? []
+    return fields.count == 2 && fields[0] == streamID ? Int64(fields[1]) : nil
   }
 
   /// What is wrong with the file itself, if that is what the error says.

@@ -57,11 +57,14 @@ extension Journal {
 
   /// Removes events up to `sequence`, but the newest `kept` of all stay.
   package func trim(through sequence: Int64, keeping kept: Int64) async throws {
-    try await pool.write { database in
-      let end = min(sequence, try Journal.head(database) - kept)
-      guard end > (try Int64.fetchOne(database, sql: "SELECT trimmed FROM stream") ?? 0) else { return }
+    let head = try await pool.write { database in
+      let head = try Journal.head(database)
+      let end = min(sequence, head - kept)
+      guard end > (try Int64.fetchOne(database, sql: "SELECT trimmed FROM stream") ?? 0) else { return head }
       try database.execute(sql: "DELETE FROM event WHERE sequence <= ?", arguments: [end])
       try database.execute(sql: "UPDATE stream SET trimmed = ?", arguments: [end])
+      return head
     }
+    mark(head)
   }
 }

@@ -41,6 +41,6 @@ enum JournalSchema {
       if index == 0 { try database.execute(sql: "INSERT INTO stream VALUES (?)", arguments: [UUID().uuidString.lowercased()]) }
     }
     try database.execute(sql: "PRAGMA user_version = \(version)")
-    if let loss { try database.execute(sql: "UPDATE stream SET loss = ?", arguments: [loss]) }
+    if let loss, found == 0 { try database.execute(sql: "UPDATE stream SET loss = ?", arguments: [loss]) }
   }
 }

@@ -30,6 +30,9 @@ struct Common: ParsableArguments {
   @Option(name: [.short, .long], help: "table, json or yaml; cloudevents for events.")
   var output = OutputFormat.table
 
+  @Option(name: .long, help: "Seconds to wait for an answer; streams and waits for a stop are not bound by it.")
+  var requestTimeout: UInt32 = 60
+
   typealias Client = GRPCClient<HTTP2ClientTransport.Posix>
 
   /// Connects, runs, and turns failures into messages and exit codes.
@@ -41,17 +44,34 @@ struct Common: ParsableArguments {
     }
     do {
       let transport = try HTTP2ClientTransport.Posix(
-        target: .unixDomainSocket(path: socket), transportSecurity: .plaintext, config: config)
+        target: .unixDomainSocket(path: socket), transportSecurity: .plaintext, config: config,
+        serviceConfig: deadlines)
       return try await withGRPCClient(transport: transport) { try await body($0) }
     } catch let error as RPCError {
       let code: Int32 =
         switch error.code {
         case .notFound: 3
-        case .unavailable: 4
+        case .unavailable, .deadlineExceeded: 4
         default: 1
         }
+      if error.code == .deadlineExceeded {
+        throw Failure(code: code, message: "the agent did not answer within \(requestTimeout) s; what was asked may still happen")
+      }
       throw Failure(code: code, message: error.message.isEmpty ? "\(error.code)" : error.message)
     }
+  }
+}
+
+extension Common {
+  /// A deadline for every call but those that last as long as somebody looks, or as a tool takes to end.
+  private var deadlines: ServiceConfig {
+    let workspaces = Carrel_V1_WorkspaceService.descriptor.fullyQualifiedService
+    let unbound = ["Watch", "Logs", "Exec", "Stop"].map { MethodConfig.Name(service: workspaces, method: $0) }
+    let images = MethodConfig.Name(service: Carrel_V1_ImageService.descriptor.fullyQualifiedService, method: "ImportImage")
+    return ServiceConfig(methodConfig: [
+      MethodConfig(names: unbound + [images]),
+      MethodConfig(names: [MethodConfig.Name(service: "")], timeout: .seconds(Int64(requestTimeout))),
+    ])
   }
 }
 

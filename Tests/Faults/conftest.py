@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An agent that is made to fail, a controller that hears of it, and the oracle that judges what is left."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -307,3 +308,43 @@ def place(tmp_path_factory):
     witness = Witness(agent)
     yield agent, controller, witness
     destroy(agent, controller)
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def node(request):
+    """An agent of its own, with as many controllers as asked for; the first owns the acknowledgement."""
+    options = getattr(request, "param", {})
+    directory = pathlib.Path(f"/tmp/carrel-fault-{os.getpid()}-{next(NUMBERS)}")
+    controllers = [Controller(directory, name) for name in options.get("controllers", [])]
+    lines = "".join(f"  - {{name: {c.socket.stem}, socket: {c.socket}, owner: {str(i == 0 and options.get('owner', True)).lower()}}}\n" for i, c in enumerate(controllers))
+    agent = make(directory, options.get("more", "") + (f"controllers:\n{lines}" if lines else ""), prefix="crg")
+    yield agent, controllers
+    destroy(agent, *controllers)
+
+
+def one(name="panel", more=""):
+    return pytest.param({"controllers": [name], "more": more}, id=name)
+
+
+def batch(agent, name, count, script="exit 0"):
+    for index in range(count):
+        agent.launch(f"{name}-{index}", script)
+    for index in range(count):
+        agent.wait(f"{name}-{index}", "STOPPED", "FAILED")
+    agent.do("rm", "--force", *[f"{name}-{i}" for i in range(count)])
+
+
+def node_info(agent):
+    return json.loads(agent.run("node", "-o", "json").stdout)
+
+
+def memory(agent):
+    return int(next(l for l in pathlib.Path(f"/proc/{agent.process.pid}/status").read_text().splitlines() if l.startswith("VmRSS")).split()[1]) << 10
+
+
+def pids(agent, id):
+    shim = subprocess.run(["pgrep", "-f", f"^carrel-shim {id}$"], capture_output=True, text=True).stdout.split()
+    return [int(p) for p in shim]

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervisors that are killed, hosts that were rebooted, requests that come twice, nodes that are drained; and that every stop is explained."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+from conftest import judge, memory, one, pids
+
+
+def test_killed_supervisors_and_first_processes(node):
+    agent, _ = node
+    for victim in ("supervisor", "init", "both"):
+        agent.launch(victim, "sleep 1000")
+        agent.wait(victim, "READY")
+        family = pids(agent, victim)  # the supervisor, and PID 1 of the workspace, which has its name
+        shim = next(p for p in family if int(pathlib.Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[1]) not in family)
+        init = [int(p) for p in subprocess.run(["pgrep", "-P", str(shim)], capture_output=True, text=True).stdout.split()]
+        for pid in {"supervisor": [shim], "init": init, "both": [shim, *init]}[victim]:
+            os.kill(pid, signal.SIGKILL)
+        ended = agent.wait(victim, "STOPPED")
+        assert ended["reason"]["code"] == ("Signalled" if victim == "init" else "Unknown"), (victim, ended["reason"])
+        assert "advice" in ended["reason"]
+        agent.do("rm", victim)
+    judge(agent)
+
+
+def test_a_hundred_ends_at_once(node):
+    agent, _ = node
+    flag = agent.directory / "homes" / "ada"
+    for index in range(30):
+        agent.launch(f"w-{index}", "while [ ! -e ~/go ]; do sleep 0.05; done; exit 5")
+    for index in range(30):
+        agent.wait(f"w-{index}", "READY", seconds=60)
+    (flag / "go").touch()
+    for index in range(30):
+        ended = agent.wait(f"w-{index}", "STOPPED", seconds=60)
+        assert ended["reason"]["exit_code"] == 5
+    agent.do("rm", *[f"w-{i}" for i in range(30)])
+    (flag / "go").unlink()
+    judge(agent)
+
+
+def test_the_same_request_many_times(node):
+    agent, _ = node
+    agent.launch("same", "sleep 100")
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: agent.run("launch", "--no-wait", agent.directory / "same.yaml"), range(24)))
+    assert all(a.returncode == 0 or "being accepted or deleted" in a.stderr for a in answers)
+    agent.stop()
+    agent.start()
+    assert agent.run("launch", "--no-wait", agent.directory / "same.yaml").returncode == 0
+    other = agent.directory / "other.yaml"
+    other.write_text((agent.directory / "same.yaml").read_text().replace("sleep 100", "sleep 200"))
+    assert "another spec" in agent.run("launch", "--no-wait", other).stderr
+    assert [e["type"] for e in agent.records()[0] if e["workspace"] == "same"].count("Created") == 1
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        stops = list(pool.map(lambda _: agent.run("stop", "same", "--time", "1"), range(8)))
+    assert all(s.returncode == 0 for s in stops)
+    judge(agent)
+
+
+def test_a_reboot(node):
+    """A stand-in: the journal is made to say another boot, and what ran is killed while no agent looks."""
+    agent, _ = node
+    agent.launch("ran", "sleep 1000")
+    agent.wait("ran", "READY")
+    agent.stop()
+    for pid in pids(agent, "ran"):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    with sqlite3.connect(agent.state / "journal.sqlite") as database:
+        body = json.loads(database.execute("SELECT body FROM workspace WHERE id = 'ran'").fetchone()[0])
+        body["bootID"] = "an-earlier-boot"
+        database.execute("UPDATE workspace SET body = ? WHERE id = 'ran'", (json.dumps(body),))
+    database.close()
+    for _ in range(2):
+        agent.start()
+        ended = agent.wait("ran", "STOPPED")
+        assert ended["reason"]["code"] == "Lost"
+        agent.stop()
+    agent.start()
+    assert [e["type"] for e in agent.records()[0] if e["workspace"] == "ran"].count("Stopped") == 1, "told once"
+    judge(agent)
+
+
+@pytest.mark.parametrize("node", [pytest.param({"more": "maxLaunching: 2\n"}, id="narrow")], indirect=True)
+def test_launches_are_bounded(node):
+    agent, _ = node
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: agent.launch(f"w-{i}", "true"), range(16)))
+    refused = [a for a in answers if a.returncode != 0]
+    assert all("launches: 2 are on their way" in a.stderr for a in refused), [a.stderr for a in refused]
+    for index, answer in enumerate(answers):
+        if answer.returncode == 0:
+            agent.wait(f"w-{index}", "STOPPED")
+    judge(agent)
+
+
+def test_draining_stops_by_its_deadline_and_outlives_the_agent(node):
+    agent, _ = node
+    agent.launch("stubborn", "trap '' TERM; while true; do sleep 0.1; done")
+    agent.launch("obedient", "trap 'exit 0' TERM; while true; do sleep 0.1; done", "{restartPolicy: always}")
+    for id in ("stubborn", "obedient"):
+        agent.wait(id, "READY")
+    begun = time.monotonic()
+    assert agent.run("drain", "--deadline", "2").returncode == 0
+    agent.wait("obedient", "STOPPED", seconds=2)
+    agent.stop()  # in the middle of it
+    agent.start()
+    ended = agent.wait("stubborn", "STOPPED", seconds=10)
+    assert ended["reason"]["code"] == "Drained" and time.monotonic() - begun > 1.9, ended["reason"]
+    time.sleep(1.5)
+    assert agent.get("obedient")["state"] == "STATE_STOPPED", "a drained node starts nothing again"
+    assert "draining" in agent.run("node").stdout
+    agent.stop()
+    agent.start()
+    assert "drained" in agent.launch("late", "true").stderr
+    assert agent.run("resume").returncode == 0
+    assert agent.launch("late", "true").returncode == 0
+    agent.wait("late", "STOPPED")
+    judge(agent)
+
+
+def test_every_stop_is_explained(node):
+    agent, _ = node
+    agent.launch("fails", "echo first; echo last words; exit 9")
+    agent.wait("fails", "STOPPED")
+    text = agent.run("explain", "fails").stdout
+    for part in ("Exited: the tool ended with status 9", "| first", "| last words", "what to do", "ran ", "start "):
+        assert part in text, (part, text)
+    agent.launch("missing", "", command=["/nonexistent"])
+    agent.wait("missing", "FAILED")
+    text = agent.run("explain", "missing").stdout
+    assert "CannotExecute" in text and "errno 2" in text and "Choose an image" in text
+    agent.launch("hungry", "dd if=/dev/zero of=/dev/null bs=100M count=1")
+    agent.wait("hungry", "STOPPED")
+    reason = agent.get("hungry")["reason"]
+    assert reason["code"] == "OutOfMemory" and reason["killed_process"]["name"] == "dd", reason
+    assert int(reason["killed_process"]["resident_bytes"]) > 1 << 20 and int(reason["memory_limit_bytes"]) == 64 << 20
+    assert "killed     dd (pid" in agent.run("explain", "hungry").stdout
+    agent.do("rm", "fails", "missing", "hungry")
+    assert "the tool ended with status 9" in agent.run("explain", "fails").stdout, "also of what was deleted"
+    assert agent.run("explain", "nobody").returncode == 3
+    judge(agent)
