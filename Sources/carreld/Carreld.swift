@@ -62,13 +62,14 @@ struct Carreld: AsyncParsableCommand {
     for sentence in agent.facts.degraded { logger.notice("degraded", metadata: ["what": "\(sentence)"]) }
     try await agent.recover()
     logger.notice("serving", metadata: ["socket": "\(settings.socket)", "version": "\(version)"])
-    let group = ServiceGroup(
-      configuration: ServiceGroupConfiguration(
-        services: [
-          .init(service: ServerService(server: server)),
-          .init(service: SystemdService()),
-        ] + links.map { .init(service: LinkService(link: $0)) }, gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
-    try await group.run()
+    var services = ServiceGroupConfiguration(
+      services: [
+        .init(service: ServerService(server: server)),
+        .init(service: SystemdService()),
+      ] + links.map { .init(service: LinkService(link: $0)) }, gracefulShutdownSignals: [.sigterm, .sigint], logger: logger)
+    // For a client that does not read: its calls are cut off.
+    services.maximumGracefulShutdownDuration = .seconds(5)
+    do { try await ServiceGroup(configuration: services).run() } catch is CancellationError {}
     await agent.retire()
     // Workspaces go on: the next agent finds them.
     logger.notice("ended; workspaces go on")
