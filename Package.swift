@@ -104,6 +104,7 @@ let package = Package(
       name: "Journal", dependencies: [.product(name: "GRDB", package: "GRDB.swift")],
       swiftSettings: strict),
     .target(name: "Storage", dependencies: ["Linux"], swiftSettings: strict),
+    .target(name: "Credentials", swiftSettings: strict),
     // Not "Network": swift-nio asks canImport(Network) and means Apple's framework.
     .target(name: "Networking", dependencies: ["CNftables", "CNetlink", "CLinux", "Linux"], swiftSettings: strict),
     .target(
@@ -112,7 +113,7 @@ let package = Package(
     .target(
       name: "Agent",
       dependencies: [
-        "CCap", "Isolation", "Workspaces", "Images", "Journal", "Storage", "Networking", "Limits", "Supervision",
+        "CCap", "Credentials", "Isolation", "Workspaces", "Images", "Journal", "Storage", "Networking", "Limits", "Supervision",
         "Linux", "LaunchPlan",
         .product(name: "Logging", package: "swift-log"),
         .product(name: "NIOCore", package: "swift-nio"),
@@ -176,7 +177,7 @@ let package = Package(
     .testTarget(
       name: "UnitTests",
       dependencies: [
-        "CLinux", "Agent", "Images", "Isolation", "Journal", "LaunchPlan", "Limits", "Linux", "Networking", "OCI", "Sandbox",
+        "CLinux", "Agent", "Credentials", "Images", "Isolation", "Journal", "LaunchPlan", "Limits", "Linux", "Networking", "OCI", "Sandbox",
         "Supervision", "Workspaces",
       ], swiftSettings: strict),
     .testTarget(

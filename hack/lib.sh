@@ -84,6 +84,20 @@ python_environment() {
   step python-environment make_environment
 }
 
+# aws_clients: boto3 and moto as the tests show them to workspaces, in .cache/aws.
+aws_clients() {
+  if cmp -s Tests/EndToEnd/aws-requirements.txt .cache/aws/requirements.txt; then
+    skip aws-clients "is there"
+    return
+  fi
+  fetch_clients() {
+    rm -rf .cache/aws &&
+      .cache/venv/bin/pip install --quiet --target .cache/aws -r Tests/EndToEnd/aws-requirements.txt &&
+      cp Tests/EndToEnd/aws-requirements.txt .cache/aws/requirements.txt
+  }
+  step aws-clients fetch_clients
+}
+
 # configuration DIR BINARIES: writes a configuration that keeps everything below DIR.
 configuration() {
   cat <<END

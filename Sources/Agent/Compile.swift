@@ -65,8 +65,10 @@ extension NodeAgent {
       // An image is no control input: what would be refused in a spec is left out here.
       if (try? WorkspaceSpec.validateVariable(key, value, path: "image")) != nil { all[key] = value }
     }
+    if !spec.roles.isEmpty { for name in WorkspaceSpec.staticAWSVariables { all[name] = nil } }
     all["HOME"] = tool.home
     all["CARREL_WORKSPACE"] = spec.id
+    all.merge(brokerEnvironment(spec)) { _, new in new }
     for (key, value) in tool.environment { all[key] = Tool.fill(value, values) }
     for (key, value) in spec.environment { all[key] = value }
     return all

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Credentials
 package import Networking
 package import Workspaces
 
@@ -30,6 +31,8 @@ package struct Configuration: Sendable {
   /// Acknowledged events that are kept all the same, for people.
   package var journalKeep = 10_000
   package var controllers: [Controller] = []
+  /// Who gives the credentials of AWS roles; nil: nobody.
+  var awsProvider: CredentialProvider?
 
   /// A controller that the agent dials.
   package struct Controller: Equatable, Sendable {
@@ -76,6 +79,9 @@ package struct Configuration: Sendable {
       journalKeep = Int(try section.number("keep", in: 0...100_000_000) ?? UInt64(journalKeep))
     }
     try readControllers(&reader)
+    _ = try reader.section("credentials") { (section: inout YAMLReader) throws(InvalidField) in
+      awsProvider = try section.section("aws", Configuration.readProvider)
+    }
     defaults = try reader.section("defaults", WorkspaceSpec.Resources.init(from:)) ?? defaults
     try reader.finish()
     guard UInt64(firstID) + UInt64(maxWorkspaces) * 65_536 <= UInt64(UInt32.max) else {
@@ -120,6 +126,25 @@ package struct Configuration: Sendable {
     guard controllers.count(where: \.owner) <= 1 else { throw InvalidField("controllers", "only one can be the owner") }
     guard !controllers.contains(where: { $0.name == NodeAgent.puller }) else {
       throw InvalidField("controllers", "the name \(NodeAgent.puller) is taken")
+    }
+  }
+
+  private static func readProvider(_ section: inout YAMLReader) throws(InvalidField) -> CredentialProvider {
+    let program = try section.texts("exec")
+    let file = try path(&section, "file")
+    let seconds = UInt32(try section.number("timeout", in: 1...60) ?? 10)
+    switch (program, file) {
+    case (let program?, nil):
+      do throws(InvalidField) {
+        guard let first = program.first else { throw InvalidField("exec", "is empty") }
+        try WorkspaceSpec.validatePath(first, path: "exec")
+        try WorkspaceSpec.validateCommand(program, path: "exec")
+      } catch {
+        throw InvalidField("exec", error.problem, line: section.line(of: "exec"))
+      }
+      return .program(program, timeoutSeconds: seconds)
+    case (nil, let file?): return .file(file)
+    default: throw InvalidField("aws", "expected either exec or file")
     }
   }
 

@@ -29,11 +29,11 @@ extension NodeAgent {
   }
 
   /// One question over a connection of its own.
-  private func ask(_ managed: Managed, _ question: Message) async throws -> Message {
+  func ask(_ managed: Managed, _ question: Message, passing: [Handle] = []) async throws -> Message {
     let link: SupervisorLink
     do throws(Errno) {
       link = try managed.folder.connect()
-      try link.send(question)
+      try link.send(question, passing: passing)
     } catch {
       throw AgentError(.unavailable, "workspace \(managed.record.spec.id): its supervisor does not answer: \(error.sentence)")
     }

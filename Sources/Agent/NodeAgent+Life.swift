@@ -127,7 +127,7 @@ extension NodeAgent {
     return link
   }
 
-  private func step<T: Sendable>(
+  func step<T: Sendable>(
     _ code: Reason.Code, _ body: @escaping @Sendable () throws -> T
   ) async throws(Refusal) -> T {
     do {
@@ -166,6 +166,7 @@ extension NodeAgent {
             outstanding = try handOverSecrets(managed, link)
             Fault.at(.entrusted)
             try await connect(managed, pid: pid)
+            try await openBroker(managed, pid: pid)
             connected = true
             Fault.at(.connected)
           } catch {
@@ -186,6 +187,7 @@ extension NodeAgent {
         watchLifetime(managed)
       case .failed(let step):
         failure = failure ?? Reason(step)
+      case .issued(let role, let count): hear(managed, issued: role, count)
       default: break
       }
       if waiting && connected && outstanding == 0 {
@@ -275,6 +277,9 @@ extension NodeAgent {
   /// From what the supervisor left to the last event, and everything given back.
   func settle(_ managed: Managed, failure: Reason?) async {
     Fault.at(.exitSeen)
+    for keeper in managed.keepers { keeper.cancel() }
+    managed.keepers = []
+    await noteIssues(managed)
     let usage = managed.record.cgroup.isEmpty ? Usage() : cgroup(of: managed.record).usage()
     let record = managed.folder.exitRecord
     // Tidied beside the telling: nobody waits for a cgroup to empty, but `delete` and the next attempt, which would

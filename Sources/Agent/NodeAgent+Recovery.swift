@@ -94,6 +94,8 @@ extension NodeAgent {
           Task { _ = try? await stop(id, grace: nil, by: by) }
         }
         watchLifetime(managed)
+        keepCredentials(managed)
+      case .issued(let role, let count): hear(managed, issued: role, count)
       case .preparing, .created, .waiting:
         // Half-way: its secrets were in the old agent's memory. It ends, and says why.
         failure = interrupted

@@ -32,6 +32,11 @@ package actor NodeAgent {
     var endWaiters: [CheckedContinuation<Void, Never>] = []
     /// Why the agent itself ends the tool, if it does.
     var verdict: Reason?
+    /// One for each role whose credentials are renewed.
+    var keepers: [Task<Void, Never>] = []
+    /// How often each role's credentials were given out and are not on record yet; and when they last were.
+    var issues: [String: UInt32] = [:]
+    var noted: [String: ContinuousClock.Instant] = [:]
     /// The state that the last event told.
     var told: WorkspaceState?
 
@@ -52,6 +57,8 @@ package actor NodeAgent {
   nonisolated let network: NetworkDriver
   nonisolated let seccomp: [UInt8]
   nonisolated let pool: NIOThreadPool
+  /// Apart, since credential providers are not ours and may be slow: they delay nobody but each other.
+  nonisolated let providers: NIOThreadPool
   private(set) var tools: [String: Tool] = [:]
   var workspaces: [String: Managed] = [:]
   private var lastCommit: Task<JournalEvent, any Error>?
@@ -80,6 +87,8 @@ package actor NodeAgent {
     seccomp = try SeccompCompiler.compileDefaultProfile()
     pool = NIOThreadPool(numberOfThreads: 4)
     pool.start()
+    providers = NIOThreadPool(numberOfThreads: 4)
+    providers.start()
     tools = try NodeAgent.loadTools(configuration.tools)
   }
 
@@ -152,6 +161,9 @@ package actor NodeAgent {
       }
       guard !tool.arguments.isEmpty || !spec.command.isEmpty else {
         throw InvalidField("command", "is missing; the tool \(tool.name) runs what the spec says")
+      }
+      guard spec.roles.isEmpty || configuration.awsProvider != nil else {
+        throw InvalidField("aws.roles", "this node has no provider of AWS credentials (credentials.aws in its configuration)")
       }
       guard tool.arguments.isEmpty || spec.command.isEmpty else {
         throw InvalidField("command", "is not for the tool \(tool.name), which has its own")

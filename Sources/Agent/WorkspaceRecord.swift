@@ -30,6 +30,8 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   /// When the tool was started, in nanoseconds since boot. Optional, as every field added later must be: records of
   /// an older agent lack it.
   package var startedNanoseconds: Int64?
+  /// Roles whose credentials were taken away.
+  package var revoked: [String]?
   package var stopRequestedBy: String?
   package var outOfMemoryKills: UInt64 = 0
 

@@ -37,6 +37,13 @@ package enum Socket {
     return socket
   }
 
+  /// Listens at 127.0.0.1 in the network namespace of this thread.
+  package static func listen(loopback port: UInt16) throws(Errno) -> Descriptor {
+    let socket = Descriptor(adopting: Int32(try check(clx_bind_loopback(port))))
+    try check(clx_listen(socket.number, 128))
+    return socket
+  }
+
   package static func connect(_ name: String, in folder: borrowing Descriptor, stream: Bool = false) throws(Errno) -> Descriptor {
     let type = stream ? Int32(CLX_SOCK_STREAM) : Int32(CLX_SOCK_SEQPACKET)
     let socket = Descriptor(adopting: Int32(try check(clx_socket(type))))

@@ -8,6 +8,21 @@ package struct NetworkError: Error, Sendable, CustomStringConvertible {
   package let description: String
 }
 
+/// Makes a socket in the network namespace of `file`. A socket stays in the namespace it was made in, so only the making needs to
+/// be there: this thread goes over and comes back, with no suspension in between.
+func withNamespace<T: ~Copyable>(_ file: borrowing Descriptor, _ make: () throws -> T) throws -> T {
+  let home = try Descriptor.open("/proc/thread-self/ns/net", [.readOnly])
+  let target = file.number
+  guard clx_setns(target, Int32(CLX_NEWNET)) == 0 else {
+    throw NetworkError(description: "cannot enter the workspace's network namespace")
+  }
+  defer {
+    // To go on in the wrong namespace would be worse than to end: the agent is restarted and recovers.
+    if clx_setns(home.number, Int32(CLX_NEWNET)) != 0 { fatalError("cannot return to the host's network namespace") }
+  }
+  return try make()
+}
+
 /// A route netlink socket, possibly of another network namespace.
 final class RouteSocket {
   private let socket: OpaquePointer
@@ -20,20 +35,8 @@ final class RouteSocket {
 
   deinit { nl_socket_free(socket) }
 
-  /// A socket that acts in the namespace of `file`. A socket stays in the namespace it was made in, so only
-  /// the making needs to be there: this thread goes over and comes back, with no suspension in between.
-  static func inside(_ file: borrowing Descriptor) throws -> RouteSocket {
-    let home = try Descriptor.open("/proc/thread-self/ns/net", [.readOnly])
-    let target = file.number
-    guard clx_setns(target, Int32(CLX_NEWNET)) == 0 else {
-      throw NetworkError(description: "cannot enter the workspace's network namespace")
-    }
-    defer {
-      // To go on in the wrong namespace would be worse than to end: the agent is restarted and recovers.
-      if clx_setns(home.number, Int32(CLX_NEWNET)) != 0 { fatalError("cannot return to the host's network namespace") }
-    }
-    return try RouteSocket()
-  }
+  /// A socket that acts in the namespace of `file`.
+  static func inside(_ file: borrowing Descriptor) throws -> RouteSocket { try withNamespace(file) { try RouteSocket() } }
 
   /// Makes a veth pair, its far end in the namespace of `file`.
   func addPair(_ name: String, peer peerName: String, in file: borrowing Descriptor) throws {

@@ -72,6 +72,11 @@ package final class NetworkDriver: Sendable {
     }
   }
 
+  /// A socket that listens at 127.0.0.1 of a workspace.
+  package func listen(loopback port: UInt16, namespace: borrowing Descriptor) throws -> Handle {
+    Handle(try withNamespace(namespace) { try Socket.listen(loopback: port) })
+  }
+
   /// Takes the rules away. The link goes with the workspace's namespace; to remove it here as well would cost a
   /// grace period of some 20 ms.
   package func detach(_ attachment: Attachment) {

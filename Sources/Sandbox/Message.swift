@@ -22,6 +22,13 @@ package enum Message: Equatable, Sendable {
     columns: UInt16)
   case execSignal(session: UInt32, signal: Int32)
 
+  /// Begins to serve credentials at the listening socket that rides beside it.
+  case serveCredentials(token: [UInt8])
+  /// `expires` in seconds since 1970; an empty body revokes.
+  case putRole(name: String, body: [UInt8], expires: Int64)
+  /// So many of `issued` are on the agent's record.
+  case noted(role: String, count: UInt32)
+
   // Answers and reports.
   case preparing
   case created(pid: Int32)
@@ -38,6 +45,8 @@ package enum Message: Equatable, Sendable {
   case execStarted(session: UInt32)
   case execFailed(session: UInt32, failure: StepFailure)
   case execExited(session: UInt32, status: ExitStatus)
+  /// Credentials of this role were given to programs so many times that are not noted yet.
+  case issued(role: String, count: UInt32)
 }
 
 /// The step of a launch that failed, with its error number.
@@ -83,6 +92,9 @@ extension Message {
       head(7); number(Int64(session)); texts(arguments); texts(environment); text(directory)
       number(terminal ? 1 : 0); number(Int64(rows)); number(Int64(columns))
     case .execSignal(let session, let signal): head(8); number(Int64(session)); number(Int64(signal))
+    case .serveCredentials(let token): head(9); bytes.append(counted: token)
+    case .putRole(let name, let body, let expires): head(10); text(name); bytes.append(counted: body); number(expires)
+    case .noted(let role, let count): head(11); text(role); number(Int64(count))
     case .preparing: head(20)
     case .created(let pid): head(21); number(Int64(pid))
     case .waiting(let pid): head(22); number(Int64(pid))
@@ -96,6 +108,7 @@ extension Message {
     case .execFailed(let session, let value): head(30); number(Int64(session)); failure(value)
     case .ready: head(32)
     case .execExited(let session, let value): head(31); number(Int64(session)); status(value)
+    case .issued(let role, let count): head(33); text(role); number(Int64(count))
     }
     return bytes
   }
@@ -120,6 +133,11 @@ extension Message {
         directory: try reader.string(), terminal: try reader.int32() != 0,
         rows: UInt16(clamping: try reader.int32()), columns: UInt16(clamping: try reader.int32()))
     case 8: return .execSignal(session: try reader.uint32(), signal: try reader.int32())
+    case 9: return .serveCredentials(token: try reader.counted())
+    case 10:
+      return .putRole(
+        name: try reader.string(), body: try reader.counted(), expires: Int64(bitPattern: try reader.number(width: 8)))
+    case 11: return .noted(role: try reader.string(), count: try reader.uint32())
     case 20: return .preparing
     case 21: return .created(pid: try reader.int32())
     case 22: return .waiting(pid: try reader.int32())
@@ -133,6 +151,7 @@ extension Message {
     case 30: return .execFailed(session: try reader.uint32(), failure: try reader.failure())
     case 31: return .execExited(session: try reader.uint32(), status: try reader.status())
     case 32: return .ready
+    case 33: return .issued(role: try reader.string(), count: try reader.uint32())
     default: throw reader.error(.unknownOperation)
     }
   }

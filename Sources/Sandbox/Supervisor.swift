@@ -19,6 +19,7 @@ package final class Supervisor {
   private var child: ChildHandle?
   private var outputs: [(handle: Handle, stream: OutputLog.Stream)] = []
   private let log: OutputLog
+  private var broker: CredentialBroker?
 
   private struct Connection {
     let socket: MessageSocket
@@ -141,12 +142,16 @@ package final class Supervisor {
       let fromChild = poller.add(child.control.handle)
       let fromListener = connections.count < Supervisor.connectionLimit ? poller.add(listener) : nil
       let fromConnections = connections.map { (id: $0.id, index: poller.add($0.socket.handle)) }
+      let fromBroker = broker?.watch(&poller)
       let pause = log.pause()
       let fromOutputs = pause == 0 ? outputs.map { poller.add($0.handle) } : []
       do throws(Errno) { try poller.wait(milliseconds: pause == 0 ? -1 : pause) } catch { continue }
       for (index, slot) in fromOutputs.enumerated().reversed() where poller.isReady(slot) { readOutput(index) }
       if let fromListener, poller.isReady(fromListener) { accept() }
       for entry in fromConnections where poller.isReady(entry.index) { serve(entry.id) }
+      if let fromBroker {
+        tell(issues: broker?.serve(poller, fromBroker) ?? [])
+      }
       if poller.isReady(fromChild) { hear(child) }
     }
   }
@@ -169,8 +174,13 @@ package final class Supervisor {
       let connection = Connection(socket: MessageSocket(Handle(socket)), id: Int(nextSession))
       nextSession += 1
       try connection.socket.send(status, wait: false)
+      for issue in broker?.issues ?? [] { try connection.socket.send(.issued(role: issue.role, count: issue.count), wait: false) }
       connections.append(connection)
     } catch {}
+  }
+
+  private func tell(issues: [CredentialBroker.Issue]) {
+    for issue in issues { broadcast(.issued(role: issue.role, count: issue.count)) }
   }
 
   /// Reports of PID 1.
@@ -240,6 +250,7 @@ package final class Supervisor {
     Fault.at(.afterRecord)
     status = report
     do throws(Errno) { while true { acceptLate(try Socket.accept(listener.descriptor)) } } catch {}
+    tell(issues: broker?.issues ?? [])
     broadcast(report)
   }
 
@@ -265,6 +276,15 @@ package final class Supervisor {
         try answer(socket) { () throws(Errno) in
           try putSecret(name, content); return .done
         }
+      case .serveCredentials(let token):
+        guard let listener = received.descriptors.first else { throw .invalid }
+        broker = CredentialBroker(listener: listener, token: token)
+        try socket.send(.done, wait: false)
+      case .putRole(let name, let body, let expires):
+        broker?.put(name, body, expires: expires)
+        try socket.send(broker == nil ? .refused(Errno.notSupported.code) : .done, wait: false)
+      case .noted(let role, let count):
+        if let rest = broker?.note(role, count) { tell(issues: [rest]) }
       case .getSecret(let name): try answer(socket) { () throws(Errno) in .secret(try getSecret(name)) }
       case .exec(_, let arguments, let environment, let directory, let terminal, let rows, let columns):
         let session = nextSession

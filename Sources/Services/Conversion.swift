@@ -26,6 +26,7 @@ extension WorkspaceSpec {
     storage.home = text(wire.storage.home)
     storage.datasets = wire.storage.datasets.map { Dataset(source: $0.source, target: $0.target, writable: $0.writable) }
     credentials = wire.credentials
+    if wire.hasAws { aws = AWS(roles: wire.aws.roles) }
     environment = wire.environment
     labels = wire.labels
     command = wire.command
@@ -76,6 +77,7 @@ extension Carrel_V1_WorkspaceSpec {
       }
     }
     credentials = spec.credentials
+    if let roles = spec.aws?.roles { aws = .with { $0.roles = roles } }
     environment = spec.environment
     labels = spec.labels
     command = spec.command

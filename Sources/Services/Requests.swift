@@ -40,6 +40,11 @@ extension NodeAgent {
     return Carrel_V1_UpdateCredentialsResponse()
   }
 
+  package func answer(_ request: Carrel_V1_RevokeCredentialsRequest) async throws -> Carrel_V1_RevokeCredentialsResponse {
+    try await revokeCredentials(request.id, role: request.role.isEmpty ? nil : request.role)
+    return Carrel_V1_RevokeCredentialsResponse()
+  }
+
   package func answer(_ request: Carrel_V1_DrainRequest) async throws -> Carrel_V1_DrainResponse {
     let seconds = request.hasDeadlineSeconds ? request.deadlineSeconds : nil
     if let seconds, seconds > 86_400 { throw AgentError(.invalidArgument, "deadline_seconds: \(seconds) is not between 0 and 86400") }

@@ -83,6 +83,12 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
     try await answering { try await agent.answer(request) }
   }
 
+  func revokeCredentials(
+    request: Carrel_V1_RevokeCredentialsRequest, context: ServerContext
+  ) async throws -> Carrel_V1_RevokeCredentialsResponse {
+    try await answering { try await agent.answer(request) }
+  }
+
   func plan(request: Carrel_V1_PlanRequest, context: ServerContext) async throws -> Carrel_V1_PlanResponse {
     try await answering {
       let spec: WorkspaceSpec

@@ -28,6 +28,7 @@ extension WorkspaceSpec {
         return storage
       } ?? Storage()
     credentials = try reader.texts("credentials") ?? []
+    aws = try reader.section("aws") { (section: inout YAMLReader) throws(InvalidField) in AWS(roles: try section.texts("roles") ?? []) }
     environment = try reader.textMap("environment") ?? [:]
     labels = try reader.textMap("labels") ?? [:]
     lifecycle =

@@ -105,6 +105,11 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   case deleted = "Deleted"
   case outOfMemory = "OutOfMemory"
   case credentialsUpdated = "CredentialsUpdated"
+  /// Programs of the workspace were given credentials of a role.
+  case credentialsIssued = "CredentialsIssued"
+  /// The provider gave none; told once, until it gives some again.
+  case credentialsFailed = "CredentialsFailed"
+  case credentialsRevoked = "CredentialsRevoked"
   case adopted = "Adopted"
   /// Its record was lost with the journal and is back from its own folder.
   case recovered = "Recovered"

@@ -48,6 +48,7 @@ extension WorkspaceSpec {
     }
     try validateStorage()
     try WorkspaceSpec.validateCredentialNames(credentials)
+    try validateRoles()
     if let grace = lifecycle.gracePeriodSeconds {
       try require(grace <= 3600, "lifecycle.gracePeriodSeconds", "\(grace) is not between 0 and 3600")
     }
@@ -55,6 +56,23 @@ extension WorkspaceSpec {
       try require((1...31_536_000).contains(lifetime), "lifecycle.maxLifetimeSeconds", "\(lifetime) is not between 1 and 31536000")
     }
     try WorkspaceSpec.validateCommand(command, path: "command")
+  }
+
+  /// In every SDK these win over the broker, and nothing renews them.
+  package static let staticAWSVariables = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"]
+
+  private func validateRoles() throws(InvalidField) {
+    guard let aws else { return }
+    try require((1...16).contains(aws.roles.count), "aws.roles", "\(aws.roles.count) roles; expected 1 to 16")
+    for (index, role) in aws.roles.enumerated() {
+      try require(
+        WorkspaceSpec.isCredentialName(role), "aws.roles[\(index)]",
+        "expected 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    }
+    try require(Set(aws.roles).count == aws.roles.count, "aws.roles", "one is there twice")
+    for name in WorkspaceSpec.staticAWSVariables {
+      try require(environment[name] == nil, "environment.\(name)", "would hide the credentials of aws.roles, which are renewed")
+    }
   }
 
   private func validateStorage() throws(InvalidField) {
@@ -143,8 +161,8 @@ extension WorkspaceSpec {
         throw InvalidField(
           "credentials[\(index)].name", "expected 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit")
       }
-      guard name != "token" else {
-        throw InvalidField("credentials[\(index)].name", "\"token\" is the agent's own; choose another name")
+      guard !["token", "broker-token"].contains(name) else {
+        throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is the agent's own; choose another name")
       }
       guard seen.insert(name).inserted else { throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is there twice") }
     }

@@ -11,6 +11,8 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   package var storage = Storage()
   /// Names of the credential files; their contents come with the request and are never part of a spec.
   package var credentials: [String] = []
+  /// Optional as a whole, since records of an older agent lack it.
+  package var aws: AWS?
   package var environment: [String: String] = [:]
   package var labels: [String: String] = [:]
   package var lifecycle = Lifecycle()
@@ -56,6 +58,14 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
       self.writable = writable
     }
   }
+
+  /// Roles whose short-lived credentials the workspace gets, the first by default.
+  package struct AWS: Codable, Equatable, Sendable {
+    package var roles: [String]
+    package init(roles: [String]) { self.roles = roles }
+  }
+
+  package var roles: [String] { aws?.roles ?? [] }
 
   package struct Lifecycle: Codable, Equatable, Sendable {
     /// Between SIGTERM and SIGKILL; nil for the tool's.

@@ -211,6 +211,31 @@ struct Remove: AsyncParsableCommand {
 }
 
 struct Credentials: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Replace or revoke what a running workspace was given.", subcommands: [Put.self, Revoke.self], defaultSubcommand: Put.self)
+}
+
+struct Revoke: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(abstract: "Take the credentials of AWS roles away, for the rest of the workspace's life.")
+  @OptionGroup var common: Common
+  @Argument var id: String
+  @Option(name: .long, help: "Only this role.") var role = ""
+
+  func run() async throws {
+    try await reporting {
+      let (id, role) = (id, role)
+      _ = try await common.withAgent {
+        try await Workspaces(wrapping: $0).revokeCredentials(
+          .with {
+            $0.id = id
+            $0.role = role
+          })
+      }
+    }
+  }
+}
+
+struct Put: AsyncParsableCommand {
   static let configuration = CommandConfiguration(abstract: "Replace credential files of a running workspace.")
   @OptionGroup var common: Common
   @Argument var id: String

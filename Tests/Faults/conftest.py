@@ -151,7 +151,7 @@ LEGAL = {("Created", None): "pending", ("Preparing", "pending"): "preparing", ("
 LEGAL |= {("Stopping", s): "stopping" for s in ("preparing", "starting", "ready")}
 LEGAL |= {("Stopped", s): "stopped" for s in ("pending", "preparing", "starting", "ready", "stopping")}
 LEGAL |= {("Failed", s): "failed" for s in ("pending", "preparing", "starting")}
-ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "Adopted", "Recovered"}
+ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "CredentialsIssued", "CredentialsFailed", "CredentialsRevoked", "Adopted", "Recovered"}
 NODE = {"Swept", "DrainBegan", "DrainEnded", "Quarantined"}
 
 

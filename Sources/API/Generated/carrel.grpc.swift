@@ -179,6 +179,19 @@ package enum Carrel_V1_WorkspaceService: Sendable {
                 type: .unary
             )
         }
+        /// Namespace for "RevokeCredentials" metadata.
+        package enum RevokeCredentials: Sendable {
+            /// Request type for "RevokeCredentials".
+            package typealias Input = Carrel_V1_RevokeCredentialsRequest
+            /// Response type for "RevokeCredentials".
+            package typealias Output = Carrel_V1_RevokeCredentialsResponse
+            /// Descriptor for "RevokeCredentials".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.WorkspaceService"),
+                method: "RevokeCredentials",
+                type: .unary
+            )
+        }
         /// Namespace for "Plan" metadata.
         package enum Plan: Sendable {
             /// Request type for "Plan".
@@ -206,6 +219,7 @@ package enum Carrel_V1_WorkspaceService: Sendable {
             Exec.descriptor,
             Stats.descriptor,
             UpdateCredentials.descriptor,
+            RevokeCredentials.descriptor,
             Plan.descriptor
         ]
     }
@@ -452,6 +466,24 @@ extension Carrel_V1_WorkspaceService {
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_UpdateCredentialsResponse>
 
+        /// Handle the "RevokeCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes the credentials of AWS roles away, for the rest of the workspace's life.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_RevokeCredentialsRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_RevokeCredentialsResponse` messages.
+        func revokeCredentials(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_RevokeCredentialsRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RevokeCredentialsResponse>
+
         /// Handle the "Plan" method.
         ///
         /// > Source IDL Documentation:
@@ -697,6 +729,24 @@ extension Carrel_V1_WorkspaceService {
             request: GRPCCore.ServerRequest<Carrel_V1_UpdateCredentialsRequest>,
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.ServerResponse<Carrel_V1_UpdateCredentialsResponse>
+
+        /// Handle the "RevokeCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes the credentials of AWS roles away, for the rest of the workspace's life.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RevokeCredentialsRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_RevokeCredentialsResponse` message.
+        func revokeCredentials(
+            request: GRPCCore.ServerRequest<Carrel_V1_RevokeCredentialsRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RevokeCredentialsResponse>
 
         /// Handle the "Plan" method.
         ///
@@ -945,6 +995,24 @@ extension Carrel_V1_WorkspaceService {
             context: GRPCCore.ServerContext
         ) async throws -> Carrel_V1_UpdateCredentialsResponse
 
+        /// Handle the "RevokeCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes the credentials of AWS roles away, for the rest of the workspace's life.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_RevokeCredentialsRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_RevokeCredentialsResponse` to respond with.
+        func revokeCredentials(
+            request: Carrel_V1_RevokeCredentialsRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_RevokeCredentialsResponse
+
         /// Handle the "Plan" method.
         ///
         /// > Source IDL Documentation:
@@ -1102,6 +1170,17 @@ extension Carrel_V1_WorkspaceService.StreamingServiceProtocol {
             }
         )
         router.registerHandler(
+            forMethod: Carrel_V1_WorkspaceService.Method.RevokeCredentials.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RevokeCredentialsRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RevokeCredentialsResponse>(),
+            handler: { request, context in
+                try await self.revokeCredentials(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
             forMethod: Carrel_V1_WorkspaceService.Method.Plan.descriptor,
             deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_PlanRequest>(),
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_PlanResponse>(),
@@ -1233,6 +1312,17 @@ extension Carrel_V1_WorkspaceService.ServiceProtocol {
         context: GRPCCore.ServerContext
     ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_UpdateCredentialsResponse> {
         let response = try await self.updateCredentials(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func revokeCredentials(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_RevokeCredentialsRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RevokeCredentialsResponse> {
+        let response = try await self.revokeCredentials(
             request: GRPCCore.ServerRequest(stream: request),
             context: context
         )
@@ -1415,6 +1505,19 @@ extension Carrel_V1_WorkspaceService.SimpleServiceProtocol {
     ) async throws -> GRPCCore.ServerResponse<Carrel_V1_UpdateCredentialsResponse> {
         return GRPCCore.ServerResponse<Carrel_V1_UpdateCredentialsResponse>(
             message: try await self.updateCredentials(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func revokeCredentials(
+        request: GRPCCore.ServerRequest<Carrel_V1_RevokeCredentialsRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RevokeCredentialsResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_RevokeCredentialsResponse>(
+            message: try await self.revokeCredentials(
                 request: request.message,
                 context: context
             ),
@@ -1722,6 +1825,29 @@ extension Carrel_V1_WorkspaceService {
             deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_UpdateCredentialsResponse>,
             options: GRPCCore.CallOptions,
             onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_UpdateCredentialsResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "RevokeCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes the credentials of AWS roles away, for the rest of the workspace's life.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RevokeCredentialsRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RevokeCredentialsRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_RevokeCredentialsResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func revokeCredentials<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RevokeCredentialsRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RevokeCredentialsRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RevokeCredentialsResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RevokeCredentialsResponse>) async throws -> Result
         ) async throws -> Result where Result: Sendable
 
         /// Call the "Plan" method.
@@ -2169,6 +2295,40 @@ extension Carrel_V1_WorkspaceService {
             )
         }
 
+        /// Call the "RevokeCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes the credentials of AWS roles away, for the rest of the workspace's life.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RevokeCredentialsRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RevokeCredentialsRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_RevokeCredentialsResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func revokeCredentials<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RevokeCredentialsRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RevokeCredentialsRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RevokeCredentialsResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RevokeCredentialsResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_WorkspaceService.Method.RevokeCredentials.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
         /// Call the "Plan" method.
         ///
         /// > Source IDL Documentation:
@@ -2538,6 +2698,35 @@ extension Carrel_V1_WorkspaceService.ClientProtocol {
             request: request,
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_UpdateCredentialsRequest>(),
             deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_UpdateCredentialsResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RevokeCredentials" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Takes the credentials of AWS roles away, for the rest of the workspace's life.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_RevokeCredentialsRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func revokeCredentials<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_RevokeCredentialsRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RevokeCredentialsResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.revokeCredentials(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RevokeCredentialsRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RevokeCredentialsResponse>(),
             options: options,
             onResponse: handleResponse
         )
@@ -2954,6 +3143,39 @@ extension Carrel_V1_WorkspaceService.ClientProtocol {
             metadata: metadata
         )
         return try await self.updateCredentials(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RevokeCredentials" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Takes the credentials of AWS roles away, for the rest of the workspace's life.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func revokeCredentials<Result>(
+        _ message: Carrel_V1_RevokeCredentialsRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RevokeCredentialsResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_RevokeCredentialsRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.revokeCredentials(
             request: request,
             options: options,
             onResponse: handleResponse

@@ -256,11 +256,35 @@ package nonisolated struct Carrel_V1_WorkspaceSpec: @unchecked Sendable {
     set {_uniqueStorage()._command = newValue}
   }
 
+  package var aws: Carrel_V1_AWS {
+    get {_storage._aws ?? Carrel_V1_AWS()}
+    set {_uniqueStorage()._aws = newValue}
+  }
+  /// Returns true if `aws` has been explicitly set.
+  package var hasAws: Bool {_storage._aws != nil}
+  /// Clears the value of `aws`. Subsequent reads from it will return its default value.
+  package mutating func clearAws() {_uniqueStorage()._aws = nil}
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
 
   fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+/// Roles whose short-lived credentials the workspace gets from its own broker,
+/// at http://127.0.0.1:15170/aws/ROLE (AWS container credentials).
+package nonisolated struct Carrel_V1_AWS: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// the first is the SDKs' default
+  package var roles: [String] = []
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
 }
 
 package nonisolated struct Carrel_V1_Owner: Sendable {
@@ -1284,6 +1308,31 @@ package nonisolated struct Carrel_V1_UpdateCredentialsResponse: Sendable {
   package init() {}
 }
 
+package nonisolated struct Carrel_V1_RevokeCredentialsRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var id: String = String()
+
+  /// empty: all
+  package var role: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Carrel_V1_RevokeCredentialsResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
 package nonisolated struct Carrel_V1_PlanRequest: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
@@ -1739,7 +1788,7 @@ nonisolated extension Carrel_V1_State: SwiftProtobuf._ProtoNameProviding {
 
 nonisolated extension Carrel_V1_WorkspaceSpec: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".WorkspaceSpec"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}owner\0\u{1}tool\0\u{1}image\0\u{1}resources\0\u{1}storage\0\u{1}credentials\0\u{1}environment\0\u{1}labels\0\u{1}lifecycle\0\u{1}network\0\u{1}command\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}owner\0\u{1}tool\0\u{1}image\0\u{1}resources\0\u{1}storage\0\u{1}credentials\0\u{1}environment\0\u{1}labels\0\u{1}lifecycle\0\u{1}network\0\u{1}command\0\u{1}aws\0")
 
   fileprivate class _StorageClass {
     var _id: String = String()
@@ -1754,6 +1803,7 @@ nonisolated extension Carrel_V1_WorkspaceSpec: SwiftProtobuf.Message, SwiftProto
     var _lifecycle: Carrel_V1_Lifecycle? = nil
     var _network: Carrel_V1_NetworkPolicy = .unspecified
     var _command: [String] = []
+    var _aws: Carrel_V1_AWS? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -1776,6 +1826,7 @@ nonisolated extension Carrel_V1_WorkspaceSpec: SwiftProtobuf.Message, SwiftProto
       _lifecycle = source._lifecycle
       _network = source._network
       _command = source._command
+      _aws = source._aws
     }
   }
 
@@ -1806,6 +1857,7 @@ nonisolated extension Carrel_V1_WorkspaceSpec: SwiftProtobuf.Message, SwiftProto
         case 10: try { try decoder.decodeSingularMessageField(value: &_storage._lifecycle) }()
         case 11: try { try decoder.decodeSingularEnumField(value: &_storage._network) }()
         case 12: try { try decoder.decodeRepeatedStringField(value: &_storage._command) }()
+        case 13: try { try decoder.decodeSingularMessageField(value: &_storage._aws) }()
         default: break
         }
       }
@@ -1854,6 +1906,9 @@ nonisolated extension Carrel_V1_WorkspaceSpec: SwiftProtobuf.Message, SwiftProto
       if !_storage._command.isEmpty {
         try visitor.visitRepeatedStringField(value: _storage._command, fieldNumber: 12)
       }
+      try { if let v = _storage._aws {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 13)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -1875,10 +1930,41 @@ nonisolated extension Carrel_V1_WorkspaceSpec: SwiftProtobuf.Message, SwiftProto
         if _storage._lifecycle != rhs_storage._lifecycle {return false}
         if _storage._network != rhs_storage._network {return false}
         if _storage._command != rhs_storage._command {return false}
+        if _storage._aws != rhs_storage._aws {return false}
         return true
       }
       if !storagesAreEqual {return false}
     }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_AWS: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".AWS"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}roles\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedStringField(value: &self.roles) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.roles.isEmpty {
+      try visitor.visitRepeatedStringField(value: self.roles, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_AWS, rhs: Carrel_V1_AWS) -> Bool {
+    if lhs.roles != rhs.roles {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3779,6 +3865,60 @@ nonisolated extension Carrel_V1_UpdateCredentialsResponse: SwiftProtobuf.Message
   }
 
   package static func ==(lhs: Carrel_V1_UpdateCredentialsResponse, rhs: Carrel_V1_UpdateCredentialsResponse) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_RevokeCredentialsRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RevokeCredentialsRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}role\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.role) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.id.isEmpty {
+      try visitor.visitSingularStringField(value: self.id, fieldNumber: 1)
+    }
+    if !self.role.isEmpty {
+      try visitor.visitSingularStringField(value: self.role, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_RevokeCredentialsRequest, rhs: Carrel_V1_RevokeCredentialsRequest) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.role != rhs.role {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_RevokeCredentialsResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".RevokeCredentialsResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_RevokeCredentialsResponse, rhs: Carrel_V1_RevokeCredentialsResponse) -> Bool {
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

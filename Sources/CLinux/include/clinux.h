@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -343,6 +344,16 @@ static inline long clx_connect(int fd, const char *path) {
   return r ? r : clx_result(syscall(SYS_connect, fd, &address, sizeof address));
 }
 static inline long clx_listen(int fd, int backlog) { return clx_result(syscall(SYS_listen, fd, backlog)); }
+// A TCP socket bound to 127.0.0.1, also while that address is not up yet (IP_FREEBIND).
+static inline long clx_bind_loopback(unsigned short port) {
+  int fd = (int)clx_result(syscall(SYS_socket, AF_INET, CLX_SOCK_STREAM | CLX_SOCK_CLOEXEC | CLX_SOCK_NONBLOCK, 0)), one = 1;
+  if (fd < 0) return fd;
+  struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr = { htonl(INADDR_LOOPBACK) } };
+  long r = clx_result(syscall(SYS_setsockopt, fd, IPPROTO_IP, IP_FREEBIND, &one, sizeof one));
+  if (r >= 0) r = clx_result(syscall(SYS_bind, fd, &address, sizeof address));
+  if (r < 0) { clx_close(fd); return r; }
+  return fd;
+}
 static inline long clx_accept(int fd, int flags) { return clx_result(syscall(SYS_accept4, fd, NULL, NULL, flags | CLX_SOCK_CLOEXEC)); }
 struct clx_peer { int32_t pid; uint32_t uid, gid; };
 static inline long clx_peer(int fd, struct clx_peer *peer) {

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Glibc
+
+/// Where the agent gets credentials from.
+package enum CredentialProvider: Equatable, Sendable {
+  /// A program of the platform that prints them (the SDKs' `credential_process`), with `{owner}`, `{role}` and `{workspace}` in its
+  /// arguments. What it says on standard error goes to the agent's own log.
+  case program([String], timeoutSeconds: UInt32)
+  /// A file that somebody else keeps fresh, its path with the same placeholders.
+  case file(String)
+
+  private static let sizeLimit = 65_536
+
+  /// Waits, for the time-out at the longest.
+  package func fetch(_ fill: (String) -> String) throws(CredentialError) -> AWSCredentials {
+    switch self {
+    case .file(let template):
+      let path = fill(template)
+      guard let file = FileHandle(forReadingAtPath: path), let data = try? file.read(upToCount: CredentialProvider.sizeLimit) else {
+        throw CredentialError("credentials.aws.file: \(path) cannot be read")
+      }
+      do throws(CredentialError) { return try AWSCredentials(json: data) } catch { throw CredentialError("\(path): \(error)") }
+    case .program(let arguments, let seconds):
+      let output = try CredentialProvider.run(arguments.map(fill), seconds)
+      do throws(CredentialError) { return try AWSCredentials(json: output) } catch { throw CredentialError("\(arguments[0]): \(error)") }
+    }
+  }
+
+  private static func run(_ arguments: [String], _ seconds: UInt32) throws(CredentialError) -> Data {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: arguments[0])
+    process.arguments = Array(arguments.dropFirst())
+    process.environment = ["PATH": "/usr/local/bin:/usr/bin:/bin"]
+    process.standardInput = FileHandle.nullDevice
+    let output = Pipe()
+    process.standardOutput = output
+    do { try process.run() } catch { throw CredentialError("\(arguments[0]): cannot be run") }
+    let pid = process.processIdentifier
+    let late = DispatchWorkItem { kill(pid, SIGKILL) }
+    DispatchQueue.global().asyncAfter(deadline: .now() + .seconds(Int(seconds)), execute: late)
+    defer { late.cancel() }
+    let data = (try? output.fileHandleForReading.read(upToCount: sizeLimit)) ?? Data()
+    process.waitUntilExit()
+    guard !data.isEmpty else {
+      throw CredentialError("\(arguments[0]): printed nothing within \(seconds) s; see its own words in the agent's log")
+    }
+    return data
+  }
+}
