@@ -10,8 +10,6 @@ internal import Workspaces
 extension NodeAgent {
   static let secretsPath = "/run/carrel/credentials"
 
-  func homePath(_ spec: WorkspaceSpec) -> String { spec.storage.home ?? "\(configuration.homes)/\(spec.owner.name)" }
-
   /// From a record, its tool and its image to the launch plan. Looks nothing up but the host's resolver.
   func compile(_ record: WorkspaceRecord, _ tool: Tool, _ image: StoredImage) -> Plan {
     let spec = record.spec
@@ -25,7 +23,7 @@ extension NodeAgent {
     // The owner's files on disk appear as the workspace's user, and what that user makes is the owner's.
     let ids = IDMapping(fromUID: spec.owner.uid, fromGID: spec.owner.gid, toUID: tool.uid, toGID: tool.gid)
     box.binds.append(
-      Enclosure.Bind(source: homePath(spec), target: tool.home, writable: true, executable: true, ids: ids))
+      Enclosure.Bind(source: homePath(record), target: tool.home, writable: true, executable: true, ids: ids))
     for dataset in spec.storage.datasets {
       box.binds.append(
         Enclosure.Bind(

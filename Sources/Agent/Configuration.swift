@@ -2,6 +2,7 @@
 
 internal import Credentials
 package import Networking
+internal import Storage
 package import Workspaces
 
 /// The agent's configuration: one YAML file, every key of which `manifests/carreld.yaml` documents.
@@ -10,6 +11,8 @@ package struct Configuration: Sendable {
   package var allowedUIDs: [UInt32] = []
   package var state = "/var/lib/carrel"
   package var homes = "/srv/carrel/homes"
+  package var homeDriver = WorkspaceSpec.HomeDriver.directory
+  package var homeSize = "10Gi"
   package var tools = "/etc/carrel/tools"
   package var helper = "/usr/libexec/carrel/carrel-shim"
   package var nodeName = ""
@@ -60,6 +63,10 @@ package struct Configuration: Sendable {
     }
     state = try Configuration.path(&reader, "state") ?? state
     homes = try Configuration.path(&reader, "homes") ?? homes
+    _ = try reader.section("storage") { (section: inout YAMLReader) throws(InvalidField) in
+      homeDriver = try section.choice("driver", WorkspaceSpec.HomeDriver.self) ?? homeDriver
+      homeSize = try Configuration.quantity(&section, "size", HomeImages.sizes) ?? homeSize
+    }
     tools = try Configuration.path(&reader, "tools") ?? tools
     helper = try Configuration.path(&reader, "helper") ?? helper
     nodeName = try reader.text("nodeName") ?? nodeName

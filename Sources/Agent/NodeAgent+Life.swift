@@ -8,7 +8,6 @@ internal import Linux
 internal import Logging
 internal import Networking
 package import Sandbox
-internal import Storage
 internal import Supervision
 internal import Workspaces
 
@@ -96,11 +95,7 @@ extension NodeAgent {
     managed.record.imageDigest = image.digest
     clock.lap("image", managed)
 
-    let home = homePath(spec)
-    try await step(.storage) {
-      try HostFolder.prepareHome(home, uid: spec.owner.uid, gid: spec.owner.gid)
-      for dataset in spec.storage.datasets { try HostFolder.checkDataset(dataset.source) }
-    }
+    try await openStorage(managed.record)
     clock.lap("storage", managed)
 
     managed.record.bootID = facts.bootID
@@ -309,10 +304,12 @@ extension NodeAgent {
     managed.link = nil
     let attachment = attachment(managed.record)
     let group = managed.record.cgroup.isEmpty ? nil : cgroup(of: managed.record)
+    let closeStorage = closingStorage(managed.record)
     Fault.at(.cleaning)
     defer { Fault.at(.cleaned) }
     try? await blocking { [network] in
       network.detach(attachment)
+      defer { closeStorage() }
       guard let group else { return }
       for attempt in 0..<50 where !group.remove() {
         // Dying processes leave a cgroup a little late; what does not leave is ended.

@@ -7,6 +7,7 @@ internal import Linux
 internal import Logging
 internal import Networking
 internal import Sandbox
+internal import Storage
 internal import Supervision
 internal import Workspaces
 
@@ -31,6 +32,8 @@ extension NodeAgent {
       workspaces[record.spec.id] = managed
     }
     try await recoverFolders()
+    for managed in workspaces.values where managed.record.state.mayRun { adoptStorage(managed.record) }
+    for name in try await blocking({ [homes] in homes.sweep() }) { try await tell(.swept, ["mount": name]) }
     // The rules first: whoever runs must not run unfiltered, and keeps its connections.
     let running = workspaces.values.map(\.record).filter { $0.state.mayRun }.map(attachment)
     try await blocking { [network] in try network.prepare(running: running) }
@@ -173,6 +176,7 @@ extension NodeAgent {
     while !Task.isCancelled {
       try? await Task.sleep(for: .seconds(1))
       for managed in workspaces.values where managed.record.state == .ready || managed.record.state == .starting {
+        await watchHome(managed)
         let cgroup = cgroup(of: managed.record)
         let usage = cgroup.usage()
         guard usage.outOfMemoryKills > managed.record.outOfMemoryKills else { continue }

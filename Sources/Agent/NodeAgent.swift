@@ -11,6 +11,7 @@ package import Logging
 internal import NIOPosix
 internal import Networking
 internal import Sandbox
+internal import Storage
 package import Supervision
 package import Workspaces
 
@@ -55,6 +56,7 @@ package actor NodeAgent {
   package nonisolated let started = wallTime()
   nonisolated let logger: Logger
   nonisolated let network: NetworkDriver
+  nonisolated let homes: HomeImages
   nonisolated let seccomp: [UInt8]
   nonisolated let pool: NIOThreadPool
   /// Apart, since credential providers are not ours and may be slow: they delay nobody but each other.
@@ -82,6 +84,7 @@ package actor NodeAgent {
     lock = try StateLock(configuration.state)
     let folders = try FileManager.default.contentsOfDirectory(atPath: configuration.state + "/workspaces")
     journal = try Journal(path: configuration.state + "/journal.sqlite", hasHistory: !folders.isEmpty)
+    homes = try HomeImages(root: configuration.state + "/homes", holder: facts.name)
     images = try ImageStore(path: configuration.state + "/images")
     network = try NetworkDriver(subnet: configuration.subnet, table: configuration.firewallTable, linkPrefix: configuration.linkPrefix)
     seccomp = try SeccompCompiler.compileDefaultProfile()
@@ -127,9 +130,10 @@ package actor NodeAgent {
     // From here to where it is in memory nothing suspends: two launches never take the same room.
     try admit(amounts)
     let slot = try freeSlot()
-    let record = WorkspaceRecord(
+    var record = WorkspaceRecord(
       spec: spec, amounts: amounts, slot: slot, address: network.address(slot).description,
       firstID: configuration.firstID + UInt32(slot) * PlanCompiler.idCount, created: wallTime())
+    record.homeBytes = try homeBytes(spec)
     let folder: WorkspaceFolder
     do throws(Errno) {
       folder = try WorkspaceFolder(path: folderPath(spec.id), create: true)
@@ -173,6 +177,7 @@ package actor NodeAgent {
       defaults.cpu = defaults.cpu ?? configuration.defaults.cpu
       defaults.pids = defaults.pids ?? configuration.defaults.pids
       let policy = ResourcePolicy(hostMemoryBytes: facts.memoryBytes, hostMilliCPUs: facts.milliCPUs)
+      _ = try homeBytes(spec)
       return (tool, try spec.amounts(defaults: defaults, policy: policy))
     } catch {
       throw AgentError(error)

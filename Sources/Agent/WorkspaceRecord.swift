@@ -30,6 +30,10 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   /// When the tool was started, in nanoseconds since boot. Optional, as every field added later must be: records of
   /// an older agent lack it.
   package var startedNanoseconds: Int64?
+  /// The size of its home's image in bytes; nil where the home is a directory.
+  package var homeBytes: UInt64?
+  /// Of its home's limit, the last of 80, 95 and 100 % that was told.
+  package var homeFilled: UInt64?
   /// Roles whose credentials were taken away.
   package var revoked: [String]?
   package var stopRequestedBy: String?

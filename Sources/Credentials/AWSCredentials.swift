@@ -25,7 +25,8 @@ package struct AWSCredentials: Sendable, CustomStringConvertible {
       throw CredentialError("expected a JSON object, as of a credential_process; \(json.count) bytes are none")
     }
     func text(_ name: String) throws(CredentialError) -> String {
-      guard let value = object[name] as? String, !value.isEmpty, value.utf8.count <= 8192, value.utf8.allSatisfy({ (0x21...0x7E).contains($0) })
+      guard let value = object[name] as? String, !value.isEmpty, value.utf8.count <= 8192,
+        value.utf8.allSatisfy({ (0x21...0x7E).contains($0) })
       else { throw CredentialError("\(name): expected a text of 1 to 8192 printable characters") }
       return value
     }
@@ -33,7 +34,11 @@ package struct AWSCredentials: Sendable, CustomStringConvertible {
     secretAccessKey = try text("SecretAccessKey")
     sessionToken = try text(object["SessionToken"] == nil ? "Token" : "SessionToken")
     expiration = try text("Expiration")
-    guard let date = (try? Date(expiration, strategy: .iso8601)) ?? (try? Date(expiration, strategy: .iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted))) else {
+    guard
+      let date = (try? Date(expiration, strategy: .iso8601))
+        ?? (try? Date(
+          expiration, strategy: .iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted)))
+    else {
       throw CredentialError("Expiration: expected a moment such as 2026-01-31T12:00:00Z")
     }
     guard date > now else { throw CredentialError("Expiration: they have expired already") }

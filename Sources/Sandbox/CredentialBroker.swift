@@ -118,7 +118,11 @@ package struct CredentialBroker {
     guard !role.body.isEmpty else { return refusal("403 Forbidden", "this role was revoked") }
     guard role.expires > now else { return refusal("503 Service Unavailable", "the credentials have expired and no new ones came") }
     let name = String(decoding: role.name, as: UTF8.self)
-    if let known = issues.firstIndex(where: { $0.role == name }) { issues[known].count &+= 1 } else { issues.append(Issue(role: name, count: 1)) }
+    if let known = issues.firstIndex(where: { $0.role == name }) {
+      issues[known].count &+= 1
+    } else {
+      issues.append(Issue(role: name, count: 1))
+    }
     return response("200 OK", role.body)
   }
 
@@ -128,7 +132,8 @@ package struct CredentialBroker {
   }
 
   private func response(_ status: String, _ body: [UInt8]) -> [UInt8] {
-    let head = "HTTP/1.1 \(status)\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nContent-Length: \(body.count)\r\nConnection: close\r\n\r\n"
+    let head =
+      "HTTP/1.1 \(status)\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nContent-Length: \(body.count)\r\nConnection: close\r\n\r\n"
     return Array(head.utf8) + body
   }
 

@@ -24,6 +24,13 @@ extension WorkspaceSpec {
     resources.shm = text(wire.resources.shm)
     resources.scratch = text(wire.resources.scratch)
     storage.home = text(wire.storage.home)
+    storage.size = text(wire.storage.size)
+    switch wire.storage.driver {
+    case .unspecified: storage.driver = nil
+    case .directory: storage.driver = .directory
+    case .image: storage.driver = .image
+    case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "storage.driver: \(value) is not a known value")
+    }
     storage.datasets = wire.storage.datasets.map { Dataset(source: $0.source, target: $0.target, writable: $0.writable) }
     credentials = wire.credentials
     if wire.hasAws { aws = AWS(roles: wire.aws.roles) }
@@ -68,6 +75,13 @@ extension Carrel_V1_WorkspaceSpec {
     }
     storage = .with {
       $0.home = spec.storage.home ?? ""
+      $0.size = spec.storage.size ?? ""
+      $0.driver =
+        switch spec.storage.driver {
+        case nil: .unspecified
+        case .directory?: .directory
+        case .image?: .image
+        }
       $0.datasets = spec.storage.datasets.map { dataset in
         .with {
           $0.source = dataset.source

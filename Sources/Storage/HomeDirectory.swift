@@ -11,6 +11,10 @@ package enum HostFolder {
   /// Makes sure that a home is there and is the owner's. A missing one is created; a symlink, a file, or
   /// somebody else's folder in its place is refused, and nothing below it is ever chowned.
   package static func prepareHome(_ path: String, uid: UInt32, gid: UInt32) throws {
+    // The files that its owner looks for are in there.
+    guard !Process.exists(path + ".img") else {
+      throw refusal(path, "is an image, \(path).img, and a directory was asked for (storage.driver)")
+    }
     let (parent, name) = split(path)
     let status: FileStatus
     do throws(Errno) {

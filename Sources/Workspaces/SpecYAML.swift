@@ -20,6 +20,8 @@ extension WorkspaceSpec {
       try reader.section("storage") { (section: inout YAMLReader) throws(InvalidField) in
         var storage = Storage()
         storage.home = try section.text("home")
+        storage.driver = try section.choice("driver", HomeDriver.self)
+        storage.size = try section.text("size")
         storage.datasets = try section.sections("datasets") { (entry: inout YAMLReader) throws(InvalidField) in
           Dataset(
             source: try entry.requiredText("source"), target: try entry.requiredText("target"),

@@ -110,6 +110,8 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   /// The provider gave none; told once, until it gives some again.
   case credentialsFailed = "CredentialsFailed"
   case credentialsRevoked = "CredentialsRevoked"
+  /// Its home has reached 80, 95 or 100 % of its blocks or inodes, or has come below all of them again.
+  case homeFilling = "HomeFilling"
   case adopted = "Adopted"
   /// Its record was lost with the journal and is back from its own folder.
   case recovered = "Recovered"

@@ -44,9 +44,16 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   package struct Storage: Codable, Equatable, Sendable {
     /// An absolute path on the host; nil for the owner's folder among the configured homes.
     package var home: String?
+    /// How homes are kept; nil for the node's own way.
+    package var driver: HomeDriver?
+    /// Of an image; nil for the node's. A quantity.
+    package var size: String?
     package var datasets: [Dataset] = []
     package init() {}
   }
+
+  /// A directory of the host, or a file system in a file, with a hard limit.
+  package enum HomeDriver: String, Codable, CaseIterable, Sendable { case directory, image }
 
   package struct Dataset: Codable, Equatable, Sendable {
     package var source: String

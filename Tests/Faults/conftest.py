@@ -68,6 +68,10 @@ class Controller:
             return 0
 
 
+# Each its own, so that a torture beside the tests is no harm to either.
+SUBNETS = {"crf": 89, "crg": 90, "crt": 91}
+
+
 class Agent:
     def __init__(self, directory, more="", prefix="crf"):
         self.directory, self.prefix = directory, prefix
@@ -78,7 +82,7 @@ class Agent:
         self.config.write_text(
             f"socket: {self.socket}\nstate: {self.state}\nhomes: {directory}/homes\nnodeName: torture\n"
             f"tools: {ROOT}/manifests/tools\nhelper: {BIN}/carrel-shim\nfirstID: 1600000000\ncgroupParent: {self.parent}\n"
-            f"network: {{subnet: 10.89.0.0/16, table: carrel_{prefix}, linkPrefix: {prefix}}}\n"
+            f"network: {{subnet: 10.{SUBNETS[prefix]}.0.0/16, table: carrel_{prefix}, linkPrefix: {prefix}}}\n"
             "defaults: {memory: 64Mi, cpu: 200m, pids: \"64\"}\nreservedMemory: 0\n" + more)
         self.process = None
 
@@ -151,7 +155,7 @@ LEGAL = {("Created", None): "pending", ("Preparing", "pending"): "preparing", ("
 LEGAL |= {("Stopping", s): "stopping" for s in ("preparing", "starting", "ready")}
 LEGAL |= {("Stopped", s): "stopped" for s in ("pending", "preparing", "starting", "ready", "stopping")}
 LEGAL |= {("Failed", s): "failed" for s in ("pending", "preparing", "starting")}
-ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "CredentialsIssued", "CredentialsFailed", "CredentialsRevoked", "Adopted", "Recovered"}
+ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "HomeFilling", "CredentialsIssued", "CredentialsFailed", "CredentialsRevoked", "Adopted", "Recovered"}
 NODE = {"Swept", "DrainBegan", "DrainEnded", "Quarantined"}
 
 

@@ -12,7 +12,9 @@ import Testing
   static let all: [Message] = [
     .proceed(pid: 7), .ready, .start, .signal(15), .kill, .putSecret(name: "a", content: [0, 1]), .getSecret(name: "a"),
     .exec(session: 7, arguments: ["a", ""], environment: ["A=1"], directory: "/", terminal: true, rows: 24, columns: 80),
-    .execSignal(session: 7, signal: 9), .preparing, .created(pid: 12), .waiting(pid: 12), .started(pid: 2),
+    .execSignal(session: 7, signal: 9), .serveCredentials(token: [7]), .putRole(name: "a", body: [], expires: -1),
+    .noted(role: "a", count: 3),
+    .issued(role: "a", count: 9), .preparing, .created(pid: 12), .waiting(pid: 12), .started(pid: 2),
     .failed(StepFailure("mask /x", .noEntry)), .exited(.exited(3)), .exited(.signalled(9)), .secret([1]), .done, .refused(2),
     .execStarted(session: 7), .execFailed(session: 7, failure: StepFailure("x", .access)), .execExited(session: 7, status: .signalled(15)),
   ]
@@ -21,6 +23,54 @@ import Testing
     let bytes = message.encoded()
     #expect(try Message(decoding: bytes) == message)
     for length in 0..<bytes.count { #expect(throws: PlanError.self) { try Message(decoding: Array(bytes[..<length])) } }
+  }
+}
+
+@Suite("The credential broker") struct BrokerTests {
+  static func broker() throws -> CredentialBroker {
+    var broker = CredentialBroker(listener: try Pipe().reading, token: Array("secret".utf8))
+    broker.put("reader", Array("{}".utf8), expires: 1000)
+    broker.put("gone", [], expires: 0)
+    return broker
+  }
+
+  @Test(
+    "answers as the SDKs expect it",
+    arguments: [
+      ("GET /aws/reader HTTP/1.1\r\nAuthorization: secret\r\n\r\n", "200 OK"),
+      ("GET /aws/reader HTTP/1.1\nHost: x\nauthorization:secret\n\n", "200 OK"),
+      ("GET /aws/reader HTTP/1.1\r\nAuthorization: secreT\r\n\r\n", "401 Unauthorized"),
+      ("GET /aws/reader HTTP/1.1\r\nXAuthorization: secret\r\n\r\n", "401 Unauthorized"),
+      ("GET /aws/reader HTTP/1.1\r\n\r\n", "401 Unauthorized"),
+      ("GET /aws/gone HTTP/1.1\r\nAuthorization: secret\r\n\r\n", "403 Forbidden"),
+      ("GET /aws/reade HTTP/1.1\r\nAuthorization: secret\r\n\r\n", "404 Not Found"),
+      ("POST /aws/reader HTTP/1.1\r\nAuthorization: secret\r\n\r\n", "405 Method Not Allowed"),
+      ("\n", "405 Method Not Allowed"),
+    ])
+  func answers(request: String, status: String) throws {
+    var broker = try Self.broker()
+    let bytes = broker.answer(Array(request.utf8), now: 999)
+    let answer = String(decoding: try #require(bytes), as: UTF8.self)
+    #expect(answer.hasPrefix("HTTP/1.1 \(status)\r\n"))
+    #expect(broker.issues == (status == "200 OK" ? [CredentialBroker.Issue(role: "reader", count: 1)] : []))
+  }
+
+  @Test("gives out nothing that has expired, waits for the whole head, and for no more than fits")
+  func bounds() throws {
+    var broker = try Self.broker()
+    let request = Array("GET /aws/reader HTTP/1.1\r\nAuthorization: secret\r\n\r\n".utf8)
+    #expect(String(decoding: broker.answer(request, now: 1000)!, as: UTF8.self).hasPrefix("HTTP/1.1 503"))
+    for length in 0..<request.count - 2 { #expect(broker.answer(Array(request[..<length]), now: 1) == nil) }
+    #expect(String(decoding: broker.answer([UInt8](repeating: 65, count: 9000), now: 1)!, as: UTF8.self).hasPrefix("HTTP/1.1 431"))
+  }
+
+  @Test("keeps count of what is not on record yet")
+  func counts() throws {
+    var broker = try Self.broker()
+    let request = Array("GET /aws/reader HTTP/1.1\r\nAuthorization: secret\r\n\r\n".utf8)
+    for _ in 0..<3 { _ = broker.answer(request, now: 1) }
+    #expect(broker.note("reader", 2) == CredentialBroker.Issue(role: "reader", count: 1))
+    #expect(broker.note("reader", 9) == nil && broker.issues.isEmpty && broker.note("other", 1) == nil)
   }
 }
 

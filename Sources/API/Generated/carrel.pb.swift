@@ -28,6 +28,48 @@ fileprivate nonisolated struct _GeneratedWithProtocGenSwiftVersion: SwiftProtobu
   typealias Version = _2
 }
 
+package nonisolated enum Carrel_V1_HomeDriver: SwiftProtobuf.Enum, Swift.CaseIterable {
+  package typealias RawValue = Int
+
+  /// the node's
+  case unspecified // = 0
+  case directory // = 1
+
+  /// <home>.img, a file system with a hard limit
+  case image // = 2
+  case UNRECOGNIZED(Int)
+
+  package init() {
+    self = .unspecified
+  }
+
+  package init?(rawValue: Int) {
+    switch rawValue {
+    case 0: self = .unspecified
+    case 1: self = .directory
+    case 2: self = .image
+    default: self = .UNRECOGNIZED(rawValue)
+    }
+  }
+
+  package var rawValue: Int {
+    switch self {
+    case .unspecified: return 0
+    case .directory: return 1
+    case .image: return 2
+    case .UNRECOGNIZED(let i): return i
+    }
+  }
+
+  // The compiler won't synthesize support with the UNRECOGNIZED case.
+  package static let allCases: [Carrel_V1_HomeDriver] = [
+    .unspecified,
+    .directory,
+    .image,
+  ]
+
+}
+
 package nonisolated enum Carrel_V1_RestartPolicy: SwiftProtobuf.Enum, Swift.CaseIterable {
   package typealias RawValue = Int
 
@@ -334,6 +376,11 @@ package nonisolated struct Carrel_V1_Storage: Sendable {
   package var home: String = String()
 
   package var datasets: [Carrel_V1_Dataset] = []
+
+  package var driver: Carrel_V1_HomeDriver = .unspecified
+
+  /// of an image; empty: the node's
+  package var size: String = String()
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1774,6 +1821,10 @@ package nonisolated struct Carrel_V1_CheckJournalResponse: Sendable {
 
 fileprivate nonisolated let _protobuf_package = "carrel.v1"
 
+nonisolated extension Carrel_V1_HomeDriver: SwiftProtobuf._ProtoNameProviding {
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0HOME_DRIVER_UNSPECIFIED\0\u{1}HOME_DRIVER_DIRECTORY\0\u{1}HOME_DRIVER_IMAGE\0")
+}
+
 nonisolated extension Carrel_V1_RestartPolicy: SwiftProtobuf._ProtoNameProviding {
   package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0RESTART_POLICY_UNSPECIFIED\0\u{1}RESTART_POLICY_NEVER\0\u{1}RESTART_POLICY_ON_FAILURE\0\u{1}RESTART_POLICY_ALWAYS\0")
 }
@@ -2062,7 +2113,7 @@ nonisolated extension Carrel_V1_Resources: SwiftProtobuf.Message, SwiftProtobuf.
 
 nonisolated extension Carrel_V1_Storage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".Storage"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}home\0\u{1}datasets\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}home\0\u{1}datasets\0\u{1}driver\0\u{1}size\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2072,6 +2123,8 @@ nonisolated extension Carrel_V1_Storage: SwiftProtobuf.Message, SwiftProtobuf._M
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularStringField(value: &self.home) }()
       case 2: try { try decoder.decodeRepeatedMessageField(value: &self.datasets) }()
+      case 3: try { try decoder.decodeSingularEnumField(value: &self.driver) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.size) }()
       default: break
       }
     }
@@ -2084,12 +2137,20 @@ nonisolated extension Carrel_V1_Storage: SwiftProtobuf.Message, SwiftProtobuf._M
     if !self.datasets.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.datasets, fieldNumber: 2)
     }
+    if self.driver != .unspecified {
+      try visitor.visitSingularEnumField(value: self.driver, fieldNumber: 3)
+    }
+    if !self.size.isEmpty {
+      try visitor.visitSingularStringField(value: self.size, fieldNumber: 4)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Carrel_V1_Storage, rhs: Carrel_V1_Storage) -> Bool {
     if lhs.home != rhs.home {return false}
     if lhs.datasets != rhs.datasets {return false}
+    if lhs.driver != rhs.driver {return false}
+    if lhs.size != rhs.size {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

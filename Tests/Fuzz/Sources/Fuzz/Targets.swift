@@ -4,6 +4,7 @@ internal import Foundation
 
 @testable internal import LaunchPlan
 @testable internal import Limits
+@testable internal import Linux
 @testable internal import OCI
 @testable internal import Sandbox
 
@@ -18,6 +19,14 @@ private let targets: [String: @Sendable ([UInt8]) -> Void] = [
   "message": { bytes in
     guard let message = try? Message(decoding: bytes) else { return }
     precondition((try? Message(decoding: message.encoded())) == message, "a message changed on its way")
+  },
+  "broker": { bytes in
+    var broker = CredentialBroker(listener: nothing, token: Array("secret".utf8))
+    broker.put("reader", Array("{}".utf8), expires: 2)
+    guard let answer = broker.answer(bytes, now: 1) else { return precondition(bytes.count <= CredentialBroker.requestLimit) }
+    let isGiven = answer.starts(with: "HTTP/1.1 200 ".utf8)
+    precondition(isGiven == (broker.issues.count == 1), "given and not counted, or the other way")
+    precondition(!isGiven || String(decoding: bytes, as: UTF8.self).contains("secret"), "given without the token")
   },
   "config": { bytes in
     guard let configuration = try? Configuration(bytes, bundle: "/bundle") else { return }
@@ -53,6 +62,10 @@ private let targets: [String: @Sendable ([UInt8]) -> Void] = [
   },
 ]
 
+private let nothing: Handle = {
+  guard let pipe = try? Pipe() else { fatalError("no pipe") }
+  return pipe.reading
+}()
 private let nowhere = FilterCache("/nonexistent/filters")
 
 /// Chosen by the environment, since libFuzzer takes the arguments.

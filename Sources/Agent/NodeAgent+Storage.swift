@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Storage
+internal import Workspaces
+
+/// The homes that workspaces are given.
+extension NodeAgent {
+  /// Where a workspace's home is on the host while it runs.
+  func homePath(_ record: WorkspaceRecord) -> String {
+    let home = home(record.spec)
+    return record.homeBytes == nil ? home : homes.path(home)
+  }
+
+  private func home(_ spec: WorkspaceSpec) -> String { spec.storage.home ?? "\(configuration.homes)/\(spec.owner.name)" }
+
+  /// The size of the image that a spec's home is kept in; nil for a directory.
+  func homeBytes(_ spec: WorkspaceSpec) throws(InvalidField) -> UInt64? {
+    guard (spec.storage.driver ?? configuration.homeDriver) == .image else {
+      guard spec.storage.size == nil else { throw InvalidField("storage.size", "is for homes kept as images (storage.driver: image)") }
+      return nil
+    }
+    let text = spec.storage.size ?? configuration.homeSize
+    guard let bytes = Quantity.whole(text), HomeImages.sizes.contains(bytes) else {
+      throw InvalidField(
+        "storage.size",
+        "\(printable(text)) is not a quantity between \(Quantity.describe(bytes: HomeImages.sizes.lowerBound)) and \(Quantity.describe(bytes: HomeImages.sizes.upperBound))"
+      )
+    }
+    // Whole blocks.
+    return bytes / 4096 * 4096
+  }
+
+  func openStorage(_ record: WorkspaceRecord) async throws(Refusal) {
+    let (spec, home) = (record.spec, home(record.spec))
+    try await step(.storage) { [homes] in
+      for dataset in spec.storage.datasets { try HostFolder.checkDataset(dataset.source) }
+      if let bytes = record.homeBytes {
+        try homes.acquire(home, by: spec.id, bytes: bytes, uid: spec.owner.uid, gid: spec.owner.gid)
+      } else {
+        try HostFolder.prepareHome(home, uid: spec.owner.uid, gid: spec.owner.gid)
+      }
+    }
+  }
+
+  /// What gives it back, when nothing of the workspace runs any more. May be done twice.
+  func closingStorage(_ record: WorkspaceRecord) -> @Sendable () -> Void {
+    let (home, id) = (home(record.spec), record.spec.id)
+    guard record.homeBytes != nil else { return {} }
+    return { [homes] in homes.release(home, by: id) }
+  }
+
+  func adoptStorage(_ record: WorkspaceRecord) { if record.homeBytes != nil { homes.adopt(home(record.spec), by: record.spec.id) } }
+
+  /// Tells when a home nears its limit, and when it is below again.
+  func watchHome(_ managed: Managed) async {
+    guard managed.record.homeBytes != nil, let use = homes.use(home(managed.record.spec)) else { return }
+    let reached = [100, 95, 80].first { use.percent >= $0 }
+    guard reached != managed.record.homeFilled else { return }
+    managed.record.homeFilled = reached
+    try? await commit(
+      managed, .homeFilling,
+      [
+        "percent": "\(use.percent)", "usedBytes": "\(use.usedBytes)", "limitBytes": "\(use.limitBytes)", "usedInodes": "\(use.usedInodes)",
+        "limitInodes": "\(use.limitInodes)",
+      ])
+  }
+}

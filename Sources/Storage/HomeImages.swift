@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Linux
+internal import Synchronization
+
+/// Homes that are file systems of their own: a sparse ext4 image beside the homes, `<home>.img`, mounted through a loop device while a
+/// workspace of its owner runs. Its size is a hard limit on any host, and what it fills, it fills for its owner alone.
+///
+/// The work is done by e2fsprogs and mount(8), which know what a kernel lets unprivileged bytes do to them: an image is checked
+/// before it is mounted after an unclean end, and is never mounted twice.
+package final class HomeImages: Sendable {
+  package struct Use: Equatable, Sendable {
+    package let usedBytes: UInt64
+    package let limitBytes: UInt64
+    package let usedInodes: UInt64
+    package let limitInodes: UInt64
+    /// Of blocks or inodes, whichever is nearer to its limit; rounded up, since a last block that fits nothing is none.
+    package var percent: UInt64 { max(share(usedBytes, limitBytes), share(usedInodes, limitInodes)) }
+    private func share(_ used: UInt64, _ limit: UInt64) -> UInt64 { limit == 0 ? 0 : (used * 100 + limit - 1) / limit }
+  }
+
+  /// Smaller ones leave no room for a journal.
+  package static let sizes: ClosedRange<UInt64> = (16 << 20)...(1 << 46)
+
+  private let root: String
+  private let holder: String
+  /// By mount point.
+  private let uses = Mutex<[String: Users]>([:])
+
+  /// The workspaces that use a home. Locked while it is mounted or unmounted, so that the two never cross; one home's check after an
+  /// unclean end delays no other.
+  private final class Users: Sendable { let ids = Mutex<Set<String>>([]) }
+
+  /// `root`: where they are mounted; `holder`: this node's name, for whoever finds a home in use.
+  package init(root: String, holder: String) throws {
+    self.root = root
+    self.holder = holder
+    try FileManager.default.createDirectory(atPath: root, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+  }
+
+  /// Where the files of this home are while it is mounted.
+  package func path(_ home: String) -> String { mountPoint(home) + "/home" }
+
+  private func mountPoint(_ home: String) -> String {
+    root + "/" + home.dropFirst().replacing("%", with: "%25").replacing("/", with: "%2F")
+  }
+
+  private func users(_ point: String) -> Users {
+    uses.withLock { uses in
+      let users = uses[point] ?? Users()
+      uses[point] = users
+      return users
+    }
+  }
+
+  /// Mounts a home for a workspace, making or growing it first. Blocks; may take long after an unclean end of a large one.
+  package func acquire(_ home: String, by workspace: String, bytes: UInt64, uid: UInt32, gid: UInt32) throws {
+    let point = mountPoint(home)
+    try users(point).ids.withLock { ids in
+      if !mounted().contains(point) { try mount(home, at: point, bytes: bytes) }
+      do {
+        try HostFolder.prepareHome(path(home), uid: uid, gid: gid)
+      } catch {
+        if ids.isEmpty { unmount(point, lock: home + ".img.lock") }
+        throw error
+      }
+      ids.insert(workspace)
+    }
+  }
+
+  /// Of a workspace that an earlier agent started: its home is mounted.
+  package func adopt(_ home: String, by workspace: String) { users(mountPoint(home)).ids.withLock { _ = $0.insert(workspace) } }
+
+  /// The last one unmounts it. May be said twice.
+  package func release(_ home: String, by workspace: String) {
+    let point = mountPoint(home)
+    users(point).ids.withLock { ids in if ids.remove(workspace) != nil, ids.isEmpty { unmount(point, lock: home + ".img.lock") } }
+  }
+
+  /// Mounts that no workspace uses: an agent ended between mounting and starting. Returns their names.
+  package func sweep() -> [String] {
+    mounted().compactMap { point in
+      users(point).ids.withLock { ids in
+        guard ids.isEmpty else { return nil }
+        let name = String(point.dropFirst(root.count + 1))
+        unmount(point, lock: "/" + name.replacing("%2F", with: "/").replacing("%25", with: "%") + ".img.lock")
+        return name
+      }
+    }
+  }
+
+  /// Nil where it is not mounted.
+  package func use(_ home: String) -> Use? {
+    guard let values = try? FileManager.default.attributesOfFileSystem(forPath: path(home)) else { return nil }
+    func number(_ key: FileAttributeKey) -> UInt64 { (values[key] as? NSNumber)?.uint64Value ?? 0 }
+    return Use(
+      usedBytes: number(.systemSize) - number(.systemFreeSize), limitBytes: number(.systemSize),
+      usedInodes: number(.systemNodes) - number(.systemFreeNodes), limitInodes: number(.systemNodes))
+  }
+
+  // ------------------------------------------------------------------ mounting
+
+  private func mount(_ home: String, at point: String, bytes: UInt64) throws {
+    let image = home + ".img"
+    guard !Linux.Process.exists(home) else {
+      throw StorageError(
+        description:
+          "home \(home) is a directory, and this node keeps homes as images; move its files into the image, and the directory away")
+    }
+    let file = Handle(try open(image))
+    try lock(image)
+    do {
+      try ready(image, file, bytes)
+      try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+      try run(["mount", "-t", "ext4", "-o", "loop,nosuid,nodev,noatime", image, point], "home \(image) cannot be mounted")
+    } catch {
+      try? FileManager.default.removeItem(atPath: image + ".lock")
+      throw error
+    }
+  }
+
+  private func open(_ image: String) throws -> Descriptor {
+    do throws(Linux.Errno) {
+      let root = try Descriptor.open("/", [.path, .directory])
+      return try root.open(String(image.dropFirst()), [.readWrite, .create], mode: 0o600, resolving: [.inRoot, .noSymlinks])
+    } catch {
+      throw StorageError(description: "home \(image) cannot be opened: \(error.sentence)")
+    }
+  }
+
+  /// One writer: a file beside the image names the node that has it, also where homes lie on a shared file system.
+  private func lock(_ image: String) throws {
+    let path = image + ".lock"
+    let made = FileManager.default.createFile(
+      atPath: path + ".\(holder)", contents: Data((holder + "\n").utf8), attributes: [.posixPermissions: 0o600])
+    defer { try? FileManager.default.removeItem(atPath: path + ".\(holder)") }
+    // link(2) makes it whole or not at all.
+    if made, (try? FileManager.default.linkItem(atPath: path + ".\(holder)", toPath: path)) != nil { return }
+    let other = (try? String(contentsOfFile: path, encoding: .utf8))?.trimmingCharacters(in: .whitespacesAndNewlines) ?? "?"
+    guard other == holder else { throw StorageError(description: "home \(image) is in use on node \(other) (\(path))") }
+  }
+
+  /// Made, grown, and sound.
+  private func ready(_ image: String, _ file: Handle, _ bytes: UInt64) throws {
+    let size = UInt64((try FileManager.default.attributesOfItem(atPath: image)[.size] as? NSNumber)?.int64Value ?? 0)
+    let block = try? file.descriptor.read(at: 1024, upTo: 1024)
+    guard let block, block.count == 1024, block[56] == 0x53, block[57] == 0xEF else {
+      // Nothing but zeros is no file system yet; anything else is not ours to overwrite.
+      guard size == 0 || block?.allSatisfy({ $0 == 0 }) == true else {
+        throw StorageError(description: "home \(image) holds something that is no ext4 file system")
+      }
+      try resize(image, bytes)
+      return try run(
+        ["mkfs.ext4", "-q", "-F", "-m", "0", "-i", "16384", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", image],
+        "home \(image) cannot be made")
+    }
+    guard bytes >= size else {
+      throw StorageError(description: "home \(image) has \(size) bytes, and \(bytes) were asked for; homes only grow")
+    }
+    // s_state without "clean", or a journal to replay (ext4's on-disk layout).
+    let isUnclean = block[58] & 1 == 0 || block[96] & 4 != 0
+    if isUnclean || bytes > size {
+      try run(["e2fsck", "-p", "-f", image], "home \(image) was not left clean, and cannot be mended without a person", upTo: 1)
+    }
+    if bytes > size {
+      try resize(image, bytes)
+      try run(["resize2fs", image], "home \(image) cannot grow")
+    }
+  }
+
+  private func resize(_ image: String, _ bytes: UInt64) throws {
+    let handle = try FileHandle(forUpdating: URL(fileURLWithPath: image))
+    try handle.truncate(atOffset: bytes)
+    try handle.close()
+  }
+
+  private func unmount(_ point: String, lock: String) {
+    // What was deleted inside is given back to the host, once its deletion is on the disk.
+    try? run(["sync", "--file-system", point], "")
+    try? run(["fstrim", point], "")
+    try? run(["umount", point], "")
+    if mounted().contains(point) { try? run(["umount", "--lazy", point], "") }
+    rmdir(point)
+    try? FileManager.default.removeItem(atPath: lock)
+  }
+
+  private func mounted() -> [String] {
+    let text = (try? String(contentsOfFile: "/proc/self/mounts", encoding: .utf8)) ?? ""
+    return text.split(separator: "\n").compactMap { line in
+      let fields = line.split(separator: " ")
+      return fields.count > 1 && fields[1].hasPrefix(root + "/") ? String(fields[1]) : nil
+    }
+  }
+
+  /// Runs a program of the host, to its end. The agent leaves the reaping of its children to the kernel (carreld ignores SIGCHLD), so
+  /// that the exit status is the shell's to say.
+  private func run(_ command: [String], _ failure: String, upTo tolerated: Int = 0) throws {
+    let process = Foundation.Process()
+    process.executableURL = URL(fileURLWithPath: "/bin/sh")
+    process.arguments = ["-c", "\"$@\" 2>&1; echo \"=$?\"", "sh"] + command
+    process.environment = ["PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"]
+    process.standardInput = FileHandle.nullDevice
+    let output = Foundation.Pipe()
+    process.standardOutput = output
+    try process.run()
+    let said = String(decoding: (try? output.fileHandleForReading.readToEnd()) ?? Data(), as: UTF8.self)
+    process.waitUntilExit()
+    let parts = said.trimmingCharacters(in: CharacterSet.whitespacesAndNewlines).split(separator: "=")
+    guard let status = parts.last.flatMap({ Int($0) }), status <= tolerated else {
+      let words = said.split(separator: "\n").dropLast().joined(separator: "; ")
+      throw StorageError(description: "\(failure): \(command[0]): \(words.prefix(500))")
+    }
+  }
+}

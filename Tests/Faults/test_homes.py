@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Homes kept as images: a hard limit that hurts its owner alone, on any host; mended after a power cut; never mounted twice; nothing left."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import judge, until
+
+IMAGES = pytest.param({"more": "storage: {driver: image, size: 32Mi}\n"}, id="images")
+pytestmark = pytest.mark.parametrize("node", [IMAGES], indirect=True)
+
+
+def launch(agent, id, script, owner="ada", uid=2001, storage=""):
+    path = agent.directory / f"{id}.yaml"
+    path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nresources: {{memory: 64Mi}}\nowner: {{name: {owner}, uid: {uid}, gid: {uid}}}\n"
+                    + (f"storage: {storage}\n" if storage else "") + f"command: {json.dumps(['/bin/sh', '-c', script])}\n")
+    return agent.do("launch", "--no-wait", path)
+
+
+def run(agent, id, script, **options):
+    """To its end; what it printed."""
+    done = launch(agent, id, script, **options)
+    assert done.returncode == 0, done
+    ended = agent.wait(id, "STOPPED", "FAILED")
+    text = agent.run("logs", id).stdout
+    agent.do("rm", id)
+    return ended["reason"], text
+
+
+def image(agent, owner="ada"):
+    return agent.directory / "homes" / f"{owner}.img"
+
+
+def left(agent):
+    loops = subprocess.run(["losetup", "--list", "--noheadings", "--output", "BACK-FILE"], capture_output=True, text=True).stdout
+    return [line for line in loops.splitlines() if str(agent.directory) in line] + \
+           [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if str(agent.directory) in line] + \
+           [str(p) for p in (agent.directory / "homes").glob("*.lock*")]
+
+
+def test_a_full_home_hurts_its_owner_alone_and_still_starts(node):
+    agent, _ = node
+    launch(agent, "grace", "sleep 1000", owner="grace", uid=2002)
+    reason, text = run(agent, "fill", "id -u; yes | dd of=big bs=1M 2>&1 | tail -1; df -m . | tail -1; sleep 2; exit 5")
+    assert reason["exit_code"] == 5 and "1000" in text, text
+    filling = [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == "HomeFilling"]
+    assert int(filling[-1]["percent"]) == 100 and int(filling[-1]["limitBytes"]) <= 32 << 20, filling
+    assert image(agent).stat().st_size == 32 << 20
+    other = agent.run("exec", "grace", "--", "/bin/sh", "-c", "dd if=/dev/zero of=x bs=1M count=5 && rm x")
+    assert other.returncode == 0, other
+    # Full of blocks: it starts, its files are there, and they can be deleted; what they took goes back to the host.
+    taken = image(agent).stat().st_blocks
+    reason, text = run(agent, "clean", "head -c 100000 /dev/zero > more && echo wrote; ls; rm big && echo x > more && cat more")
+    assert reason["exit_code"] == 0 and "big" in text and "wrote" not in text and text.rstrip().endswith("x"), text
+    until(lambda: not [l for l in left(agent) if "ada" in l], lambda: left(agent))
+    assert image(agent).stat().st_blocks < taken / 4, (taken, image(agent).stat().st_blocks)
+    # Full of inodes.
+    reason, text = run(agent, "inodes", "i=0; while touch f$i 2>/dev/null; do i=$((i+1)); done; echo made $i")
+    assert int(text.split()[-1]) < 4096
+    assert run(agent, "again", "rm -f f*; : > one && exit 0")[0]["exit_code"] == 0
+    agent.do("rm", "--force", "grace")
+    until(lambda: not left(agent), lambda: left(agent))
+    judge(agent)
+
+
+def test_it_grows_and_never_shrinks(node):
+    agent, _ = node
+    run(agent, "first", "echo kept > file")
+    reason, text = run(agent, "larger", "cat file; df -m . | tail -1", storage="{size: 64Mi}")
+    assert "kept" in text and image(agent).stat().st_size == 64 << 20 and int(text.split()[-5]) > 50, text
+    reason, _ = run(agent, "smaller", "true")
+    assert reason["code"] == "StorageFailed" and "homes only grow" in reason["message"], reason
+    for size, message in (("1Ki", "is not a quantity between 16Mi"), ("x", "is not a quantity"), ("-1", "is not a quantity")):
+        refused = launch(agent, "bad", "true", storage=f"{{size: {size}}}")
+        assert refused.returncode == 1 and message in refused.stderr, refused
+    refused = launch(agent, "bad", "true", storage="{driver: directory, size: 64Mi}")
+    assert refused.returncode == 1 and "storage.size: is for homes kept as images" in refused.stderr, refused
+    assert not left(agent)
+    judge(agent)
+
+
+@pytest.mark.parametrize("thing, message", [
+    ("garbage", "no ext4 file system"), ("symlink", "cannot be opened"), ("directory", "homes as images"), ("locked", "in use on node elsewhere")])
+def test_what_is_in_the_way_is_refused_by_name_and_untouched(node, thing, message):
+    agent, _ = node
+    path = image(agent)
+    content = os.urandom(65536)
+    if thing == "garbage":
+        path.write_bytes(content)
+    elif thing == "symlink":
+        (agent.directory / "target").write_bytes(content)
+        path.symlink_to(agent.directory / "target")
+    elif thing == "directory":
+        (agent.directory / "homes/ada").mkdir()
+    else:
+        pathlib.Path(f"{path}.lock").write_text("elsewhere\n")
+    reason, _ = run(agent, "refused", "true")
+    assert reason["code"] == "StorageFailed" and message in reason["message"], reason
+    if thing in ("garbage", "symlink"):
+        assert path.read_bytes() == content
+    pathlib.Path(f"{path}.lock").unlink(missing_ok=True)
+    assert not left(agent)
+
+
+def test_a_directory_does_not_hide_an_image(node):
+    agent, _ = node
+    run(agent, "first", "echo kept > file")
+    reason, _ = run(agent, "second", "true", storage="{driver: directory}")
+    assert reason["code"] == "StorageFailed" and "is an image" in reason["message"]
+    assert "kept" in run(agent, "third", "cat file")[1]
+
+
+def test_a_power_cut_is_mended_before_it_is_mounted(node):
+    """The image as it was at some moment while it was written to, as a cut would leave it."""
+    agent, _ = node
+    launch(agent, "writes", "echo kept > kept; sync; i=0; while true; do echo $i > f$i; i=$((i+1)); [ $((i % 50)) = 0 ] && rm -f f*; done")
+    agent.wait("writes", "READY")
+    time.sleep(1.5)
+    cut = agent.directory / "homes" / "grace.img"
+    shutil.copy(image(agent), cut)
+    assert cut.read_bytes()[1024 + 96] & 4, "control: its journal has something to replay"
+    agent.do("rm", "--force", "writes")
+    reason, text = run(agent, "mended", "cat kept; ls | wc -l; echo more > more && exit 4")
+    assert reason["exit_code"] == 4 and text.startswith("kept"), (reason, text)
+    reason, text = run(agent, "cut", "cat kept; echo more > more && exit 4", owner="grace")
+    assert reason["exit_code"] == 4 and text.startswith("kept"), (reason, text)
+    until(lambda: not left(agent), lambda: left(agent))
+    assert subprocess.run(["e2fsck", "-f", "-n", cut], capture_output=True).returncode == 0
+    judge(agent)
+
+
+def test_agents_come_and_go_and_it_stays_mounted_while_it_is_used(node):
+    agent, _ = node
+    launch(agent, "one", "while true; do date > now; sleep 0.1; done")
+    launch(agent, "two", "sleep 1000")
+    for id in ("one", "two"):
+        agent.wait(id, "READY")
+    agent.stop()
+    agent.start()
+    agent.do("rm", "--force", "two")
+    assert agent.run("exec", "one", "--", "cat", "now").returncode == 0
+    launch(agent, "three", "cat now && exit 6")
+    assert agent.wait("three", "STOPPED")["reason"]["exit_code"] == 6
+    agent.do("rm", "--force", "one", "three")
+    until(lambda: not left(agent), lambda: left(agent))
+    # Killed between the mount and the start: the next one takes it down. So it does with what nobody knows, and says so.
+    agent.stop()
+    unknown = agent.state / "homes" / "unknown"
+    unknown.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", unknown], check=True)
+    agent.start("limits set")
+    launch(agent, "half", "true")
+    until(lambda: not agent.lives, "killed")
+    assert left(agent), "control: it was mounted"
+    agent.start()
+    agent.wait("half", "FAILED", "STOPPED")
+    until(lambda: not left(agent), lambda: left(agent))
+    agent.do("rm", "half")
+    assert [e["attributes"] for e in agent.records()[0] if e["type"] == "Swept" and "mount" in e["attributes"]] == ['{"mount":"unknown"}']
+    judge(agent)
+
+
+def test_twenty_owners_again_and_again_leave_nothing(node):
+    agent, _ = node
+    rounds = 3
+
+    def owner(number):
+        for round in range(rounds):
+            reason, text = run(agent, f"w-{number}-{round}", "echo x >> rows; wc -l < rows", owner=f"o{number}", uid=3000 + number)
+            assert reason["exit_code"] == 0 and text.strip() == str(round + 1), (reason, text)
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        list(pool.map(owner, range(20)))
+    until(lambda: not left(agent), lambda: left(agent))
+    judge(agent)
