@@ -52,9 +52,11 @@ extension NodeAgent {
 
   func adoptStorage(_ record: WorkspaceRecord) { if record.homeBytes != nil { homes.adopt(home(record.spec), by: record.spec.id) } }
 
+  func homeUse(_ record: WorkspaceRecord) -> HomeImages.Use? { record.homeBytes == nil ? nil : homes.use(home(record.spec)) }
+
   /// Tells when a home nears its limit, and when it is below again.
   func watchHome(_ managed: Managed) async {
-    guard managed.record.homeBytes != nil, let use = homes.use(home(managed.record.spec)) else { return }
+    guard let use = homeUse(managed.record) else { return }
     let reached = [100, 95, 80].first { use.percent >= $0 }
     guard reached != managed.record.homeFilled else { return }
     managed.record.homeFilled = reached

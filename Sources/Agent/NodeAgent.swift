@@ -11,7 +11,7 @@ package import Logging
 internal import NIOPosix
 internal import Networking
 internal import Sandbox
-internal import Storage
+package import Storage
 package import Supervision
 package import Workspaces
 
@@ -257,7 +257,7 @@ package actor NodeAgent {
   package func usage(_ ids: [String]) throws -> [(id: String, usage: WorkspaceUsage)] {
     let chosen = ids.isEmpty ? workspaces.values.filter { $0.record.state.mayRun } : try ids.map { try find($0) }
     return chosen.map(\.record).sorted { $0.spec.id < $1.spec.id }.map { record in
-      (record.spec.id, WorkspaceUsage(cgroup(of: record).usage(), milliCPUs: record.amounts.milliCPUs))
+      (record.spec.id, WorkspaceUsage(cgroup(of: record).usage(), milliCPUs: record.amounts.milliCPUs, home: homeUse(record)))
     }
   }
 
@@ -279,6 +279,7 @@ package actor NodeAgent {
     var record = WorkspaceRecord(
       spec: spec, amounts: amounts, slot: 0, address: network.address(0).description, firstID: configuration.firstID,
       created: wallTime())
+    record.homeBytes = try homeBytes(spec)
     record.cgroup = "\(spec.id)-example"
     return compile(record, tool, image).operations.map(\.description)
   }
@@ -418,8 +419,11 @@ package struct WorkspaceUsage: Sendable {
   package let pids: UInt64
   package let pidsLimit: UInt64
   package let outOfMemoryKills: UInt64
+  /// Of a home with a limit of its own.
+  package let home: HomeImages.Use?
 
-  init(_ usage: Usage, milliCPUs: UInt64) {
+  init(_ usage: Usage, milliCPUs: UInt64, home: HomeImages.Use?) {
+    self.home = home
     memoryBytes = usage.memoryBytes
     memoryPeakBytes = usage.memoryPeakBytes
     memoryLimitBytes = usage.memoryLimitBytes

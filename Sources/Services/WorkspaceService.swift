@@ -6,6 +6,7 @@ internal import GRPCCore
 internal import Journal
 internal import Linux
 internal import Supervision
+internal import Storage
 internal import SwiftProtobuf
 internal import Workspaces
 
@@ -71,6 +72,14 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
             $0.pids = usage.pids
             $0.pidsLimit = usage.pidsLimit
             $0.oomKills = usage.outOfMemoryKills
+            if let home = usage.home {
+              $0.home = .with {
+                $0.usedBytes = home.usedBytes
+                $0.limitBytes = home.limitBytes
+                $0.usedInodes = home.usedInodes
+                $0.limitInodes = home.limitInodes
+              }
+            }
           }
         }
       }

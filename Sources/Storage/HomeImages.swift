@@ -113,12 +113,21 @@ package final class HomeImages: Sendable {
     do {
       try ready(image, file, bytes)
       try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-      try run(["mount", "-t", "ext4", "-o", "loop,nosuid,nodev,noatime", image, point], "home \(image) cannot be mounted")
+      try run(["flock", image, "sh", "-c", HomeImages.mounting, "sh", image, point], "home \(image) cannot be mounted")
     } catch {
       try? FileManager.default.removeItem(atPath: image + ".lock")
       throw error
     }
   }
+
+  /// A device that reads and writes past the host's page cache, where its file system can, so that nothing is held twice; `--nooverlap`
+  /// finds the one that is there already. Its file is let go when the last mount is.
+  private static let mounting = """
+    device=$(losetup --find --show --nooverlap --direct-io=on "$1") || device=$(losetup --find --show --nooverlap "$1") || exit 1
+    mount -t ext4 -o nosuid,nodev,noatime "$device" "$2"; status=$?
+    losetup --detach "$device"
+    exit $status
+    """
 
   private func open(_ image: String) throws -> Descriptor {
     do throws(Linux.Errno) {
@@ -161,11 +170,12 @@ package final class HomeImages: Sendable {
     // s_state without "clean", or a journal to replay (ext4's on-disk layout).
     let isUnclean = block[58] & 1 == 0 || block[96] & 4 != 0
     if isUnclean || bytes > size {
-      try run(["e2fsck", "-p", "-f", image], "home \(image) was not left clean, and cannot be mended without a person", upTo: 1)
+      try run(
+        ["flock", image, "e2fsck", "-p", "-f", image], "home \(image) was not left clean, and cannot be mended without a person", upTo: 1)
     }
     if bytes > size {
       try resize(image, bytes)
-      try run(["resize2fs", image], "home \(image) cannot grow")
+      try run(["flock", image, "resize2fs", image], "home \(image) cannot grow")
     }
   }
 
@@ -193,7 +203,8 @@ package final class HomeImages: Sendable {
     }
   }
 
-  /// Runs a program of the host, to its end. The agent leaves the reaping of its children to the kernel (carreld ignores SIGCHLD), so
+  /// Runs a program of the host, to its end. Those that write to an image hold flock(1) on it: where an agent ended in the middle,
+  /// the next one waits for what that one began. The agent leaves the reaping of its children to the kernel (carreld ignores SIGCHLD), so
   /// that the exit status is the shell's to say.
   private func run(_ command: [String], _ failure: String, upTo tolerated: Int = 0) throws {
     let process = Foundation.Process()
@@ -209,7 +220,7 @@ package final class HomeImages: Sendable {
     let parts = said.trimmingCharacters(in: CharacterSet.whitespacesAndNewlines).split(separator: "=")
     guard let status = parts.last.flatMap({ Int($0) }), status <= tolerated else {
       let words = said.split(separator: "\n").dropLast().joined(separator: "; ")
-      throw StorageError(description: "\(failure): \(command[0]): \(words.prefix(500))")
+      throw StorageError(description: "\(failure): \(words.prefix(500))")
     }
   }
 }

@@ -91,13 +91,14 @@ struct Top: AsyncParsableCommand {
       guard common.output == .table else { return try Printer.print(after, as: common.output) }
       let earlier = Dictionary(uniqueKeysWithValues: before.map { ($0.id, $0.cpuNanoseconds) })
       Printer.table(
-        ["ID", "CPU", "OF", "MEMORY", "PEAK", "OF", "PROCESSES", "OF", "OOM KILLS"],
+        ["ID", "CPU", "OF", "MEMORY", "PEAK", "OF", "PROCESSES", "OF", "OOM KILLS", "HOME", "OF"],
         after.map { stats in
           let used = Double(stats.cpuNanoseconds - min(earlier[stats.id] ?? stats.cpuNanoseconds, stats.cpuNanoseconds)) / 5e8
           return [
             stats.id, String(format: "%.2f", used), String(format: "%.2f", stats.cpuLimit), Printer.bytes(stats.memoryBytes),
             Printer.bytes(stats.memoryPeakBytes), Printer.bytes(stats.memoryLimitBytes), "\(stats.pids)", "\(stats.pidsLimit)",
-            "\(stats.oomKills)",
+            "\(stats.oomKills)", stats.hasHome ? Printer.bytes(stats.home.usedBytes) : "-",
+            stats.hasHome ? Printer.bytes(stats.home.limitBytes) : "-",
           ]
         })
     }

@@ -53,6 +53,8 @@ def test_a_full_home_hurts_its_owner_alone_and_still_starts(node):
     filling = [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == "HomeFilling"]
     assert int(filling[-1]["percent"]) == 100 and int(filling[-1]["limitBytes"]) <= 32 << 20, filling
     assert image(agent).stat().st_size == 32 << 20
+    use = next(s for s in json.loads(agent.run("top", "-o", "json").stdout) if s["id"] == "grace")["home"]
+    assert 0 < int(use["used_bytes"]) < 4 << 20 < int(use["limit_bytes"]) <= 32 << 20 and int(use["used_inodes"]) < 100 < int(use["limit_inodes"]), use
     other = agent.run("exec", "grace", "--", "/bin/sh", "-c", "dd if=/dev/zero of=x bs=1M count=5 && rm x")
     assert other.returncode == 0, other
     # Full of blocks: it starts, its files are there, and they can be deleted; what they took goes back to the host.

@@ -1326,6 +1326,36 @@ package nonisolated struct Carrel_V1_WorkspaceStats: Sendable {
 
   package var oomKills: UInt64 = 0
 
+  /// Of a home with a limit of its own (driver: image).
+  package var home: Carrel_V1_HomeUse {
+    get {_home ?? Carrel_V1_HomeUse()}
+    set {_home = newValue}
+  }
+  /// Returns true if `home` has been explicitly set.
+  package var hasHome: Bool {self._home != nil}
+  /// Clears the value of `home`. Subsequent reads from it will return its default value.
+  package mutating func clearHome() {self._home = nil}
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+
+  fileprivate var _home: Carrel_V1_HomeUse? = nil
+}
+
+package nonisolated struct Carrel_V1_HomeUse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var usedBytes: UInt64 = 0
+
+  package var limitBytes: UInt64 = 0
+
+  package var usedInodes: UInt64 = 0
+
+  package var limitInodes: UInt64 = 0
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -3809,7 +3839,7 @@ nonisolated extension Carrel_V1_StatsResponse: SwiftProtobuf.Message, SwiftProto
 
 nonisolated extension Carrel_V1_WorkspaceStats: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".WorkspaceStats"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}memory_bytes\0\u{3}memory_peak_bytes\0\u{3}memory_limit_bytes\0\u{3}cpu_nanoseconds\0\u{3}cpu_limit\0\u{1}pids\0\u{3}pids_limit\0\u{3}oom_kills\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}memory_bytes\0\u{3}memory_peak_bytes\0\u{3}memory_limit_bytes\0\u{3}cpu_nanoseconds\0\u{3}cpu_limit\0\u{1}pids\0\u{3}pids_limit\0\u{3}oom_kills\0\u{1}home\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3826,12 +3856,17 @@ nonisolated extension Carrel_V1_WorkspaceStats: SwiftProtobuf.Message, SwiftProt
       case 7: try { try decoder.decodeSingularUInt64Field(value: &self.pids) }()
       case 8: try { try decoder.decodeSingularUInt64Field(value: &self.pidsLimit) }()
       case 9: try { try decoder.decodeSingularUInt64Field(value: &self.oomKills) }()
+      case 10: try { try decoder.decodeSingularMessageField(value: &self._home) }()
       default: break
       }
     }
   }
 
   package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
     if !self.id.isEmpty {
       try visitor.visitSingularStringField(value: self.id, fieldNumber: 1)
     }
@@ -3859,6 +3894,9 @@ nonisolated extension Carrel_V1_WorkspaceStats: SwiftProtobuf.Message, SwiftProt
     if self.oomKills != 0 {
       try visitor.visitSingularUInt64Field(value: self.oomKills, fieldNumber: 9)
     }
+    try { if let v = self._home {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 10)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -3872,6 +3910,52 @@ nonisolated extension Carrel_V1_WorkspaceStats: SwiftProtobuf.Message, SwiftProt
     if lhs.pids != rhs.pids {return false}
     if lhs.pidsLimit != rhs.pidsLimit {return false}
     if lhs.oomKills != rhs.oomKills {return false}
+    if lhs._home != rhs._home {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_V1_HomeUse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".HomeUse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}used_bytes\0\u{3}limit_bytes\0\u{3}used_inodes\0\u{3}limit_inodes\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.usedBytes) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.limitBytes) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.usedInodes) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.limitInodes) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.usedBytes != 0 {
+      try visitor.visitSingularUInt64Field(value: self.usedBytes, fieldNumber: 1)
+    }
+    if self.limitBytes != 0 {
+      try visitor.visitSingularUInt64Field(value: self.limitBytes, fieldNumber: 2)
+    }
+    if self.usedInodes != 0 {
+      try visitor.visitSingularUInt64Field(value: self.usedInodes, fieldNumber: 3)
+    }
+    if self.limitInodes != 0 {
+      try visitor.visitSingularUInt64Field(value: self.limitInodes, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_V1_HomeUse, rhs: Carrel_V1_HomeUse) -> Bool {
+    if lhs.usedBytes != rhs.usedBytes {return false}
+    if lhs.limitBytes != rhs.limitBytes {return false}
+    if lhs.usedInodes != rhs.usedInodes {return false}
+    if lhs.limitInodes != rhs.limitInodes {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -63,7 +63,7 @@ private let targets: [String: @Sendable ([UInt8]) -> Void] = [
 ]
 
 private let nothing: Handle = {
-  guard let pipe = try? Pipe() else { fatalError("no pipe") }
+  guard let pipe = try? Linux.Pipe() else { fatalError("no pipe") }
   return pipe.reading
 }()
 private let nowhere = FilterCache("/nonexistent/filters")
