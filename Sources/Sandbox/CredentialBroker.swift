@@ -32,6 +32,13 @@ package struct CredentialBroker {
   private let token: [UInt8]
   private var roles: [Role] = []
   private var visits: [Visit] = []
+  /// Steps that may be made now, and when that was last reckoned, in milliseconds. This process runs outside the workspace's
+  /// limits: how much of it a workspace can make it spend is bounded here.
+  private var budget = CredentialBroker.burst
+  private var reckoned: Int64 = 0
+  private static let burst: Int64 = 400
+  private static let stepsPerMillisecond: Int64 = 1
+
   /// What was given out and is not on the agent's record yet.
   package private(set) var issues: [Issue] = []
 
@@ -62,6 +69,14 @@ package struct CredentialBroker {
 
   // ------------------------------------------------------------------ serving
 
+  /// Milliseconds in which nobody is heard, because too much was asked; 0: none.
+  package mutating func pause() -> Int32 {
+    let now = Clock.monotonic / 1_000_000
+    budget = min(CredentialBroker.burst, budget + (now - reckoned) * CredentialBroker.stepsPerMillisecond)
+    reckoned = now
+    return budget > 0 ? 0 : 20
+  }
+
   package func watch(_ poller: inout Poller) -> [Int] {
     [poller.add(listener)] + visits.map { poller.add($0.socket) }
   }
@@ -69,6 +84,7 @@ package struct CredentialBroker {
   /// `slots`: what `watch` returned for this turn. Returns what is to be told: the first of each role since all were noted.
   package mutating func serve(_ poller: borrowing Poller, _ slots: [Int]) -> [Issue] {
     let known = issues.count
+    budget -= 1
     for (index, slot) in slots.dropFirst().enumerated().reversed() where poller.isReady(slot) {
       if !hear(index) { visits.remove(at: index) }
     }

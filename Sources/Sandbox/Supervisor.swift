@@ -142,10 +142,11 @@ package final class Supervisor {
       let fromChild = poller.add(child.control.handle)
       let fromListener = connections.count < Supervisor.connectionLimit ? poller.add(listener) : nil
       let fromConnections = connections.map { (id: $0.id, index: poller.add($0.socket.handle)) }
-      let fromBroker = broker?.watch(&poller)
+      let rest = broker?.pause() ?? 0
+      let fromBroker = rest == 0 ? broker?.watch(&poller) : nil
       let pause = log.pause()
       let fromOutputs = pause == 0 ? outputs.map { poller.add($0.handle) } : []
-      do throws(Errno) { try poller.wait(milliseconds: pause == 0 ? -1 : pause) } catch { continue }
+      do throws(Errno) { try poller.wait(milliseconds: Supervisor.shorter(pause, rest)) } catch { continue }
       for (index, slot) in fromOutputs.enumerated().reversed() where poller.isReady(slot) { readOutput(index) }
       if let fromListener, poller.isReady(fromListener) { accept() }
       for entry in fromConnections where poller.isReady(entry.index) { serve(entry.id) }
@@ -154,6 +155,12 @@ package final class Supervisor {
       }
       if poller.isReady(fromChild) { hear(child) }
     }
+  }
+
+  /// The time to wait, where 0 is for ever.
+  private static func shorter(_ first: Int32, _ second: Int32) -> Int32 {
+    if first == 0 || second == 0 { return first + second == 0 ? -1 : first + second }
+    return min(first, second)
   }
 
   private func readOutput(_ index: Int) {

@@ -61,7 +61,7 @@ def main():
                 times = json.loads(agent.python("io", FETCH + """
 took = []
 for _ in range(2000):
-    begun = time.monotonic(); fetch(); took.append((time.monotonic() - begun) * 1000)
+    begun = time.monotonic(); fetch(); took.append((time.monotonic() - begun) * 1000); time.sleep(0.005)
 print(json.dumps(took))
 """))
             agent.remove("io")
@@ -71,7 +71,7 @@ print(json.dumps(took))
         for driver, values in rates.items():
             row(f"`{driver}`: sequential write and fsync of 256 MB, inside ÷ outside", values, "×", 2)
         times.sort()
-        print(f"| a credential request, 2000 times | {times[1000]:.1f} ms | p99 {times[1980]:.1f} |")
+        print(f"| a credential request, 2000 of them, 200 a second at the most | {times[1000]:.1f} ms | p99 {times[1980]:.1f} |")
     finally:
         for workspace in agent.json("ps"):
             agent.remove(workspace["spec"]["id"])

@@ -64,6 +64,22 @@ def workspace(agent, place, request):
     agent.remove(id)
 
 
+def cmdline(process):
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return ""
+
+
+def status(process, field):
+    return next(line.split()[1] for line in (process / "status").read_text().splitlines() if line.startswith(field))
+
+
+def spent(pid):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
 def fetch(agent, id, *arguments):
     return json.loads(agent.python(id, FETCH + f"print(json.dumps(fetch({', '.join(map(repr, arguments))})))"))
 
@@ -165,6 +181,24 @@ begun = time.monotonic()
 assert fetch()[0] == 200 and time.monotonic() - begun < 1
 """)
     assert agent.json("get", workspace)["state"] == "STATE_READY"
+    # A flood costs its own workspace, not the host: the supervisor is outside the workspace's limits.
+    shim = next(int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*") if (p / "cmdline").exists() and cmdline(p) == f"carrel-shim {workspace}"
+                and cmdline(pathlib.Path("/proc") / status(p, "PPid")) != f"carrel-shim {workspace}")
+    before = spent(shim)
+    asked = int(agent.python(workspace, FETCH + """
+import socket
+end, count = time.monotonic() + 4, 0
+while time.monotonic() < end:
+    s = socket.create_connection(('127.0.0.1', 15170)); s.sendall(b'GET /aws/x HTTP/1.1\\r\\n\\r\\n'); count += 1
+    if count % 50 == 0: s.recv(10)
+    s.close()
+print(count)
+"""))
+    assert asked > 1000, "the attacker makes progress"
+    share = (spent(shim) - before) / 4
+    print(f"{asked} connections in 4 s cost the supervisor {share:.0%} of a CPU")
+    assert share < 0.2
+    until(lambda: fetch(agent, workspace)[0] == 200, 5)
     # The token is a file of the workspace's user, and the port cannot be taken by the tool.
     agent.python(workspace, "import os, socket\ns = os.stat(os.environ['AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE'])\nassert s.st_mode & 0o777 == 0o400 and s.st_uid == os.getuid()\n"
                  "try: socket.socket().bind(('127.0.0.1', 15170)); raise SystemExit('taken')\nexcept OSError: pass")
