@@ -57,7 +57,9 @@ extension NodeAgent {
   /// Tells when a home nears its limit, and when it is below again.
   func watchHome(_ managed: Managed) async {
     guard let use = homeUse(managed.record) else { return }
-    let reached = [100, 95, 80].first { use.percent >= $0 }
+    // Back below a mark only by five points, so that a home that hovers around one does not fill the journal as well.
+    let told = managed.record.homeFilled ?? 0
+    let reached = [100, 95, 80].first { use.percent >= $0 || told >= $0 && use.percent + 5 >= $0 }
     guard reached != managed.record.homeFilled else { return }
     managed.record.homeFilled = reached
     try? await commit(
