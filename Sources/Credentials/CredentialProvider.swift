@@ -38,7 +38,8 @@ package enum CredentialProvider: Equatable, Sendable {
     process.standardOutput = output
     do { try process.run() } catch { throw CredentialError("\(arguments[0]): cannot be run") }
     let pid = process.processIdentifier
-    let late = DispatchWorkItem { kill(pid, SIGKILL) }
+    // With all that it started (Foundation gives it a process group of its own): one that is left would hold the pipe open.
+    let late = DispatchWorkItem { kill(-pid, SIGKILL) }
     DispatchQueue.global().asyncAfter(deadline: .now() + .seconds(Int(seconds)), execute: late)
     defer { late.cancel() }
     let data = (try? output.fileHandleForReading.read(upToCount: sizeLimit)) ?? Data()

@@ -25,7 +25,7 @@ class Agent:
             f"socket: {self.socket}\nstate: {directory}/state\nhomes: {directory}/homes\n"
             f"tools: {directory}/tools\nhelper: {BIN}/carrel-shim\nfirstID: 1500000000\ncgroupParent: carrel-e2e\n"
             "network: {subnet: 10.88.0.0/16, table: carrel_e, linkPrefix: cre}\nlog: {segment: 128Ki, segments: 4, rate: 4Mi}\n"
-            f"credentials: {{aws: {{exec: [{directory}/provider/provider.py, \"{{owner}}\", \"{{role}}\", \"{{workspace}}\"]}}}}\n")
+            f"credentials: {{aws: {{exec: [{directory}/provider/provider.py, \"{{owner}}\", \"{{role}}\", \"{{workspace}}\"], timeout: 2}}}}\n")
         (directory / "provider").mkdir()
         shutil.copy(ROOT / "Tests/EndToEnd/provider.py", directory / "provider")
         shutil.copytree(ROOT / "manifests" / "tools", directory / "tools")

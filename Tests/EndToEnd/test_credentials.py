@@ -31,9 +31,9 @@ def fetch(path=None, token=None, method='GET'):
 def place(agent):
     """Where the stand-in provider lies; its lifetimes are an hour until a test says otherwise."""
     place = agent.directory / "provider"
-    for name in ("lifetime", "refuse"):
+    yield place
+    for name in ("lifetime", "refuse", "hang"):
         (place / name).unlink(missing_ok=True)
-    return place
 
 
 def until(condition, seconds=20):
@@ -50,9 +50,9 @@ def workspace(agent, place, request):
     id = f"aws-{request.node.name[5:25].rstrip('_').replace('_', '-')}"
     changes = getattr(request, "param", {})
     (place / "lifetime").write_text(str(changes.get("lifetime", 3600)))
-    (place / "refuse").unlink(missing_ok=True)
-    if changes.get("refuse"):
-        (place / "refuse").touch()
+    for name in ("refuse", "hang"):
+        if changes.get(name):
+            (place / name).touch()
     agent.launch("batch.yaml", id, "--no-wait", command='["sleep", "1000"]', image="jupyterlab:latest", aws="{roles: [analyst, writer]}",
                  environment=f"{{PYTHONPATH: {HOME}/aws, PYTHONDONTWRITEBYTECODE: \"1\", AWS_DEFAULT_REGION: eu-west-1}}")
     until(lambda: agent.json("get", id)["state"] == "STATE_READY")
@@ -156,6 +156,18 @@ def test_a_provider_that_fails_delays_nothing_and_is_told_once(agent, workspace,
     assert sorted(f["role"] for f in failed) == ["analyst", "writer"] and "printed nothing" in failed[0]["error"], failed
     (place / "refuse").unlink()
     until(lambda: fetch(agent, workspace)[0] == 200)
+
+
+@pytest.mark.parametrize("workspace", [pytest.param({"hang": True}, id="hangs")], indirect=True)
+def test_a_provider_that_hangs_is_ended_with_all_that_it_started(agent, workspace, place):
+    """The start has waited for its time-out and no longer."""
+    assert fetch(agent, workspace)[0] == 404
+    phases = {p["name"]: p["milliseconds"] for p in agent.json("get", workspace)["phases"]}
+    assert 1900 < phases["network"] < 6000, phases
+    assert len([e for e in agent.events(workspace) if e["type"] == "CredentialsFailed"]) == 2
+    (place / "hang").unlink()
+    until(lambda: fetch(agent, workspace)[0] == 200)
+    until(lambda: not [p for p in pathlib.Path("/proc").glob("[0-9]*") if cmdline(p) == "sleep 1234"])
 
 
 def test_attacks_on_the_broker(agent, workspace):
