@@ -32,11 +32,12 @@ extension NodeAgent {
       workspaces[record.spec.id] = managed
     }
     try await recoverFolders()
-    for managed in workspaces.values where managed.record.state.mayRun { adoptStorage(managed.record) }
+    let running = workspaces.values.map(\.record).filter(\.state.mayRun)
+    for record in running { adoptStorage(record) }
     for name in try await blocking({ [homes] in homes.sweep() }) { try await tell(.swept, ["mount": name]) }
     // The rules first: whoever runs must not run unfiltered, and keeps its connections.
-    let running = workspaces.values.map(\.record).filter { $0.state.mayRun }.map(attachment)
-    try await blocking { [network] in try network.prepare(running: running) }
+    let attachments = running.map(attachment)
+    try await blocking { [network] in try network.prepare(running: attachments) }
     for managed in workspaces.values.sorted(by: { $0.record.spec.id < $1.record.spec.id }) {
       if !managed.record.state.isTerminal {
         await resume(managed)

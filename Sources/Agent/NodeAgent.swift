@@ -130,10 +130,7 @@ package actor NodeAgent {
     // From here to where it is in memory nothing suspends: two launches never take the same room.
     try admit(amounts)
     let slot = try freeSlot()
-    var record = WorkspaceRecord(
-      spec: spec, amounts: amounts, slot: slot, address: network.address(slot).description,
-      firstID: configuration.firstID + UInt32(slot) * PlanCompiler.idCount, created: wallTime())
-    record.homeBytes = try homeBytes(spec)
+    let record = try newRecord(spec, amounts, slot: slot)
     let folder: WorkspaceFolder
     do throws(Errno) {
       folder = try WorkspaceFolder(path: folderPath(spec.id), create: true)
@@ -216,6 +213,14 @@ package actor NodeAgent {
     }
   }
 
+  private func newRecord(_ spec: WorkspaceSpec, _ amounts: ResourceAmounts, slot: Int) throws -> WorkspaceRecord {
+    var record = WorkspaceRecord(
+      spec: spec, amounts: amounts, slot: slot, address: network.address(slot).description,
+      firstID: configuration.firstID + UInt32(slot) * PlanCompiler.idCount, created: wallTime())
+    record.homeBytes = try homeBytes(spec)
+    return record
+  }
+
   private func freeSlot() throws -> Int {
     let used = Set(workspaces.values.map(\.record.slot))
     guard let slot = (0..<configuration.maxWorkspaces).first(where: { !used.contains($0) }) else {
@@ -276,10 +281,7 @@ package actor NodeAgent {
   package func plan(_ spec: WorkspaceSpec) async throws -> [String] {
     let (tool, amounts) = try check(spec, [])
     let image = try await blocking { [images] in try images.find(spec.image) }
-    var record = WorkspaceRecord(
-      spec: spec, amounts: amounts, slot: 0, address: network.address(0).description, firstID: configuration.firstID,
-      created: wallTime())
-    record.homeBytes = try homeBytes(spec)
+    var record = try newRecord(spec, amounts, slot: 0)
     record.cgroup = "\(spec.id)-example"
     return compile(record, tool, image).operations.map(\.description)
   }

@@ -113,7 +113,7 @@ package final class HomeImages: Sendable {
     do {
       try ready(image, file, bytes)
       try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-      try run(["flock", image, "sh", "-c", HomeImages.mounting, "sh", image, point], "home \(image) cannot be mounted")
+      try run(["sh", "-c", HomeImages.mounting, "sh", image, point], on: image, "home \(image) cannot be mounted")
     } catch {
       try? FileManager.default.removeItem(atPath: image + ".lock")
       throw error
@@ -161,7 +161,7 @@ package final class HomeImages: Sendable {
       }
       try resize(image, bytes)
       return try run(
-        ["mkfs.ext4", "-q", "-F", "-m", "0", "-i", "16384", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", image],
+        ["mkfs.ext4", "-q", "-F", "-m", "0", "-i", "16384", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", image], on: image,
         "home \(image) cannot be made")
     }
     guard bytes >= size else {
@@ -171,11 +171,11 @@ package final class HomeImages: Sendable {
     let isUnclean = block[58] & 1 == 0 || block[96] & 4 != 0
     if isUnclean || bytes > size {
       try run(
-        ["flock", image, "e2fsck", "-p", "-f", image], "home \(image) was not left clean, and cannot be mended without a person", upTo: 1)
+        ["e2fsck", "-p", "-f", image], on: image, "home \(image) was not left clean, and cannot be mended without a person", upTo: 1)
     }
     if bytes > size {
       try resize(image, bytes)
-      try run(["flock", image, "resize2fs", image], "home \(image) cannot grow")
+      try run(["resize2fs", image], on: image, "home \(image) cannot grow")
     }
   }
 
@@ -206,10 +206,10 @@ package final class HomeImages: Sendable {
   /// Runs a program of the host, to its end. Those that write to an image hold flock(1) on it: where an agent ended in the middle,
   /// the next one waits for what that one began. The agent leaves the reaping of its children to the kernel (carreld ignores SIGCHLD), so
   /// that the exit status is the shell's to say.
-  private func run(_ command: [String], _ failure: String, upTo tolerated: Int = 0) throws {
+  private func run(_ command: [String], on image: String? = nil, _ failure: String, upTo tolerated: Int = 0) throws {
     let process = Foundation.Process()
     process.executableURL = URL(fileURLWithPath: "/bin/sh")
-    process.arguments = ["-c", "\"$@\" 2>&1; echo \"=$?\"", "sh"] + command
+    process.arguments = ["-c", "\"$@\" 2>&1; echo \"=$?\"", "sh"] + (image.map { ["flock", $0] } ?? []) + command
     process.environment = ["PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"]
     process.standardInput = FileHandle.nullDevice
     let output = Foundation.Pipe()

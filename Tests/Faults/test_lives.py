@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import judge, memory, one, pids
+from conftest import judge, pids
 
 
 def test_killed_supervisors_and_first_processes(node):

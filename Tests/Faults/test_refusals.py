@@ -7,7 +7,6 @@ import pathlib
 import re
 import subprocess
 
-import pytest
 from conftest import judge, until
 
 # What the two programs call while one workspace is launched, runs and is deleted, but for the calls whose failure is not the kernel's
