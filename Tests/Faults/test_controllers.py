@@ -95,6 +95,7 @@ def test_one_owner_and_one_who_observes(node):
     owner.start()
     batch(agent, "a", 2)
     judge(agent, owner)
+    until(lambda: agent.records()[2]["trimmed"] == agent.records()[2]["head"], "trimmed by its owner", 40)
     # The observer comes late, and is told that it is late; its own acknowledgements trim nothing.
     observer.start()
     until(lambda: any("gap" in m for m in observer.messages()), "a gap", 40)
