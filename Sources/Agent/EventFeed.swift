@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Journal
 internal import Synchronization
 
 /// Tells watchers that the journal has grown. They read the events themselves: the disk is the queue, so a slow
@@ -12,7 +11,7 @@ package final class EventFeed: Sendable {
   }
   private let state = Mutex(State())
 
-  func announce(_ event: JournalEvent) {
+  func announce() {
     for watcher in state.withLock({ Array($0.watchers.values) }) { watcher.yield() }
   }
 

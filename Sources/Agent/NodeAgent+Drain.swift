@@ -31,7 +31,7 @@ extension NodeAgent {
     let before = self.drain
     self.drain = drain
     do {
-      try await tell(.drainBegan, attributes, setting: text)
+      try await tell(.drainBegan, attributes, .setting(NodeAgent.drainSetting, to: text))
     } catch {
       self.drain = before
       throw error
@@ -43,7 +43,7 @@ extension NodeAgent {
 
   package func resume(by: String) async throws {
     guard drain != nil else { return }
-    try await tell(.drainEnded, ["by": by], setting: nil)
+    try await tell(.drainEnded, ["by": by], .setting(NodeAgent.drainSetting, to: nil))
     drain = nil
     logger.notice("no longer draining", metadata: ["by": "\(by)"])
   }
@@ -57,26 +57,6 @@ extension NodeAgent {
       let id = managed.record.spec.id
       Task { _ = try? await stop(id, grace: UInt32(clamping: left), by: drain.by) }
     }
-  }
-
-  private func tell(_ type: EventType, _ attributes: [String: String], setting: String?) async throws {
-    let event = try nodeEvent(type, attributes)
-    Fault.at("before \(type.rawValue)")
-    feed.announce(try await inOrder { journal in try await journal.commit(event, setting: NodeAgent.drainSetting, to: setting) })
-    Fault.at("after \(type.rawValue)")
-  }
-
-  /// An event of the node itself.
-  func tell(_ type: EventType, _ attributes: [String: String]) async throws {
-    let event = try nodeEvent(type, attributes)
-    feed.announce(try await inOrder { journal in try await journal.commit(event) })
-  }
-
-  private func nodeEvent(_ type: EventType, _ attributes: [String: String]) throws -> JournalEvent {
-    JournalEvent(
-      type: type.rawValue, workspace: "", state: "", previous: nil, generation: 0, reason: nil,
-      attributes: try encodedText(attributes), wallTime: wallTime(),
-      bootNanoseconds: Clock.boottime, bootID: facts.bootID, phases: nil)
   }
 
   // ----------------------------------------------------------------- retention

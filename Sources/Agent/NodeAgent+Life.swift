@@ -56,6 +56,7 @@ extension NodeAgent {
       managed.verdict = nil
       managed.record.phases = []
       managed.record.startedNanoseconds = nil
+      managed.record.outOfMemoryKills = 0
       if let tool = tool(managed.record.spec.tool), tool.tokenFile != nil { managed.token = managed.token ?? NodeAgent.freshToken() }
       await transition(managed, .restartDecided)
     }
@@ -80,7 +81,7 @@ extension NodeAgent {
       await supervise(managed, link)
     } catch {
       await clean(managed)
-      await transition(managed, .preparationFailed(complete(error.reason, managed)))
+      await transition(managed, .preparationFailed(await complete(error.reason, managed)))
     }
   }
 
@@ -183,6 +184,7 @@ extension NodeAgent {
       case .failed(let step):
         failure = failure ?? Reason(step)
       case .issued(let role, let count): hear(managed, issued: role, count)
+      case .outOfMemory(let kills): hear(managed, outOfMemory: kills)
       default: break
       }
       if waiting && connected && outstanding == 0 {
@@ -281,21 +283,16 @@ extension NodeAgent {
     // use the slot again.
     managed.cleaning = Task { await clean(managed) }
     if case .failed(let step)? = record, failure == nil, managed.record.state == .preparing {
-      await transition(managed, .preparationFailed(complete(Reason(step), managed)))
+      await transition(managed, .preparationFailed(await complete(Reason(step), managed)))
     } else if let failure, managed.record.state == .preparing {
-      await transition(managed, .preparationFailed(complete(failure, managed)))
+      await transition(managed, .preparationFailed(await complete(failure, managed)))
     } else if let verdict = managed.verdict, verdict.code == .readinessTimeout {
-      await transition(managed, .preparationFailed(complete(verdict, managed)))
+      await transition(managed, .preparationFailed(await complete(verdict, managed)))
     } else {
       let certificate = StopCertificate(
         record: managed.record, exit: record, usage: usage, bootID: facts.bootID, verdict: managed.verdict)
-      await transition(managed, .ended(complete(certificate.reason, managed)))
+      await transition(managed, .ended(await complete(certificate.reason, managed)))
     }
-  }
-
-  func complete(_ reason: Reason, _ managed: Managed) -> Reason {
-    StopCertificate.complete(
-      reason, of: managed.record, folder: managed.folder, cgroup: managed.record.cgroup.isEmpty ? nil : cgroup(of: managed.record))
   }
 
   /// Gives back what a workspace held on the host. Every part may be gone already.

@@ -47,7 +47,7 @@ extension NodeAgent {
     }
     try await sweep()
     evict()
-    Task { [weak self] in await self?.watchMemory() }
+    Task { [weak self] in await self?.watchHomes() }
   }
 
   /// One workspace that the journal says has not ended.
@@ -100,6 +100,7 @@ extension NodeAgent {
         watchLifetime(managed)
         keepCredentials(managed)
       case .issued(let role, let count): hear(managed, issued: role, count)
+      case .outOfMemory(let kills): hear(managed, outOfMemory: kills)
       case .preparing, .created, .waiting:
         // Half-way: its secrets were in the old agent's memory. It ends, and says why.
         failure = interrupted
@@ -169,29 +170,5 @@ extension NodeAgent {
       Cgroup(layout: layout, path: parent).sweep { name in known.contains(name) || aside.contains { name.hasPrefix($0 + "-") } }
     }
     for name in swept.sorted() { try await tell(.swept, ["cgroup": name]) }
-  }
-
-  /// Reports processes that the kernel ended for want of memory while their workspace lives on, such as a notebook's
-  /// kernel: looks at the counters once a second.
-  private func watchMemory() async {
-    while !Task.isCancelled {
-      try? await Task.sleep(for: .seconds(1))
-      for managed in workspaces.values where managed.record.state == .ready || managed.record.state == .starting {
-        await watchHome(managed)
-        let cgroup = cgroup(of: managed.record)
-        let usage = cgroup.usage()
-        guard usage.outOfMemoryKills > managed.record.outOfMemoryKills else { continue }
-        managed.record.outOfMemoryKills = usage.outOfMemoryKills
-        var attributes = [
-          "kills": "\(usage.outOfMemoryKills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)",
-        ]
-        if let killed = KernelLog.killed(in: cgroup.path) {
-          attributes["process"] = killed.name
-          attributes["pid"] = "\(killed.pid)"
-          attributes["residentBytes"] = "\(killed.residentBytes)"
-        }
-        try? await commit(managed, .outOfMemory, attributes)
-      }
-    }
   }
 }

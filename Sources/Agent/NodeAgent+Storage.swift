@@ -54,8 +54,16 @@ extension NodeAgent {
 
   func homeUse(_ record: WorkspaceRecord) -> HomeImages.Use? { record.homeBytes == nil ? nil : homes.use(home(record.spec)) }
 
+  /// Looks at the homes with a limit of their own, once a second.
+  func watchHomes() async {
+    while !Task.isCancelled {
+      try? await Task.sleep(for: .seconds(1))
+      for managed in workspaces.values where managed.record.state == .ready || managed.record.state == .starting { await watchHome(managed) }
+    }
+  }
+
   /// Tells when a home nears its limit, and when it is below again.
-  func watchHome(_ managed: Managed) async {
+  private func watchHome(_ managed: Managed) async {
     guard let use = homeUse(managed.record) else { return }
     // Back below a mark only by five points, so that a home that hovers around one does not fill the journal as well.
     let told = managed.record.homeFilled ?? 0

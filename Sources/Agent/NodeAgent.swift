@@ -33,6 +33,9 @@ package actor NodeAgent {
     var endWaiters: [CheckedContinuation<Void, Never>] = []
     /// Why the agent itself ends the tool, if it does.
     var verdict: Reason?
+    /// How many were ended for want of memory, as long as that waits to be told; and how far the kernel's log was read for it.
+    var outOfMemory: UInt64?
+    var kernelLogRead: UInt64 = 0
     /// One for each role whose credentials are renewed.
     var keepers: [Task<Void, Never>] = []
     /// How often each role's credentials were given out and are not on record yet; and when they last were.
@@ -63,7 +66,9 @@ package actor NodeAgent {
   nonisolated let providers: NIOThreadPool
   private(set) var tools: [String: Tool] = [:]
   var workspaces: [String: Managed] = [:]
-  private var lastCommit: Task<JournalEvent, any Error>?
+  /// Commits that wait for the disk, in the order in which they were asked for.
+  var waiting: [Commit] = []
+  var isCommitting = false
   package internal(set) var drain: Drain?
   var trimming: Task<Void, Never>?
   /// The ids of what was set aside while it runs.
@@ -298,12 +303,11 @@ package actor NodeAgent {
     await managed.cleaning?.value
     guard workspaces[id] === managed, unsettled.insert(id).inserted else { throw AgentError.noWorkspace(id) }
     defer { unsettled.remove(id) }
-    let record = managed.record
-    let event = try event(.deleted, record, after: record.state)
+    let entry = Journal.Entry(try event(.deleted, managed.record, after: managed.record.state), .deletion(of: id))
     workspaces[id] = nil
     Fault.at(.beforeDeleted)
     do {
-      feed.announce(try await inOrder { journal in try await journal.commitDeletion(id, event) })
+      try await write(entry, insist: false)
     } catch {
       workspaces[id] = managed
       throw error
@@ -349,61 +353,6 @@ package actor NodeAgent {
     } catch let error as ImageError {
       throw AgentError(error)
     }
-  }
-
-  private func event(
-    _ type: EventType, _ record: WorkspaceRecord, after previous: WorkspaceState?, _ attributes: [String: String] = [:]
-  ) throws -> JournalEvent {
-    let phases = [.ready, .stopped, .failed].contains(type) && !record.phases.isEmpty ? record.phases : nil
-    return JournalEvent(
-      type: type.rawValue, workspace: record.spec.id, state: record.state.rawValue, previous: previous?.rawValue,
-      generation: Int64(record.attempt), reason: try record.reason.map { try encodedText($0) },
-      attributes: try encodedText(attributes), wallTime: wallTime(),
-      bootNanoseconds: Clock.boottime, bootID: facts.bootID,
-      phases: try phases.map { try encodedText($0) })
-  }
-
-  /// The record and its event, in one transaction; then the watchers hear of it. Commits reach the disk in the
-  /// order in which they are asked for: each waits for the one before.
-  ///
-  /// With `insist`, a disk that is full or fails is tried again until it takes the commit: what has happened to a
-  /// workspace cannot be refused any more, only told late.
-  func commit(
-    _ managed: Managed, _ type: EventType, _ attributes: [String: String] = [:], insist: Bool = true
-  ) async throws {
-    let event = try event(type, managed.record, after: managed.told, attributes)
-    managed.told = managed.record.state
-    let record = try managed.record.journalRecord()
-    Fault.at("before \(type.rawValue)")
-    defer { Fault.at("after \(type.rawValue)") }
-    feed.announce(
-      try await inOrder { [logger] journal in
-        while true {
-          do {
-            return try await journal.commit(record, event)
-          } catch {
-            guard insist, !Journal.isFatal(error) else { throw error }
-            logger.critical("journal does not take an event; trying again", metadata: ["workspace": "\(record.id)", "error": "\(error)"])
-            try await Task.sleep(for: .seconds(1))
-          }
-        }
-      })
-  }
-
-  /// Runs a commit after all that were asked for before it.
-  func inOrder(_ body: @escaping @Sendable (Journal) async throws -> JournalEvent) async throws -> JournalEvent {
-    let previous = lastCommit
-    let task = Task { [journal, logger] in
-      _ = await previous?.result
-      do {
-        return try await body(journal)
-      } catch  where Journal.isFatal(error) {
-        logger.critical("the journal's disk failed; ending, for a new start to read what is there", metadata: ["error": "\(error)"])
-        exit(1)
-      }
-    }
-    lastCommit = task
-    return try await task.value
   }
 
   func cgroup(of record: WorkspaceRecord) -> Cgroup {

@@ -50,14 +50,14 @@ struct StopCertificate {
   }
 
   /// The reason with what is common to all ends.
-  static func complete(_ reason: Reason, of record: WorkspaceRecord, folder: WorkspaceFolder, cgroup: Cgroup?) -> Reason {
+  static func complete(_ reason: Reason, of record: WorkspaceRecord, folder: WorkspaceFolder, killed: Reason.KilledProcess?) -> Reason {
     var reason = reason
     reason.stoppedBy = record.stopRequestedBy
     if let started = record.startedNanoseconds, Clock.boottime > started, reason.code != .lost {
       reason.ranMilliseconds = UInt64((Clock.boottime - started) / 1_000_000)
     }
     reason.logTail = (try? folder.log())?.tail(lines: 10).map { printable($0, limit: 400) }
-    if reason.code == .outOfMemory, let cgroup { reason.killed = KernelLog.killed(in: cgroup.path) }
+    reason.killed = killed
     reason.advice = advice(reason)
     return reason
   }
@@ -96,10 +96,11 @@ extension Reason {
 
 /// The kernel's log, as far as it tells of processes that were ended for want of memory.
 enum KernelLog {
-  /// The last such process of this cgroup or one below it; nil where the log cannot be read or does not tell.
-  static func killed(in cgroup: String) -> Reason.KilledProcess? {
+  /// The last such process of this cgroup or one below it, in a record after that one, with its record's number; nil where the log
+  /// cannot be read or does not tell. The kernel leaves some out when there are many.
+  static func killed(in cgroup: String, after seen: UInt64) -> (process: Reason.KilledProcess, record: UInt64)? {
     guard let file = try? Descriptor.open("/dev/kmsg", [.readOnly, .nonBlocking]) else { return nil }
-    var found: Reason.KilledProcess?
+    var found: (Reason.KilledProcess, UInt64)?
     var pid: Int32?
     while true {
       let line: String
@@ -110,8 +111,10 @@ enum KernelLog {
         if error.code == 32 { continue }
         return found
       }
+      // "priority,number,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg).
+      guard let record = line.split(separator: ",").dropFirst().first.flatMap({ UInt64($0) }), record > seen else { continue }
       if let victim = victim(line, cgroup) { pid = victim }
-      if let pid, let process = process(line, pid) { found = process }
+      if let pid, let process = process(line, pid) { found = (process, record) }
     }
   }
 

@@ -171,30 +171,38 @@ package final class Journal: Sendable {
 
   // ------------------------------------------------------------------- writing
 
-  /// Writes the record and its event, or neither. Returns the event with its sequence number.
-  package func commit(_ record: JournalRecord, _ event: JournalEvent) async throws -> JournalEvent {
-    try await pool.write { database in
-      try record.save(database)
-      return try Journal.append(event, database)
+  /// An event, and what changes with it.
+  package struct Entry: Sendable {
+    package enum Change: Sendable {
+      case none
+      /// The workspace's record, as it is now.
+      case record(JournalRecord)
+      /// The workspace has no record any more; its events stay.
+      case deletion(of: String)
+      case setting(String, to: String?)
+    }
+
+    let event: JournalEvent
+    let change: Change
+
+    package init(_ event: JournalEvent, _ change: Change = .none) {
+      self.event = event
+      self.change = change
     }
   }
 
-  /// Removes the record; its events stay.
-  package func commitDeletion(_ id: String, _ event: JournalEvent) async throws -> JournalEvent {
+  /// Writes all entries with one fsync, or none of them. Returns their events, in the same order, with their sequence numbers.
+  package func commit(_ entries: [Entry]) async throws -> [JournalEvent] {
     try await pool.write { database in
-      try database.execute(sql: "DELETE FROM workspace WHERE id = ?", arguments: [id])
-      return try Journal.append(event, database)
-    }
-  }
-
-  /// An event of the node itself.
-  package func commit(_ event: JournalEvent) async throws -> JournalEvent { try await pool.write { try Journal.append(event, $0) } }
-
-  /// The same, with a setting that it is about.
-  package func commit(_ event: JournalEvent, setting name: String, to value: String?) async throws -> JournalEvent {
-    try await pool.write { database in
-      try Journal.set(name, to: value, database)
-      return try Journal.append(event, database)
+      try entries.map { entry in
+        switch entry.change {
+        case .none: break
+        case .record(let record): try record.save(database)
+        case .deletion(let id): try database.execute(sql: "DELETE FROM workspace WHERE id = ?", arguments: [id])
+        case .setting(let name, let value): try Journal.set(name, to: value, database)
+        }
+        return try Journal.append(entry.event, database)
+      }
     }
   }
 

@@ -124,9 +124,9 @@ package struct Poller {
 
   package mutating func removeAll() { entries.removeAll(keepingCapacity: true) }
 
-  /// Returns the index to ask `isReady` with.
-  package mutating func add(_ handle: Handle) -> Int {
-    entries.append(pollfd(fd: handle.descriptor.number, events: Int16(CLX_POLLIN), revents: 0))
+  /// Returns the index to ask `isReady` with. `changes`: a file of the kernel whose changes are waited for, not its content.
+  package mutating func add(_ handle: Handle, changes: Bool = false) -> Int {
+    entries.append(pollfd(fd: handle.descriptor.number, events: Int16(changes ? CLX_POLLPRI : CLX_POLLIN), revents: 0))
     return entries.count - 1
   }
 
@@ -143,6 +143,9 @@ package struct Poller {
 }
 
 extension Descriptor {
+  /// A counter that the kernel can be asked to raise (eventfd(2)); reading takes it back to 0 and never waits.
+  package static func counter() throws(Errno) -> Descriptor { Descriptor(adopting: Int32(try check(clx_eventfd()))) }
+
   /// Ends a connection in both directions, whoever else holds it.
   package func shutDown() { _ = clx_shutdown(number) }
 }

@@ -47,6 +47,8 @@ package enum Message: Equatable, Sendable {
   case execExited(session: UInt32, status: ExitStatus)
   /// Credentials of this role were given to programs so many times that are not noted yet.
   case issued(role: String, count: UInt32)
+  /// So many processes of the workspace were ended for want of memory since it was launched.
+  case outOfMemory(kills: UInt64)
 }
 
 /// The step of a launch that failed, with its error number.
@@ -109,6 +111,7 @@ extension Message {
     case .ready: head(32)
     case .execExited(let session, let value): head(31); number(Int64(session)); status(value)
     case .issued(let role, let count): head(33); text(role); number(Int64(count))
+    case .outOfMemory(let kills): head(34); number(Int64(bitPattern: kills))
     }
     return bytes
   }
@@ -152,6 +155,7 @@ extension Message {
     case 31: return .execExited(session: try reader.uint32(), status: try reader.status())
     case 32: return .ready
     case 33: return .issued(role: try reader.string(), count: try reader.uint32())
+    case 34: return .outOfMemory(kills: try reader.number(width: 8))
     default: throw reader.error(.unknownOperation)
     }
   }

@@ -20,6 +20,7 @@ package final class Supervisor {
   private var outputs: [(handle: Handle, stream: OutputLog.Stream)] = []
   private let log: OutputLog
   private var broker: CredentialBroker?
+  private var memory: MemoryWatch?
 
   private struct Connection {
     let socket: MessageSocket
@@ -65,6 +66,10 @@ package final class Supervisor {
       throw StepFailure("reserve room for the exit record", error)
     }
     try host.prepare()
+    memory = MemoryWatch(
+      cgroups: plan.operations.compactMap { operation in
+        if case .cgroup(let path) = operation { path } else { nil }
+      })
     Fault.at(.prepared)
     let control: (Handle, Handle)
     let output: Pipe
@@ -144,24 +149,24 @@ package final class Supervisor {
       let fromConnections = connections.map { (id: $0.id, index: poller.add($0.socket.handle)) }
       let rest = broker?.pause() ?? 0
       let fromBroker = rest == 0 ? broker?.watch(&poller) : nil
+      let fromMemory = memory?.watch(&poller)
       let pause = log.pause()
       let fromOutputs = pause == 0 ? outputs.map { poller.add($0.handle) } : []
-      do throws(Errno) { try poller.wait(milliseconds: Supervisor.shorter(pause, rest)) } catch { continue }
+      let longest = Supervisor.shortest(pause, rest, memory?.pause() ?? 0)
+      do throws(Errno) { try poller.wait(milliseconds: longest) } catch { continue }
       for (index, slot) in fromOutputs.enumerated().reversed() where poller.isReady(slot) { readOutput(index) }
       if let fromListener, poller.isReady(fromListener) { accept() }
       for entry in fromConnections where poller.isReady(entry.index) { serve(entry.id) }
       if let fromBroker {
         tell(issues: broker?.serve(poller, fromBroker) ?? [])
       }
+      if let fromMemory, memory?.hasRisen(isRung: poller.isReady(fromMemory)) ?? false { tellOfMemory() }
       if poller.isReady(fromChild) { hear(child) }
     }
   }
 
-  /// The time to wait, where 0 is for ever.
-  private static func shorter(_ first: Int32, _ second: Int32) -> Int32 {
-    if first == 0 || second == 0 { return first + second == 0 ? -1 : first + second }
-    return min(first, second)
-  }
+  /// The time to wait for poll(2), where 0 is for ever.
+  private static func shortest(_ pauses: Int32...) -> Int32 { pauses.filter { $0 > 0 }.min() ?? -1 }
 
   private func readOutput(_ index: Int) {
     let (handle, stream) = outputs[index]
@@ -182,9 +187,12 @@ package final class Supervisor {
       nextSession += 1
       try connection.socket.send(status, wait: false)
       for issue in broker?.issues ?? [] { try connection.socket.send(.issued(role: issue.role, count: issue.count), wait: false) }
+      if let kills = memory?.kills, kills > 0 { try connection.socket.send(.outOfMemory(kills: kills), wait: false) }
       connections.append(connection)
     } catch {}
   }
+
+  private func tellOfMemory() { if let kills = memory?.kills { broadcast(.outOfMemory(kills: kills)) } }
 
   private func tell(issues: [CredentialBroker.Issue]) {
     for issue in issues { broadcast(.issued(role: issue.role, count: issue.count)) }

@@ -222,6 +222,8 @@ private final class Conversation: Sendable {
   /// Makes acknowledgements durable, many at a time: they are cumulative, and what is not yet kept is only sent again.
   private func keep() async {
     while true {
+      // Each costs an fsync, which the next event would wait for.
+      try? await Task.sleep(for: .milliseconds(50))
       let number = state.withLock { $0.acknowledged }
       // A disk that does not take it now takes the next one.
       try? await agent.acknowledge(number, by: controller)
@@ -253,6 +255,7 @@ private final class Conversation: Sendable {
         case .stop(let request): workspace = try await agent.answer(request).workspace
         case .delete(let request): _ = try await agent.answer(request)
         case .updateCredentials(let request): _ = try await agent.answer(request)
+        case .revokeCredentials(let request): _ = try await agent.answer(request)
         case .drain(let request): _ = try await agent.answer(request)
         case .resume(let request): _ = try await agent.answer(request)
         case nil: throw AgentError(.invalidArgument, "command: is of a kind that this agent does not know")

@@ -17,7 +17,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = ROOT / ".build" / "debug"
+BIN = ROOT / ".build" / os.environ.get("CARREL_CONFIGURATION", "debug")
 sys.path.insert(0, str(ROOT / "Tests" / "VM"))
 from busybox import busybox_image  # noqa: E402
 

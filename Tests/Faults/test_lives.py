@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import judge, pids
+from conftest import judge, pids, until
 
 
 def test_killed_supervisors_and_first_processes(node):
@@ -150,4 +150,70 @@ def test_every_stop_is_explained(node):
     agent.do("rm", "fails", "missing", "hungry")
     assert "the tool ended with status 9" in agent.run("explain", "fails").stdout, "also of what was deleted"
     assert agent.run("explain", "nobody").returncode == 3
+    judge(agent)
+
+
+def test_out_of_memory_of_a_part_is_told_at_once_and_once(node):
+    """The kernel tells the supervisor, which tells the agent, also one that was away; nobody looks at counters meanwhile."""
+    agent, _ = node
+    agent.launch("parts", "while true; do if [ -e ~/go ]; then rm -f ~/go; dd if=/dev/zero of=/dev/null bs=100M count=1; fi; sleep 0.05; done", "{restartPolicy: always}")
+    agent.wait("parts", "READY")
+    told = lambda: [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == "OutOfMemory"]
+    go = agent.directory / "homes" / "ada" / "go"
+
+    def eat():
+        go.touch()
+        os.chown(go, 2001, 2001)
+    eat()
+    begun = time.monotonic()
+    until(told, "the event", 3)
+    assert time.monotonic() - begun < 2
+    assert told()[0]["process"] == "dd" and told()[0]["limitBytes"] == str(64 << 20), told()
+    agent.stop()
+    eat()
+    until(lambda: not go.exists(), "the second")
+    time.sleep(0.5)
+    for _ in range(2):
+        agent.start()
+        until(lambda: len(told()) == 2, "what happened while no agent was there", 3)
+        time.sleep(0.7)
+        assert [t["kills"] for t in told()] == ["1", "2"]
+        agent.stop()
+    agent.start()
+    # The next attempt counts anew: its end by a signal is no want of memory, and its want of memory is told again.
+    for pid in pids(agent, "parts"):
+        children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+        if children:
+            os.kill(int(children[0]), signal.SIGKILL)
+    until(lambda: agent.get("parts")["attempt"] == 2 and agent.get("parts")["state"] == "STATE_READY", "another attempt")
+    ended = next(json.loads(e["reason"]) for e in agent.records()[0] if e["type"] == "Stopped")
+    assert ended["code"] == "Signalled", ended
+    eat()
+    until(lambda: len(told()) == 3, "the event of the second attempt", 3)
+    assert told()[2]["kills"] == "1"
+    agent.do("rm", "--force", "parts")
+    judge(agent)
+
+
+def test_commits_share_what_the_disk_costs(node):
+    """As many ends as there are at once need fewer syncs than there are events; each of them is there."""
+    agent, _ = node
+    for index in range(24):
+        agent.launch(f"w-{index}", "while [ ! -e ~/go ]; do sleep 0.05; done")
+    for index in range(24):
+        agent.wait(f"w-{index}", "READY", seconds=60)
+    before = agent.records()[2]["head"]
+    log = agent.directory / "syncs"
+    tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", log, "-e", "trace=fsync,fdatasync", "-e", "inject=fdatasync:delay_exit=20000",
+                               "-p", str(agent.process.pid)])
+    until(lambda: "TracerPid:\t0" not in pathlib.Path(f"/proc/{agent.process.pid}/status").read_text(), "traced")
+    (agent.directory / "homes" / "ada" / "go").touch()
+    for index in range(24):
+        agent.wait(f"w-{index}", "STOPPED", seconds=60)
+    tracer.terminate()
+    tracer.wait()
+    events = agent.records()[2]["head"] - before
+    syncs = log.read_text().count("sync(")
+    assert events == 24 and 0 < syncs < events, (events, syncs)
+    agent.do("rm", *[f"w-{i}" for i in range(24)])
     judge(agent)

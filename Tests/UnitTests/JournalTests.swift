@@ -18,16 +18,18 @@ import Testing
       bootNanoseconds: 1, bootID: "b", phases: nil)
   }
 
+  private func entry(_ id: String, slot: Int64) -> Journal.Entry {
+    Journal.Entry(event(id), .record(JournalRecord(id: id, state: "pending", slot: slot, body: "{}")))
+  }
+
   @Test("sequences are dense under concurrent commits, and survive reopening") func dense() async throws {
     let folder = try temporary()
     defer { try? FileManager.default.removeItem(atPath: folder) }
     let journal = try Journal(path: folder + "/j.sqlite")
     try await withThrowingTaskGroup(of: Void.self) { group in
       for index in 0..<100 {
-        let event = event("w\(index)")
-        group.addTask {
-          _ = try await journal.commit(JournalRecord(id: "w\(index)", state: "pending", slot: Int64(index), body: "{}"), event)
-        }
+        let entry = entry("w\(index)", slot: Int64(index))
+        group.addTask { _ = try await journal.commit([entry]) }
       }
       try await group.waitForAll()
     }
@@ -45,14 +47,26 @@ import Testing
     let folder = try temporary()
     defer { try? FileManager.default.removeItem(atPath: folder) }
     let journal = try Journal(path: folder + "/j.sqlite")
-    _ = try await journal.commit(JournalRecord(id: "a", state: "pending", slot: 1, body: "{}"), event("a"))
+    _ = try await journal.commit([entry("a", slot: 1)])
     await #expect(throws: (any Error).self) {
       // The slot is a's: unique among the living.
-      try await journal.commit(JournalRecord(id: "b", state: "pending", slot: 1, body: "{}"), event("b"))
+      try await journal.commit([entry("b", slot: 1)])
     }
     #expect(try await journal.head() == 1)
-    #expect(try await journal.commitDeletion("a", event("a")).sequence == 2)
+    #expect(try await journal.commit([Journal.Entry(event("a"), .deletion(of: "a"))]).map(\.sequence) == [2])
     #expect(try await journal.records().isEmpty)
+  }
+
+  @Test("entries that are committed together get there in order, or none of them does") func together() async throws {
+    let folder = try temporary()
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    let journal = try Journal(path: folder + "/j.sqlite")
+    let written = try await journal.commit([entry("a", slot: 1), Journal.Entry(event("")), entry("b", slot: 2)])
+    #expect(written.map(\.sequence) == [1, 2, 3])
+    #expect(written.map(\.workspace) == ["a", "", "b"])
+    await #expect(throws: (any Error).self) { try await journal.commit([entry("c", slot: 3), entry("d", slot: 1)]) }
+    #expect(try await journal.head() == 3)
+    #expect(try await journal.records().map(\.id) == ["a", "b"])
   }
 
   @Test("a damaged journal is set aside whole, and a new stream says what was lost", arguments: ["all", "page", "schema"])
@@ -62,7 +76,7 @@ import Testing
     let path = folder + "/j.sqlite"
     let journal = try Journal(path: path)
     for index in 0..<200 {
-      _ = try await journal.commit(JournalRecord(id: "w\(index)", state: "pending", slot: Int64(index), body: "{}"), event("w\(index)"))
+      _ = try await journal.commit([entry("w\(index)", slot: Int64(index))])
     }
     let stream = journal.streamID
     try journal.close()
@@ -94,7 +108,7 @@ import Testing
     let path = folder + "/j.sqlite"
     let journal = try Journal(path: path)
     for index in 0..<50 {
-      _ = try await journal.commit(JournalRecord(id: "w\(index)", state: "pending", slot: Int64(index), body: "{}"), event("w\(index)"))
+      _ = try await journal.commit([entry("w\(index)", slot: Int64(index))])
     }
     #expect(try await journal.acknowledged(by: "c") == nil)
     try await journal.acknowledge(30, by: "c")
@@ -109,7 +123,7 @@ import Testing
     try journal.close()
     // With no event left, the next one still has the next number.
     let reopened = try Journal(path: path)
-    #expect(try await reopened.commit(event("x")).sequence == 51)
+    #expect(try await reopened.commit([Journal.Entry(event("x"))]).first?.sequence == 51)
     #expect(try await reopened.extent().oldest == 51)
   }
 }

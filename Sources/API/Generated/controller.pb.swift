@@ -285,6 +285,14 @@ package nonisolated struct Carrel_Controller_V1_Command: Sendable {
     set {command = .resume(newValue)}
   }
 
+  package var revokeCredentials: Carrel_V1_RevokeCredentialsRequest {
+    get {
+      if case .revokeCredentials(let v)? = command {return v}
+      return Carrel_V1_RevokeCredentialsRequest()
+    }
+    set {command = .revokeCredentials(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Command: Equatable, Sendable {
@@ -294,6 +302,7 @@ package nonisolated struct Carrel_Controller_V1_Command: Sendable {
     case updateCredentials(Carrel_V1_UpdateCredentialsRequest)
     case drain(Carrel_V1_DrainRequest)
     case resume(Carrel_V1_ResumeRequest)
+    case revokeCredentials(Carrel_V1_RevokeCredentialsRequest)
 
   }
 
@@ -745,7 +754,7 @@ nonisolated extension Carrel_Controller_V1_RequestSnapshot: SwiftProtobuf.Messag
 
 nonisolated extension Carrel_Controller_V1_Command: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".Command"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}launch\0\u{1}stop\0\u{1}delete\0\u{3}update_credentials\0\u{1}drain\0\u{1}resume\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}launch\0\u{1}stop\0\u{1}delete\0\u{3}update_credentials\0\u{1}drain\0\u{1}resume\0\u{3}revoke_credentials\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -832,6 +841,19 @@ nonisolated extension Carrel_Controller_V1_Command: SwiftProtobuf.Message, Swift
           self.command = .resume(v)
         }
       }()
+      case 8: try {
+        var v: Carrel_V1_RevokeCredentialsRequest?
+        var hadOneofValue = false
+        if let current = self.command {
+          hadOneofValue = true
+          if case .revokeCredentials(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.command = .revokeCredentials(v)
+        }
+      }()
       default: break
       }
     }
@@ -869,6 +891,10 @@ nonisolated extension Carrel_Controller_V1_Command: SwiftProtobuf.Message, Swift
     case .resume?: try {
       guard case .resume(let v)? = self.command else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 7)
+    }()
+    case .revokeCredentials?: try {
+      guard case .revokeCredentials(let v)? = self.command else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 8)
     }()
     case nil: break
     }

@@ -67,7 +67,7 @@ enum {
   CLX_CLONE_INTO_CGROUP_BIT = 33,
   CLX_SOCK_SEQPACKET = 5, CLX_SOCK_STREAM = 1, CLX_SOCK_CLOEXEC = 02000000, CLX_SOCK_NONBLOCK = 04000,
   CLX_MSG_DONTWAIT = 0x40, CLX_MSG_NOSIGNAL = 0x4000, CLX_MSG_TRUNC = 0x20,
-  CLX_POLLIN = 1, CLX_POLLOUT = 4, CLX_POLLERR = 8, CLX_POLLHUP = 16,
+  CLX_POLLIN = 1, CLX_POLLPRI = 2, CLX_POLLOUT = 4, CLX_POLLERR = 8, CLX_POLLHUP = 16,
   CLX_WNOHANG = 1, CLX_CLOCK_REALTIME = 0, CLX_CLOCK_MONOTONIC = 1, CLX_CLOCK_BOOTTIME = 7,
   CLX_CLOSE_RANGE_CLOEXEC = 4,
   CLX_FD_PATH_MAX = 64,
@@ -404,6 +404,7 @@ static inline long clx_receive(int fd, void *bytes, size_t n, int *fds, int *cou
   }
   return r;
 }
+static inline long clx_eventfd(void) { return clx_result(syscall(SYS_eventfd2, 0, CLX_O_CLOEXEC | CLX_O_NONBLOCK)); }
 static inline long clx_shutdown(int fd) { return clx_result(syscall(SYS_shutdown, fd, 2)); }
 static inline long clx_poll(struct pollfd *fds, unsigned long count, int milliseconds) {
   return clx_result(syscall(SYS_poll, fds, count, milliseconds));

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Journal
+internal import Linux
+internal import Logging
+internal import Workspaces
+
+/// How what happens is made durable.
+extension NodeAgent {
+  /// A commit that waits for the disk.
+  struct Commit {
+    let entry: Journal.Entry
+    /// Tried again until the disk takes it: what has happened to a workspace cannot be refused any more, only told late.
+    let insists: Bool
+    let done: CheckedContinuation<Void, any Error>
+  }
+
+  /// The record and its event, in one transaction; then the watchers hear of it. Without `insist`, a disk that is full or fails
+  /// is the caller's to tell of.
+  func commit(_ managed: Managed, _ type: EventType, _ attributes: [String: String] = [:], insist: Bool = true) async throws {
+    // What comes late must not bring the record of a deleted workspace back.
+    guard workspaces[managed.record.spec.id] === managed else { throw AgentError.noWorkspace(managed.record.spec.id) }
+    let event = try event(type, managed.record, after: managed.told, attributes)
+    managed.told = managed.record.state
+    let entry = Journal.Entry(event, .record(try managed.record.journalRecord()))
+    Fault.at("before \(type.rawValue)")
+    defer { Fault.at("after \(type.rawValue)") }
+    try await write(entry, insist: insist)
+  }
+
+  /// An event of the node itself, with a setting that it is about.
+  func tell(_ type: EventType, _ attributes: [String: String], _ change: Journal.Entry.Change = .none) async throws {
+    let event = JournalEvent(
+      type: type.rawValue, workspace: "", state: "", previous: nil, generation: 0, reason: nil, attributes: try encodedText(attributes),
+      wallTime: wallTime(), bootNanoseconds: Clock.boottime, bootID: facts.bootID, phases: nil)
+    Fault.at("before \(type.rawValue)")
+    defer { Fault.at("after \(type.rawValue)") }
+    try await write(Journal.Entry(event, change), insist: false)
+  }
+
+  func event(
+    _ type: EventType, _ record: WorkspaceRecord, after previous: WorkspaceState?, _ attributes: [String: String] = [:]
+  ) throws -> JournalEvent {
+    let phases = [.ready, .stopped, .failed].contains(type) && !record.phases.isEmpty ? record.phases : nil
+    return JournalEvent(
+      type: type.rawValue, workspace: record.spec.id, state: record.state.rawValue, previous: previous?.rawValue,
+      generation: Int64(record.attempt), reason: try record.reason.map { try encodedText($0) },
+      attributes: try encodedText(attributes), wallTime: wallTime(),
+      bootNanoseconds: Clock.boottime, bootID: facts.bootID,
+      phases: try phases.map { try encodedText($0) })
+  }
+
+  /// Returns when the entry is on disk. Entries get there in the order in which they are asked for; those that come while the
+  /// disk is busy share the next transaction, and with it the fsync, which is what a commit costs.
+  func write(_ entry: Journal.Entry, insist: Bool) async throws {
+    try await withCheckedThrowingContinuation { done in
+      waiting.append(Commit(entry: entry, insists: insist, done: done))
+      guard !isCommitting else { return }
+      isCommitting = true
+      Task { await commitWaiting() }
+    }
+  }
+
+  private func commitWaiting() async {
+    while !waiting.isEmpty {
+      let together = waiting
+      waiting = []
+      do {
+        try await put(together.map(\.entry))
+        for commit in together { commit.done.resume() }
+      } catch {
+        // Whoever may be refused is refused alone.
+        for commit in together { await commitAlone(commit) }
+      }
+    }
+    isCommitting = false
+  }
+
+  private func commitAlone(_ commit: Commit) async {
+    while true {
+      do {
+        try await put([commit.entry])
+        return commit.done.resume()
+      } catch {
+        guard commit.insists else { return commit.done.resume(throwing: error) }
+        logger.critical("journal does not take an event; trying again", metadata: ["error": "\(error)"])
+        try? await Task.sleep(for: .seconds(1))
+      }
+    }
+  }
+
+  private func put(_ entries: [Journal.Entry]) async throws {
+    do {
+      _ = try await journal.commit(entries)
+    } catch  where Journal.isFatal(error) {
+      logger.critical("the journal's disk failed; ending, for a new start to read what is there", metadata: ["error": "\(error)"])
+      exit(1)
+    }
+    feed.announce()
+  }
+}
