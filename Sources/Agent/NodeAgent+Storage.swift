@@ -58,7 +58,9 @@ extension NodeAgent {
   func watchHomes() async {
     while !Task.isCancelled {
       try? await Task.sleep(for: .seconds(1))
-      for managed in workspaces.values where managed.record.state == .ready || managed.record.state == .starting { await watchHome(managed) }
+      for managed in workspaces.values where managed.record.state == .ready || managed.record.state == .starting {
+        await watchHome(managed)
+      }
     }
   }
 

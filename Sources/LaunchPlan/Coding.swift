@@ -248,7 +248,7 @@ extension Operation {
         change: try reader.change(), copyUp: try reader.number() != 0)
     case 36: return .joinNamespace(kind: try reader.number(), path: try reader.text())
     case 37: return .rootDirectory(path: try reader.text())
-    case 38: return .rootAttributes(try reader.change())
+    case 38: return .attributes(path: try reader.text(), change: try reader.change())
     case 39:
       return .node(
         path: try reader.text(), mode: try reader.number32(), major: try reader.number32(), minor: try reader.number32(),

@@ -56,7 +56,7 @@ extension Operation {
           + [("copy up", .number(copyUp ? 1 : 0))])
     case .joinNamespace(let kind, let path): Shape(36, "join namespace", [("kind", .number(kind)), ("path", .text(path))])
     case .rootDirectory(let path): Shape(37, "root directory", [("path", .text(path))])
-    case .rootAttributes(let change): Shape(38, "attributes of the root", fields(change))
+    case .attributes(let path, let change): Shape(38, "attributes", [("path", .text(path))] + fields(change))
     case .node(let path, let mode, let major, let minor, let uid, let gid):
       Shape(
         39, "device node",

@@ -21,8 +21,8 @@ package enum Operation: Equatable, Sendable {
   case root(scratchBytes: UInt64, scratchInodes: UInt64)
   /// The root: this directory of the host with everything mounted below it, instead of an overlay.
   case rootDirectory(path: String)
-  /// Attributes and propagation of the finished root.
-  case rootAttributes(MountChange)
+  /// Attributes and propagation of what is mounted at this path of the root, once nothing is made in it any more.
+  case attributes(path: String, change: MountChange)
   /// Made if it is not there.
   case workingDirectory(path: String)
   case directory(path: String, mode: UInt32, uid: UInt32, gid: UInt32)

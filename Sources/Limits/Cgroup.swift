@@ -7,6 +7,7 @@
 /// A limit that could not be set, or that the kernel did not take as it was written.
 package struct LimitsError: Error, Sendable, CustomStringConvertible {
   package let description: String
+  package init(description: String) { self.description = description }
 }
 
 /// What a cgroup uses.
@@ -103,9 +104,9 @@ package struct Cgroup: Sendable {
       // Most often only the last one is missing.
       do throws(Errno) {
         try Descriptor.makeDirectory(base + "/" + path, mode: 0o755)
-        if wanted.isEmpty { continue }
+        if wanted.isEmpty && base != CgroupLayout.root + "/cpuset" { continue }
       } catch {
-        if error == .exists && wanted.isEmpty { continue }
+        if error == .exists && wanted.isEmpty && base != CgroupLayout.root + "/cpuset" { continue }
       }
       var folder = base
       for part in path.split(separator: "/") {
@@ -131,6 +132,19 @@ package struct Cgroup: Sendable {
     for file in ["/cpuset.cpus", "/cpuset.mems"] where try read(folder + file).isEmpty {
       try write(try read(above + file), to: folder + file)
     }
+  }
+
+  package var exists: Bool { paths.contains { Process.exists($0) } }
+
+  /// The same with further v1 controllers, in which its processes are put as well.
+  package func joining(_ further: [String]) throws(LimitsError) -> Cgroup {
+    let wider = Cgroup(layout: layout, path: path, controllers: controllers + further)
+    let processes = processes()
+    try wider.create()
+    for controller in further {
+      for pid in processes { try Cgroup.write("\(pid)", to: wider.folder(controller) + "/cgroup.procs") }
+    }
+    return wider
   }
 
   // ------------------------------------------------------------- limits
@@ -273,6 +287,18 @@ package struct Cgroup: Sendable {
   /// Removes it where nothing is left in it.
   package func removeIfEmpty() {
     for folder in paths { do throws(Errno) { try Descriptor.removeDirectory(folder) } catch {} }
+  }
+
+  /// The same in some hierarchies only, with those above it.
+  package func removeUpwards(in some: [String]) {
+    for controller in controllers where some.contains(controller) {
+      var parts = path.split(separator: "/")
+      while !parts.isEmpty {
+        let above = Cgroup(layout: layout, path: parts.joined(separator: "/"), controllers: [controller])
+        do throws(Errno) { try Descriptor.removeDirectory(above.folder(controller)) } catch { if error != .noEntry { break } }
+        parts.removeLast()
+      }
+    }
   }
 
   // ------------------------------------------------------------------- files

@@ -228,6 +228,17 @@ package enum Process {
     _ = try withExtendedLifetime(strings) { () throws(Errno) in try check(clx_execute_again(mount.number, strings.pointers)) }
   }
 
+  /// The variables this program was started with, as NAME=VALUE.
+  package static var environment: [String] {
+    var found: [String] = []
+    guard var entry = clx_environ() else { return found }
+    while let text = entry.pointee {
+      found.append(String(cString: text))
+      entry += 1
+    }
+    return found
+  }
+
   /// The arguments this program was started with.
   package static var arguments: [String] {
     (0..<clx_argument_count()).map { String(cString: clx_argument($0)) }

@@ -55,8 +55,13 @@ struct Configuration {
   }
 
   /// Everything from the first namespace to the program.
-  func plan(_ cgroup: Cgroup?, states: ContainerState, socket: String, cache: FilterCache) throws(RuntimeError) -> Plan {
-    guard let process else { throw json.error("process", "is missing") }
+  ///
+  /// `listening`: so many of the descriptors that are handed on are sockets of a service manager's (sd_listen_fds(3)).
+  func plan(
+    _ cgroup: Cgroup?, states: ContainerState, socket: String, cache: FilterCache, listening: UInt32 = 0
+  ) throws(RuntimeError) -> Plan {
+    guard var process else { throw json.error("process", "is missing") }
+    if listening > 0 { process.environment += ["LISTEN_FDS=\(listening)", "LISTEN_PID=1"] }
     var steps: [Operation] = (cgroup?.paths ?? []).map { .cgroup(path: $0) }
     steps += space.operations
     if let score = process.outOfMemoryScore { steps.append(.outOfMemoryScore(score)) }
@@ -82,8 +87,8 @@ struct Configuration {
       hooks: hooks.startContainer.map { $0.operation(states.parts(.created)) }, socket: socket)
     // The working directory and the console may have to be made: read-only only after them.
     let beforeGate = last.firstIndex { if case .undumpable = $0 { true } else { false } } ?? 0
-    steps += last[..<beforeGate]
-    if root.change != MountChange() { steps.append(.rootAttributes(root.change)) }
+    steps += last[..<beforeGate] + seals(cgroup)
+    if root.change != MountChange() { steps.append(.attributes(path: "/", change: root.change)) }
     return Plan(steps + last[beforeGate...])
   }
 
@@ -99,10 +104,22 @@ struct Configuration {
     return (path.utf8.first == UInt8(ascii: "/") ? path : bundle + "/" + path, change)
   }
 
+  /// What is to be read-only and had to be filled before.
+  private func seals(_ cgroup: Cgroup?) -> [Operation] {
+    mounts.filter { $0.isSealedLast || isFolderOfCgroups($0, cgroup) && $0.isReadOnly }.map {
+      .attributes(path: $0.target, change: MountChange(set: MountAttributes.readOnly.rawValue))
+    }
+  }
+
+  /// On v1 a folder with a bind for each hierarchy.
+  private func isFolderOfCgroups(_ mount: MountReader, _ cgroup: Cgroup?) -> Bool {
+    mount.isOfCgroups && !space.has(.cgroup) && cgroup.map { $0.layout != .unified } ?? false
+  }
+
   private func mountSteps(_ cgroup: Cgroup?) -> [Operation] {
     var steps: [Operation] = []
     for mount in mounts {
-      if !mount.isBind && (mount.type == "cgroup" || mount.type == "cgroup2") {
+      if mount.isOfCgroups {
         steps += cgroupMounts(mount, cgroup)
       } else {
         steps.append(mount.operation(space, label: mountLabel))
@@ -236,7 +253,9 @@ struct Hooks {
         let timeout = try entry.signed("timeout")
         if let timeout, timeout <= 0 || timeout > 86_400 { throw entry.error("timeout", "expected 1 to 86400 seconds") }
         let arguments = [path] + (try entry.strings("args"))
-        entries.append(Hook(arguments: arguments, environment: try entry.strings("env"), seconds: UInt32(timeout ?? 0)))
+        // What runs in the container gets nothing of the caller's; the others are the caller's own programs.
+        let environment = entry.has("env") || name == "startContainer" ? try entry.strings("env") : Process.environment
+        entries.append(Hook(arguments: arguments, environment: environment, seconds: UInt32(timeout ?? 0)))
       }
       return entries
     }

@@ -10,9 +10,13 @@
 /// What a command line says about a container that is to be made.
 package struct CreateOptions {
   package var bundle = "."
+  /// The configuration's file; else the bundle's `config.json`.
+  package var configuration = ""
   package var pidFile = ""
   package var consoleSocket = ""
   package var inherited: UInt32 = 0
+  /// So many of those that are handed on are a service manager's sockets (sd_listen_fds(3)); they come first.
+  package var listening: UInt32 = 0
   package var noPivot = false
   package init() {}
 }
@@ -77,10 +81,11 @@ package struct Containers {
     if options.noPivot { throw RuntimeError("--no-pivot: not supported: chroot can be left by who has CAP_SYS_CHROOT") }
     let bundle = try absolute(options.bundle)
     let text: [UInt8]
+    let file = options.configuration.isEmpty ? bundle + "/config.json" : options.configuration
     do throws(Errno) {
-      text = try Descriptor.open(bundle + "/config.json", [.readOnly]).readAll(limit: JSON.sizeLimit)
+      text = try Descriptor.open(file, [.readOnly]).readAll(limit: JSON.sizeLimit)
     } catch {
-      throw RuntimeError("cannot read \(bundle)/config.json: \(error.sentence)")
+      throw RuntimeError("cannot read \(file): \(error.sentence)")
     }
     let configuration = try Configuration(text, bundle: bundle)
     try Containers.protectExecutable(configuration.space)
@@ -103,8 +108,15 @@ package struct Containers {
     let scope = try scope(configuration, folder.id)
     let cgroup = try CgroupPlace.cgroup(configuration, id: folder.id, scope)
     var state = ContainerState(id: folder.id, configuration: configuration, cgroup: cgroup, scope: scope?.name ?? "")
-    let plan = try configuration.plan(cgroup, states: state, socket: options.consoleSocket, cache: store.filters)
+    let plan = try configuration.plan(
+      cgroup, states: state, socket: options.consoleSocket, cache: store.filters, listening: options.listening)
     try folder.write("config.json", text, isAwaited: false)
+    if cgroup.exists {
+      // What would join it would stand still, and so would this.
+      if cgroup.isFrozen { throw RuntimeError("linux.cgroupsPath: \(cgroup.path) is frozen") }
+      state.sharesCgroup = !cgroup.processes().isEmpty
+      if state.sharesCgroup { warn("linux.cgroupsPath: \(cgroup.path) is in use; what is in it goes on when this container has ended") }
+    }
     do throws(RuntimeError) {
       let holder = try scope?.start()
       defer { withExtendedLifetime(holder) {} }
@@ -120,7 +132,7 @@ package struct Containers {
       }
       let started: Launch.Started
       do throws(StepFailure) {
-        started = try Launch(plan, gate: gate, inherited: options.inherited).start { (pid) throws(StepFailure) in
+        started = try Launch(plan, gate: gate, inherited: options.inherited + options.listening).start { (pid) throws(StepFailure) in
           for hook in configuration.hooks.runtime { try Containers.run(hook, state.parts(.creating), pid) }
         }
       } catch {
@@ -140,8 +152,7 @@ package struct Containers {
       }
       return Created(folder: folder, configuration: configuration, state: state, started: started)
     } catch {
-      Containers.remove(cgroup)
-      if let scope { SystemdScope.stop(scope.name) }
+      Containers.remove(cgroup, isShared: state.sharesCgroup, scope: scope?.name)
       throw error
     }
   }
@@ -276,8 +287,9 @@ package struct Containers {
     do throws(RuntimeError) {
       let configuration = try Configuration(try folder.read("config.json"), bundle: "/")
       let scope = try scope(configuration, folder.id)
-      Containers.remove(try CgroupPlace.cgroup(configuration, id: folder.id, scope))
-      if let scope { SystemdScope.stop(scope.name) }
+      // Without a state nobody knows who else is in it: what lives there stays.
+      let cgroup = try CgroupPlace.cgroup(configuration, id: folder.id, scope)
+      Containers.remove(cgroup, isShared: !cgroup.processes().isEmpty, scope: scope?.name)
     } catch {
       warn(error.message)
     }
@@ -285,13 +297,19 @@ package struct Containers {
 
   /// Takes away what is left of a container that has ended.
   private static func clear(_ folder: ContainerFolder, _ state: ContainerState, _ hooks: Hooks?) {
-    if let cgroup = state.cgroup { remove(cgroup) }
-    if !state.scope.isEmpty { SystemdScope.stop(state.scope) }
+    if let cgroup = state.cgroup { remove(cgroup, isShared: state.sharesCgroup, scope: state.scope.isEmpty ? nil : state.scope) }
     if let hooks { run(hooks.poststop, state, .stopped) }
     folder.remove()
   }
 
-  private static func remove(_ cgroup: Cgroup) {
+  private static func remove(_ cgroup: Cgroup, isShared: Bool, scope: String?) {
+    if isShared { cgroup.removeIfEmpty() } else { end(cgroup) }
+    guard let scope else { return }
+    SystemdScope.stop(scope)
+    cgroup.removeUpwards(in: SystemdScope.unmanaged)
+  }
+
+  private static func end(_ cgroup: Cgroup) {
     for attempt in 0..<500 {
       if cgroup.remove() { return }
       // What still runs there is ended: the first process did not take it along where it shares a pid namespace.
@@ -308,15 +326,30 @@ package struct Containers {
     return state.text(folder.status(state))
   }
 
-  /// Id, pid, status, bundle, created, for each.
-  package func list() throws(RuntimeError) -> [(id: String, pid: Int32, status: ContainerStatus, bundle: String, created: String)] {
-    var found: [(id: String, pid: Int32, status: ContainerStatus, bundle: String, created: String)] = []
+  /// A line of `list`.
+  package struct Entry {
+    package let id: String
+    /// 0 where it has stopped.
+    package let pid: Int32
+    package let status: ContainerStatus
+    package let bundle: String
+    package let created: String
+    /// Who made it, by name where this is root.
+    package let owner: String
+  }
+
+  package func list() throws(RuntimeError) -> [Entry] {
+    var found: [Entry] = []
     for id in try store.ids() {
       do throws(RuntimeError) {
         let folder = try store.open(id)
         let state = try folder.state()
         let status = folder.status(state)
-        found.append((id, status == .stopped ? 0 : state.pid, status, state.bundle, state.created))
+        var uid: UInt32 = 0
+        do throws(Errno) { uid = try folder.folder.descriptor.status().uid } catch {}
+        let owner = uid == 0 ? "root" : "#\(uid)"
+        let pid = status == .stopped ? 0 : state.pid
+        found.append(Entry(id: id, pid: pid, status: status, bundle: state.bundle, created: state.created, owner: owner))
       } catch {
         warn("\(id): \(error.message)")
       }
@@ -337,7 +370,7 @@ package struct Containers {
   package func usage(_ id: String) throws(RuntimeError) -> Usage { try cgroup(id).usage() }
 
   /// Tells what it uses every so often, and that the kernel killed something of it for its memory, until it has ended.
-  package func watch(_ id: String, seconds: UInt32, _ tell: (ContainerNews) -> Void) throws(RuntimeError) {
+  package func watch(_ id: String, milliseconds: UInt32, _ tell: (ContainerNews) -> Void) throws(RuntimeError) {
     let folder = try store.open(id)
     let state = try folder.state()
     let cgroup = try cgroup(id)
@@ -349,7 +382,7 @@ package struct Containers {
       tell(.usage(usage))
       var poller = Poller()
       _ = poller.add(process)
-      do throws(Errno) { try poller.wait(milliseconds: Int32(clamping: UInt64(seconds) * 1000)) } catch {
+      do throws(Errno) { try poller.wait(milliseconds: Int32(clamping: milliseconds)) } catch {
         throw RuntimeError("cannot wait: \(error.sentence)")
       }
     }
@@ -357,14 +390,26 @@ package struct Containers {
 
   /// Changes limits while it runs. `json`: an object as `linux.resources`.
   package func update(_ id: String, _ text: [UInt8]) throws(RuntimeError) {
-    let cgroup = try cgroup(id)
+    let folder = try store.open(id)
+    try folder.lock()
+    var state = try folder.state()
+    guard var cgroup = state.cgroup else { throw RuntimeError("container \(id) has no cgroup") }
     let resources = try ResourcesReader.read(try JSON(parsing: text, name: "resources"))
     if let name = resources.unsupported(cgroup.layout) { throw RuntimeError("\(name): not supported") }
     let values = resources.values(cgroup.layout)
-    for value in values where cgroup.layout != .unified && !cgroup.controllers.contains(value.controller) {
-      throw RuntimeError("\(value.file): the container was made without the controller \(value.controller)")
-    }
     do throws(LimitsError) {
+      var further: [String] = []
+      for value in values where cgroup.layout != .unified && !(cgroup.controllers + further).contains(value.controller) {
+        further.append(value.controller)
+      }
+      if !further.isEmpty {
+        // In the state first, so that `delete` finds it.
+        state.cgroup = Cgroup(layout: cgroup.layout, path: cgroup.path, controllers: cgroup.controllers + further)
+        do throws(RuntimeError) { try folder.write("state.json", Array(state.encoded().utf8), isAwaited: true) } catch {
+          throw LimitsError(description: error.message)
+        }
+        cgroup = try cgroup.joining(further)
+      }
       do throws(LimitsError) { try cgroup.apply(values) } catch {
         // The v1 limit on memory may not pass the one with swap: whichever has to go first.
         guard cgroup.layout != .unified, values.count > 1 else { throw error }

@@ -23,6 +23,10 @@ package struct ExecOptions {
   package var consoleSocket = ""
   package var pidFile = ""
   package var inherited: UInt32 = 0
+  /// Starts it also in a container that is paused, where it waits.
+  package var ignoresPause = false
+  /// Below the container's cgroup, on v1 after its controllers: `a/b`, `cpu,memory:a/b`; there already.
+  package var cgroups: [String] = []
   /// AppArmor's profile and SELinux' context.
   package var profile = ""
   package var context = ""
@@ -36,12 +40,12 @@ extension Containers {
     let state = try folder.state()
     guard state.process() != nil else { throw RuntimeError("container \(id) is not running") }
     let status = folder.status(state)
-    guard status != .paused else { throw RuntimeError("container \(id) is paused") }
+    guard status != .paused || options.ignoresPause else { throw RuntimeError("container \(id) is paused") }
     let configuration = try folder.configuration(state)
     try Containers.protectExecutable(configuration.space)
     let specification = try specification(options, configuration)
 
-    var steps: [Operation] = (state.cgroup?.paths ?? []).map { .cgroup(path: $0) }
+    var steps = try cgroupSteps(state.cgroup, options.cgroups)
     steps += try joined(state.pid)
     // The descriptors of its namespaces are only taken for the container's if it still lives after they were found.
     guard state.process() != nil else { throw RuntimeError("container \(id) is not running") }
@@ -55,6 +59,28 @@ extension Containers {
     do throws(StepFailure) { started = try Launch(Plan(steps), inherited: options.inherited).start() } catch { throw RuntimeError(error) }
     try writePID(started.child.pid, options.pidFile)
     return started
+  }
+
+  private func cgroupSteps(_ cgroup: Cgroup?, _ below: [String]) throws(RuntimeError) -> [Operation] {
+    guard let cgroup else { return [] }
+    var (everywhere, places): (String, [(controller: String, path: String)]) = ("", [])
+    for text in below {
+      let parts = text.split(separator: ":", maxSplits: 1)
+      guard let path = parts.last, !path.split(separator: "/").contains("..") else {
+        throw RuntimeError("--cgroup \(text): expected a path below the container's")
+      }
+      if parts.count == 1 { everywhere = "/" + path }
+      for controller in parts.count == 1 ? [] : parts[0].split(separator: ",") {
+        guard cgroup.layout != .unified, cgroup.controllers.contains(String(controller)) else {
+          throw RuntimeError("--cgroup \(text): the container has no cgroup of the v1 controller \(controller)")
+        }
+        places.append((String(controller), "/" + path))
+      }
+    }
+    return cgroup.paths.map { path in
+      let own = places.first { cgroup.folder($0.controller) == path }?.path
+      return .cgroup(path: path + (own ?? everywhere))
+    }
   }
 
   private func specification(_ options: ExecOptions, _ configuration: Configuration) throws(RuntimeError) -> ProcessSpecification {

@@ -23,7 +23,9 @@ struct ContainerState {
   var pid: Int32 = 0
   /// When that process started, in the kernel's ticks since boot: the number alone could be another's by now.
   var processStart: UInt64 = 0
-  let cgroup: Cgroup?
+  var cgroup: Cgroup?
+  /// Something else was in it before: that is not this container's to end.
+  var sharesCgroup = false
   /// systemd's scope that the cgroup is in; empty without.
   let scope: String
 
@@ -47,6 +49,7 @@ struct ContainerState {
     pid = Int32(clamping: try json.signed("pid") ?? 0)
     processStart = try json.unsigned("processStart") ?? 0
     scope = try json.string("scope") ?? ""
+    sharesCgroup = try json.bool("sharesCgroup") ?? false
     cgroup =
       if let place = try json.object("cgroup"), let layout = CgroupLayout(rawValue: try place.string("layout") ?? ""),
         let path = try place.string("path"), !path.isEmpty
@@ -58,6 +61,7 @@ struct ContainerState {
     members.append(("created", .string(created)))
     members.append(("processStart", .unsigned(processStart)))
     if !scope.isEmpty { members.append(("scope", .string(scope))) }
+    if sharesCgroup { members.append(("sharesCgroup", .bool(true))) }
     if let cgroup {
       let place: [(key: String, value: JSONText)] = [
         ("layout", .string(cgroup.layout.rawValue)), ("path", .string(cgroup.path)),

@@ -150,6 +150,11 @@ struct MountReader {
     return ranges
   }
 
+  var isOfCgroups: Bool { !isBind && (type == "cgroup" || type == "cgroup2") }
+  var isReadOnly: Bool { change.set & MountAttributes.readOnly.rawValue != 0 }
+  /// Devices, other mounts and the working directory may have to be made in it first.
+  var isSealedLast: Bool { !isBind && type == "tmpfs" && isReadOnly }
+
   /// The step for it. Some file systems can only be made by who owns the namespace that they show; the host's stands in
   /// where the container has no namespace of its own.
   func operation(_ space: NamespaceSet, label: String) -> Operation {
@@ -174,5 +179,7 @@ struct MountReader {
   }
 
   /// A new mount has nothing to clear.
-  private var made: MountChange { MountChange(set: change.set, propagation: change.propagation) }
+  private var made: MountChange {
+    MountChange(set: isSealedLast ? change.set & ~MountAttributes.readOnly.rawValue : change.set, propagation: change.propagation)
+  }
 }

@@ -102,10 +102,13 @@ package struct ProcessSpecification {
     steps.append(.undumpable)
     if gate { steps.append(.awaitStart) }
     steps += hooks
-    // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the change of user takes.
-    if !forbidsNewPrivileges { steps += filter }
-    steps += [.user(uid: uid, gid: gid, groups: groups, mask: mask, capabilities: capabilities), .undumpable]
-    if forbidsNewPrivileges { steps += [.noNewPrivileges] + filter }
+    let user = Operation.user(uid: uid, gid: gid, groups: groups, mask: mask, capabilities: capabilities)
+    if forbidsNewPrivileges {
+      steps += [user, .undumpable, .noNewPrivileges] + filter
+    } else {
+      // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the change of user takes.
+      steps += [.undumpable] + filter + [user]
+    }
     return steps + [.execute(arguments: arguments, environment: environment, directory: directory)]
   }
 }
@@ -127,7 +130,11 @@ enum Capabilities {
     func set(_ name: String) throws(RuntimeError) -> UInt64 {
       var bits: UInt64 = 0
       for text in try json.strings(name) {
-        guard let number = number(text) else { throw json.error(name, "\(text) is no capability") }
+        // config.md, "Linux Process": told, and no reason to fail.
+        guard let number = number(text) else {
+          warn("\(name): \(text) is no capability of this kernel")
+          continue
+        }
         bits |= 1 << number
       }
       return bits

@@ -14,7 +14,8 @@ enum SeccompReader {
   static func operations(_ linux: JSON, _ state: [String], cache: FilterCache) throws(RuntimeError) -> [Operation] {
     guard let json = try linux.object("seccomp") else { return [] }
     let listener = try listener(json, state)
-    let text = json.encoded
+    // With the number of the way in which it is compiled: a cache outlives an upgrade.
+    let text = "2" + json.encoded
     var flags: UInt64 = 0
     for name in try json.strings("flags") {
       guard let bit = flagBits.first(where: { $0.name == name })?.bit else { throw json.error("flags", "\(name) is not supported") }

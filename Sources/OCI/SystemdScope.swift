@@ -43,6 +43,9 @@ struct SystemdScope {
     return path + name + "/container"
   }
 
+  /// The v1 hierarchies in which systemd makes no cgroups of its own: the scope and the slices above are ours to remove there.
+  static let unmanaged = ["freezer", "cpuset", "net_cls", "net_prio", "hugetlb", "perf_event", "rdma", "misc"]
+
   // ---------------------------------------------------------------- its life
 
   /// Keeps a scope that nothing else is in yet.

@@ -47,6 +47,10 @@ extension ChildPart {
         if error != .noEntry { throw error }
       }
     }
+    let walked = walk
+    // Never behind a link of the image: what is read and written there later would be the image's (CVE-2019-19921).
+    if type == "proc" || type == "sysfs", Defence.resolveInRoot.isOn { walk = [.inRoot, .noSymlinks] }
+    defer { walk = walked }
     try attach(folder: mount, to: target)
     if change.propagation != 0 { try propagate(target, change.propagation) }
   }
@@ -91,6 +95,8 @@ extension ChildPart {
     } else {
       try supervisor.send(.execStarted(session: 0), passing: [pair.master])
     }
+    // Hooks that run before the program have it already.
+    do throws(StepFailure) { try Payload.place(Payload.Streams(terminal: pair.slave)) } catch { throw Errno(error.errno) }
     terminal = pair.slave
     if root != nil {
       try Mount.attach(try Mount.clone(pair.slave.descriptor), to: try makeFile("/dev/console", mode: 0o600))

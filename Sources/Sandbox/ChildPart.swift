@@ -33,6 +33,10 @@ struct ChildPart {
   var hostPID: Int32 = 0
   /// The terminal's side of the program.
   var terminal: Handle?
+  /// What `execute` is to run, once all is done for it that can be done before its filter.
+  private var program: (payload: Payload, isInDirectory: Bool)?
+  /// Where the root is to be mounted.
+  private var place: Handle?
 
   init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket, gate: Handle? = nil, inherited: UInt32? = nil) {
     self.inherited = inherited
@@ -48,6 +52,7 @@ struct ChildPart {
     do throws(Errno) {
       guard case .proceed(let pid)? = try supervisor.receive()?.message else { throw .noSuchProcess }
       hostPID = pid
+      place = findPlace()
       if isolated { try Process.setIDs(uid: 0, gid: 0, groups: []) }
       if ownsMounts { try Mount.makeSlave() }
       Process.setFileMask(0)
@@ -55,17 +60,57 @@ struct ChildPart {
       throw StepFailure("enter namespaces", error)
     }
     for (index, operation) in operations.enumerated() {
-      if case .awaitStart = operation, gate != nil { try findProgram() }
+      switch operation {
+      case .awaitStart: if gate != nil { try findProgram() }
+      case .user, .seccomp, .seccompListener: try prepareProgram()
+      default: break
+      }
       do throws(Errno) { try apply(operation, index) } catch { throw StepFailure(operation.label, error) }
+      if case .user = operation, let program, !program.isInDirectory { try program.payload.enterDirectory() }
     }
   }
 
-  /// What comes last of all.
-  func finish() throws(StepFailure) {
-    guard let label else { return }
-    do throws(Errno) { try label.file.descriptor.write(Array(label.text.utf8)) } catch {
-      throw StepFailure("label the program " + label.text, error)
+  /// Runs the program; returns only if that cannot be.
+  func execute() -> StepFailure { program?.payload.execute() ?? StepFailure("execute", .invalid) }
+
+  /// All that can be done while nothing filters the calls for it.
+  private mutating func prepareProgram() throws(StepFailure) {
+    guard let inherited, program == nil else { return }
+    var user: UInt32 = 0
+    for operation in operations { if case .user(let uid, _, _, _, _) = operation { user = uid } }
+    for operation in operations {
+      guard case .execute(let arguments, var environment, let directory) = operation else { continue }
+      if !environment.contains(where: { $0.utf8.starts(with: "HOME=".utf8) }) { environment.append("HOME=" + PasswordFile.home(of: user)) }
+      let payload = Payload(arguments: arguments, environment: environment, directory: directory)
+      if terminal == nil { try Payload.place(Payload.Streams()) }
+      if let label {
+        do throws(Errno) { try label.file.descriptor.write(Array(label.text.utf8)) } catch {
+          throw StepFailure("label the program " + label.text, error)
+        }
+      }
+      try Payload.shut(keeping: inherited)
+      // There may be a directory that only root gets into, or on network storage only the user.
+      var isInDirectory = true
+      do throws(StepFailure) { try payload.enterDirectory() } catch {
+        if error.errno != Errno.access.code { throw error }
+        isInDirectory = false
+      }
+      program = (payload, isInDirectory)
     }
+  }
+
+  /// The root's own place on the host, where hooks expect it: looked up with the host's ids, and taken only if it is what was
+  /// opened there before. Nil where it cannot be reached.
+  private func findPlace() -> Handle? {
+    for (index, operation) in operations.enumerated() {
+      guard case .rootDirectory(let path) = operation, let root = host.opened[index] else { continue }
+      do throws(Errno) {
+        let (found, opened) = (Handle(try Descriptor.open(path, [.path, .directory])), try root.descriptor.status())
+        let status = try found.descriptor.status()
+        if status.inode == opened.inode && status.device == opened.device { return found }
+      } catch {}
+    }
+    return nil
   }
 
   /// A program that is not there is said while the container is being made, where its caller looks for the reason.
@@ -74,7 +119,8 @@ struct ChildPart {
       guard case .execute(let arguments, let environment, let directory) = operation else { continue }
       let name = arguments.first ?? ""
       do throws(Errno) {
-        try Process.changeDirectory(directory)
+        // Perhaps only the user gets there.
+        do throws(Errno) { try Process.changeDirectory(directory) } catch { if error != .access { throw error } }
         guard Payload.candidates(name, environment).contains(where: { Process.exists($0) }) else { throw .noEntry }
         try Process.changeDirectory("/")
       } catch {
@@ -109,9 +155,9 @@ struct ChildPart {
       try writable.setMode(mode)
       try writable.setOwner(uid, gid)
     case .rootDirectory: try makeRoot(from: index)
-    case .rootAttributes(let change):
-      try ChildPart.change(try here.descriptor, change)
-      if change.propagation != 0 { try propagate("/", change.propagation) }
+    case .attributes(let path, let change):
+      try ChildPart.change(try here.descriptor.open(relative(path), [.path], resolving: walk), change)
+      if change.propagation != 0 { try propagate(path, change.propagation) }
     case .workingDirectory(let path): _ = try folder(at: path, creating: true)
     case .bind(_, let target, let options):
       guard let mount = host.opened[index] else { throw .invalid }
@@ -216,7 +262,11 @@ struct ChildPart {
 
   private mutating func makeRoot(from index: Int) throws(Errno) {
     guard let mount = host.opened[index] else { throw .invalid }
-    try Mount.attach(mount.descriptor, to: try makeBench().open("root", [.path, .directory]))
+    if let place {
+      try Mount.attach(mount.descriptor, to: place.descriptor)
+    } else {
+      try Mount.attach(mount.descriptor, to: try makeBench().open("root", [.path, .directory]))
+    }
     root = mount
   }
 

@@ -104,15 +104,7 @@ package struct Launch {
     do throws(StepFailure) {
       try host.keepOnly([supervisor.handle, listener], from: 3 + inherited)
       try part.enter()
-      try part.finish()
-      failure = StepFailure("execute", .invalid)
-      for operation in plan.operations {
-        if case .execute(let arguments, let environment, let directory) = operation {
-          let streams = part.terminal.map { Payload.Streams(terminal: $0) } ?? Payload.Streams()
-          failure = Payload(arguments: arguments, environment: environment, directory: directory)
-            .become(streams, keeping: inherited)
-        }
-      }
+      failure = part.execute()
     } catch {
       failure = error
     }

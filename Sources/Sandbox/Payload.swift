@@ -72,38 +72,65 @@ package struct Payload {
     throw failure
   }
 
-  /// Turns this process into the program; returns only if that cannot be. `kept` descriptors from 3 on stay open.
-  package func become(_ streams: Streams, keeping kept: UInt32 = 0) -> StepFailure {
-    var step = "set up standard streams"
+  /// Turns this process into the program; returns only if that cannot be.
+  private func become(_ streams: Streams) -> StepFailure {
+    do throws(StepFailure) {
+      try Payload.place(streams)
+      try Payload.shut(keeping: 0)
+      try enterDirectory()
+    } catch {
+      return error
+    }
+    return execute()
+  }
+
+  /// The standard streams, in a session of their own.
+  static func place(_ streams: Streams) throws(StepFailure) {
     do throws(Errno) {
       try Process.newSession()
       if let input = streams.input { try Process.place(input.descriptor.number, at: 0) }
       if let output = streams.output { try Process.place(output.descriptor.number, at: 1) }
       if let errors = streams.errors { try Process.place(errors.descriptor.number, at: 2) }
       if streams.isTerminal { try Process.setControllingTerminal(0) }
-      step = "close descriptors"
+    } catch {
+      throw StepFailure("set up standard streams", error)
+    }
+  }
+
+  /// From here on the program gets no descriptor but its streams and `kept` ones from 3 on, and signals do what they do by default.
+  static func shut(keeping kept: UInt32) throws(StepFailure) {
+    do throws(Errno) {
       try Process.closeOnExec(from: 3 + kept)
-      step = "enter directory " + directory
-      try Process.changeDirectory(directory)
-      if !Process.workingDirectoryIsInsideRoot() && Defence.workingDirectory.isOn { throw .perm }
-      step = "execute " + (candidates.last ?? "")
       Signals.resetAll()
       try Signals.unblockAll()
     } catch {
-      return StepFailure(step, error)
+      throw StepFailure("close descriptors", error)
     }
+  }
+
+  func enterDirectory() throws(StepFailure) {
+    do throws(Errno) {
+      try Process.changeDirectory(directory)
+      if !Process.workingDirectoryIsInsideRoot() && Defence.workingDirectory.isOn { throw .perm }
+    } catch {
+      throw StepFailure("enter directory " + directory, error)
+    }
+  }
+
+  /// Calls nothing but execve(2) until none is left to try: a filter need not allow more. Returns only if none can be executed.
+  func execute() -> StepFailure {
     var worst = Errno.noEntry
     for path in candidates {
       do throws(Errno) {
         try Process.execute(path, arguments, environment)
       } catch {
-        if error == .noEntry, Process.exists(path) {
-          return StepFailure("find the interpreter of " + path, error)
-        }
         // Like execvp(3): a file that is there and may not be run says more than one that is not there.
         if error != .noEntry && error != .notDirectory { worst = error }
       }
     }
-    return StepFailure(step, worst)
+    if worst == .noEntry, let path = candidates.first(where: { Process.exists($0) }) {
+      return StepFailure("find the interpreter of " + path, worst)
+    }
+    return StepFailure("execute " + (candidates.last ?? ""), worst)
   }
 }

@@ -46,6 +46,8 @@ package final class SeccompFilter {
 
   private let context: scmp_filter_ctx
   private let fallback: Action
+  /// The highest number of a call, on this machine's own architecture, that a rule names.
+  private var newest: Int32 = -1
 
   package init(fallback: Action) throws(Failure) {
     guard let context = seccomp_init(fallback.number) else { throw Failure(message: "libseccomp: no context for a filter") }
@@ -75,6 +77,7 @@ package final class SeccompFilter {
   package func add(_ action: Action, _ name: String, _ conditions: [Condition] = []) throws(Failure) -> Bool {
     let number = name.withCString { seccomp_syscall_resolve_name($0) }
     guard number != __NR_SCMP_ERROR else { return false }
+    newest = max(newest, number)
     if action == fallback { return true }
     let raw = conditions.map { condition in
       let operation =
@@ -106,12 +109,27 @@ package final class SeccompFilter {
       var program: [UInt8] = []
       while true {
         let part = try file.read(at: UInt64(program.count), upTo: 65_536)
-        if part.isEmpty { return program }
+        if part.isEmpty { return stub + program }
         program += part
       }
     } catch {
       throw Failure(message: "libseccomp: cannot export the filter: \(error.sentence)")
     }
+  }
+
+  /// What comes before the filter: a call that is newer than all that its author knew does not exist (ENOSYS), so that a C library
+  /// falls back to what he did know, where "not permitted" would make it give up. Other architectures, and filters that let
+  /// through what they do not know, are as they were.
+  private var stub: [UInt8] {
+    let lets = [Action.allow, .log, .notify].contains(fallback) || fallback.number & 0xFFFF_0000 == Action.trace(0).number
+    guard newest >= 0, !lets else { return [] }
+    func instruction(_ code: UInt16, _ ifTrue: UInt8, _ ifFalse: UInt8, _ value: UInt32) -> [UInt8] {
+      [UInt8(code & 0xFF), UInt8(code >> 8), ifTrue, ifFalse] + (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
+    }
+    // Classic BPF over struct seccomp_data: the number at 0, the architecture at 4 (seccomp(2)).
+    return instruction(0x20, 0, 0, 4) + instruction(0x15, 0, 4, seccomp_arch_native()) + instruction(0x20, 0, 0, 0)
+      // Numbers of x32 have this bit.
+      + instruction(0x35, 2, 0, 0x4000_0000) + instruction(0x25, 0, 1, UInt32(newest)) + instruction(0x06, 0, 0, 0x0005_0000 | 38)
   }
 
   private func succeed(_ result: Int32, _ what: String) throws(Failure) {

@@ -11,6 +11,9 @@ struct Arguments {
     static func flag(_ names: String..., help: String) -> Option { Option(names: names, takesValue: false, help: help) }
   }
 
+  /// More open files no process of this kernel has by default (fs.nr_open).
+  static let descriptorLimit: UInt32 = 1 << 20
+
   private var values: [(name: String, value: String)] = []
   private(set) var operands: [String] = []
 

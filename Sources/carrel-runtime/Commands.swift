@@ -10,6 +10,7 @@ struct Command: Sendable {
 
 private let creation: [Arguments.Option] = [
   .value("bundle", "b", help: "directory with config.json; default: the working directory"),
+  .value("config", "f", help: "the configuration; default: config.json in the bundle"),
   .value("console-socket", help: "Unix socket that gets the terminal's other end"),
   .value("pid-file", help: "gets the pid of the first process"),
   .value("preserve-fds", help: "so many descriptors from 3 on are handed to the program"),
@@ -41,7 +42,8 @@ let commands: [Command] = [
       .flag("no-new-privs", help: "set no_new_privs"), .value("console-socket", help: "Unix socket that gets the terminal's other end"),
       .value("pid-file", help: "gets the pid"), .value("preserve-fds", help: "so many descriptors from 3 on are handed on"),
       .value("apparmor", help: "AppArmor profile"), .value("process-label", help: "SELinux context"),
-      .value("cgroup", help: "refused"),
+      .value("cgroup", help: "below the container's own, on v1 as CONTROLLERS:PATH; may be repeated"),
+      .flag("ignore-paused", help: "start it also in a paused container"),
     ], run: execute),
   Command(name: "state", usage: "ID", options: []) { (containers, arguments) throws(RuntimeError) in
     StandardStream.output.write(try containers.state(try arguments.operand(0, "a container id")) + "\n")
@@ -50,7 +52,8 @@ let commands: [Command] = [
   Command(name: "kill", usage: "[--all] ID [SIGNAL]", options: [.flag("all", "a", help: "every process of the container")]) {
     (containers, arguments) throws(RuntimeError) in
     let signal = arguments.operands.count > 1 ? arguments.operands[1] : "TERM"
-    guard let number = Signals.number(signal) else { throw RuntimeError("\(signal): no signal") }
+    // 0 asks whether there is somebody to signal (kill(2)).
+    guard let number = signal == "0" ? 0 : Signals.number(signal) else { throw RuntimeError("\(signal): no signal") }
     try containers.kill(try arguments.operand(0, "a container id"), number, all: arguments.has("all"))
     return 0
   },
@@ -88,18 +91,17 @@ let commands: [Command] = [
     run: update),
   Command(
     name: "events", usage: "[--stats] ID",
-    options: [.flag("stats", help: "print the use of resources once"), .value("interval", help: "between reports: 5s, or seconds")]
+    options: [
+      .flag("stats", help: "print the use of resources once"),
+      .value("interval", help: "between reports: 5s, 500ms, or seconds"),
+    ]
   ) { (containers, arguments) throws(RuntimeError) in
     let id = try arguments.operand(0, "a container id")
     if arguments.has("stats") {
       StandardStream.output.write(statistics(id, try containers.usage(id)) + "\n")
       return 0
     }
-    let interval = arguments.value("interval") ?? "5s"
-    guard let seconds = UInt32(interval.utf8.last == UInt8(ascii: "s") ? String(interval.dropLast()) : interval), seconds > 0 else {
-      throw RuntimeError("--interval \(interval): expected seconds, such as 5s")
-    }
-    try containers.watch(id, seconds: seconds) { news in
+    try containers.watch(id, milliseconds: try interval(arguments.value("interval") ?? "5s")) { news in
       switch news {
       case .usage(let usage): StandardStream.output.write(statistics(id, usage) + "\n")
       case .outOfMemory:
@@ -124,12 +126,40 @@ let commands: [Command] = [
   Command(name: "restore", usage: "", options: []) { (_, _) throws(RuntimeError) in throw RuntimeError("restore: not supported") },
 ]
 
+private func interval(_ text: String) throws(RuntimeError) -> UInt32 {
+  let digits = text.utf8.prefix { (0x30...0x39).contains($0) }
+  let unit = String(decoding: text.utf8.dropFirst(digits.count), as: UTF8.self)
+  guard let number = UInt32(String(decoding: digits, as: UTF8.self)), number > 0, number <= 86_400, ["ms", "s", ""].contains(unit) else {
+    throw RuntimeError("--interval \(text): expected a time such as 5s or 500ms")
+  }
+  return unit == "ms" ? number : number * 1000
+}
+
+/// The count of a service manager's sockets, where they are meant for this process (sd_listen_fds(3)).
+private func listening() throws(RuntimeError) -> UInt32 {
+  let all = Process.environment
+  func value(_ name: String) -> String? { all.first { $0.utf8.starts(with: name.utf8) }.map { String($0.dropFirst(name.utf8.count)) } }
+  guard let text = value("LISTEN_FDS="), value("LISTEN_PID=").map({ Int32($0) == Process.id }) ?? true else { return 0 }
+  guard let count = UInt32(text), count <= Arguments.descriptorLimit else { throw RuntimeError("LISTEN_FDS \(text): expected a number") }
+  return count
+}
+
+private func inherited(_ arguments: Arguments) throws(RuntimeError) -> UInt32 {
+  let count = try arguments.number("preserve-fds") ?? 0
+  guard count <= Arguments.descriptorLimit else {
+    throw RuntimeError("--preserve-fds \(count): expected at most \(Arguments.descriptorLimit)")
+  }
+  return count
+}
+
 private func creationOptions(_ arguments: Arguments) throws(RuntimeError) -> CreateOptions {
   var options = CreateOptions()
   options.bundle = arguments.value("bundle") ?? "."
   options.pidFile = arguments.value("pid-file") ?? ""
   options.consoleSocket = arguments.value("console-socket") ?? ""
-  options.inherited = try arguments.number("preserve-fds") ?? 0
+  options.configuration = arguments.value("config") ?? ""
+  options.inherited = try inherited(arguments)
+  options.listening = try listening()
   options.noPivot = arguments.has("no-pivot")
   return options
 }
@@ -142,7 +172,6 @@ private func creationOptions(_ arguments: Arguments) throws(RuntimeError) -> Cre
 }
 
 @Sendable private func execute(_ containers: Containers, _ arguments: Arguments) throws(RuntimeError) -> Int32 {
-  if let value = arguments.value("cgroup"), !value.isEmpty { throw RuntimeError("--cgroup: not supported") }
   var options = ExecOptions()
   options.processFile = arguments.value("process") ?? ""
   options.arguments = Array(arguments.operands.dropFirst())
@@ -157,7 +186,9 @@ private func creationOptions(_ arguments: Arguments) throws(RuntimeError) -> Cre
   options.pidFile = arguments.value("pid-file") ?? ""
   options.profile = arguments.value("apparmor") ?? ""
   options.context = arguments.value("process-label") ?? ""
-  options.inherited = try arguments.number("preserve-fds") ?? 0
+  options.inherited = try inherited(arguments)
+  options.ignoresPause = arguments.has("ignore-paused")
+  options.cgroups = arguments.values("cgroup").filter { !$0.isEmpty }
   let detached = arguments.has("detach")
   if !detached { try blockSignals() }
   let started = try containers.exec(try arguments.operand(0, "a container id"), options)
@@ -178,19 +209,21 @@ private func blockSignals() throws(RuntimeError) {
       JSONText.object([
         ("ociVersion", .string(Features.specificationVersion)), ("id", .string(entry.id)), ("pid", .number(Int64(entry.pid))),
         ("status", .string(entry.status.rawValue)), ("bundle", .string(entry.bundle)), ("created", .string(entry.created)),
+        ("owner", .string(entry.owner)),
       ])
     }
     StandardStream.output.write(JSONText.array(items).encoded + "\n")
   } else {
-    func pad(_ text: String, _ width: Int) -> String {
-      let count = text.utf8.count
-      return text + String(repeating: " ", count: max(width - count, 0) + 1)
-    }
-    let width = all.map { $0.id.utf8.count }.max() ?? 0
-    var text = pad("ID", max(width, 2)) + pad("PID", 7) + pad("STATUS", 8) + pad("CREATED", 30) + "BUNDLE\n"
-    for entry in all {
-      text +=
-        pad(entry.id, max(width, 2)) + pad("\(entry.pid)", 7) + pad(entry.status.rawValue, 8) + pad(entry.created, 30) + entry.bundle + "\n"
+    // As runc has it: engines and scripts read these columns.
+    var rows = [["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]]
+    for entry in all { rows.append([entry.id, "\(entry.pid)", entry.status.rawValue, entry.bundle, entry.created, entry.owner]) }
+    var text = ""
+    for row in rows {
+      for (column, field) in row.enumerated() {
+        let width = rows.map { $0[column].utf8.count }.max() ?? 0
+        text += field + String(repeating: " ", count: column == 5 ? 0 : max(width, 11) - field.utf8.count + 1)
+      }
+      text += "\n"
     }
     StandardStream.output.write(text)
   }
@@ -225,7 +258,9 @@ private let updateOptions: [(option: Arguments.Option, section: String, field: S
     if entry.field == "cpus" || entry.field == "mems" {
       value = .string(text)
     } else {
-      guard let number = Int64(text) else { throw RuntimeError("--\(entry.option.names[0]) \(text): expected a number") }
+      guard let number = entry.section == "memory" ? bytes(text) : Int64(text) else {
+        throw RuntimeError("--\(entry.option.names[0]) \(text): expected a number")
+      }
       value = .number(number)
     }
     if let index = sections.firstIndex(where: { $0.key == entry.section }), case .object(let members) = sections[index].value {
@@ -237,6 +272,17 @@ private let updateOptions: [(option: Arguments.Option, section: String, field: S
   guard !sections.isEmpty else { throw RuntimeError("update: nothing to change") }
   try containers.update(id, Array(JSONText.object(sections).encoded.utf8))
   return 0
+}
+
+/// 52428800, 50M, 50m or 50MiB; -1 is none.
+private func bytes(_ text: String) -> Int64? {
+  let digits = text.utf8.prefix { (0x30...0x39).contains($0) || $0 == UInt8(ascii: "-") }
+  guard let number = Int64(String(decoding: digits, as: UTF8.self)) else { return nil }
+  let unit = String(decoding: text.utf8.dropFirst(digits.count), as: UTF8.self)
+  let units: [[String]] = [["", "b", "B"], ["k", "K", "KiB"], ["m", "M", "MiB"], ["g", "G", "GiB"], ["t", "T", "TiB"]]
+  guard let power = units.firstIndex(where: { $0.contains(unit) }) else { return nil }
+  let (product, overflows) = number.multipliedReportingOverflow(by: 1 << (10 * Int64(power)))
+  return overflows ? nil : product
 }
 
 /// In the form of `runc events --stats`, as far as it goes.

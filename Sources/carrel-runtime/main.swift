@@ -15,6 +15,7 @@ func runCommandLine() -> Int32 {
   Process.keepMemory()
   // Nothing that an engine left open reaches a container by accident; what it asks for is handed on by number.
   var log = ErrorLog()
+  var failure: Int32 = 1
   do throws(RuntimeError) {
     let global = try Arguments(Process.arguments.dropFirst(), globalOptions)
     log = ErrorLog(path: global.value("log") ?? "", isJSON: global.value("log-format") == "json")
@@ -27,6 +28,8 @@ func runCommandLine() -> Int32 {
       return global.operands.isEmpty && !global.has("help") ? 2 : 0
     }
     guard let command = commands.first(where: { $0.name == name }) else { throw RuntimeError("\(name): unknown command; see --help") }
+    // As runc and crun have it: what a program inside ends with is told apart from that it could not be started.
+    if name == "exec" { failure = 255 }
     let usesSystemd = global.has("systemd-cgroup") || global.value("cgroup-manager") == "systemd"
     let arguments = try Arguments(
       global.operands.dropFirst(), command.options + [.flag("help", "h", help: "print this")], mixed: command.name != "exec")
@@ -38,7 +41,7 @@ func runCommandLine() -> Int32 {
     return try command.run(Containers(store, usesSystemd: usesSystemd), arguments)
   } catch {
     log.write(error.message)
-    return 1
+    return failure
   }
 }
 

@@ -315,7 +315,7 @@ def test_ids_never_wrap(runtime):
     users = ["2147483648", "4294967296", "4294967295", "-1", "01", "+1", "0x0", "", ":", "1:", "1:-1"]
     id = runtime.id()
     runtime.run("run", "--detach", "--bundle", runtime.bundle(lambda c: c["process"].update(args=["sleep", "100"])), id)
-    held = held and all(runtime.run("exec", "--user", u, id, "id", check=False).returncode == 1 for u in users if u)
+    held = held and all(runtime.run("exec", "--user", u, id, "id", check=False).returncode == 255 for u in users if u)
     control = runtime.run("exec", "--user", "1:1", id, "id", "-u").stdout == "1\n"
     runtime.run("delete", "--force", id)
     record("ids that wrap to root", "CVE-2024-40635, 2026-30892", len(tries) + len(users), held, control)
@@ -329,6 +329,31 @@ def test_proc_cannot_be_replaced(runtime, directory):
     held = all(runtime.once("true", lambda c, m=m: c["mounts"].append(m)).returncode == 1 for m in tries)
     control = runtime.once("cat /data/self/x; true", lambda c: c["mounts"].append({"destination": "/data", "source": str(folder), "options": ["bind"]})).returncode == 0
     record("something else in the place of proc", "CVE-2019-16884, 2025-52881", len(tries), held, control)
+
+
+def links_to_proc(runtime, directory, prefix, **options):
+    """CVE-2019-19921: /proc, or /sys, of the image is a link to a folder of its own; the mounts that follow would go there."""
+    followed = count = 0
+    for name in ("proc", "sys"):
+        root = busybox_root(directory / f"{prefix}-{name}")
+        shutil.rmtree(root / name)
+        (root / "evil").mkdir()
+        (root / name).symlink_to("/evil")
+        def change(config):
+            config["root"]["readonly"] = False
+            config["process"]["args"] = ["sh", "-c", "ls /evil | wc -l"]
+            config["linux"]["maskedPaths"] = config["linux"]["readonlyPaths"] = []
+            config["mounts"] = [m for m in config["mounts"] if not m["destination"].startswith("/sys/")]
+        done = runtime.run("run", "--bundle", runtime.bundle(change, root), runtime.id(), check=False, **options)
+        followed += done.stdout.strip() not in ("", "0")
+        count += 1
+    return count, followed
+
+
+def test_proc_and_sys_are_never_behind_a_link(runtime, open_runtime, directory):
+    count, followed = links_to_proc(runtime, directory, "behind")
+    _, bit = links_to_proc(open_runtime, directory, "behind-open", **without("resolve-in-root"))
+    record("/proc and /sys behind a link of the image", "CVE-2019-19921", count, followed == 0, bit > 0)
 
 
 def test_no_core_file_handler_of_the_host_is_fed(runtime):

@@ -265,7 +265,7 @@ BAD = [
     ("process.env", ["A"], "process.env"), ("process.user.uid", 2**31, "process.user.uid"), ("process.user.uid", 2**32, "process.user.uid"),
     ("process.user.uid", 4294967295, "process.user.uid"), ("process.user.uid", -1, "process.user.uid"), ("process.user.uid", 1.5, "process.user.uid"),
     ("process.user.uid", "0", "process.user.uid"), ("process.user.additionalGids", [2**32], "additionalGids"), ("process.user.umask", 4096, "umask"),
-    ("process.capabilities.bounding", ["CAP_ALL"], "CAP_ALL is no capability"), ("process.rlimits", [{"type": "RLIMIT_X", "soft": 1, "hard": 1}], "RLIMIT_X"),
+    ("process.rlimits", [{"type": "RLIMIT_X", "soft": 1, "hard": 1}], "RLIMIT_X"),
     ("process.rlimits", [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}], "above hard"), ("process.rlimits", [{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}] * 2, "twice"),
     ("process.oomScoreAdj", 2000, "oomScoreAdj"), ("process.apparmorProfile", "x", "apparmorProfile"), ("process.selinuxLabel", "x", "selinuxLabel"),
     ("root.path", "", "root.path"), ("root.path", "missing", "missing"), ("linux.namespaces", [{"type": "pid"}], "mount namespace"),

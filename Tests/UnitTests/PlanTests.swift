@@ -33,7 +33,7 @@ import Testing
       gids: [IDRange(inside: 0, outside: 5, count: 1), IDRange(inside: 1, outside: 9, count: 2)]),
     .namespaces(0x2000_0000), .joinNamespace(kind: 0x4000_0000, path: "/proc/1/ns/net"), .layer(path: "/layers/a"),
     .root(scratchBytes: 1, scratchInodes: 2), .rootDirectory(path: "/bundle/rootfs"),
-    .rootAttributes(MountChange(set: 1, clear: 2, propagation: 1 << 18)),
+    .attributes(path: "/", change: MountChange(set: 1, clear: 2, propagation: 1 << 18)),
     .directory(path: "/tmp", mode: 0o1777, uid: 0, gid: 0), .bind(source: "/a", target: "/b", options: bind),
     .bind(source: "/a", target: "/b", options: BindOptions(change: MountChange(set: 7))), .secrets(target: "/run/s", bytes: 3),
     .fileSystem(type: "tmpfs", source: "t", target: "/t", options: ["size=1", "x"], change: MountChange(set: 3), copyUp: true),

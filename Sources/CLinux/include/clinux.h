@@ -257,6 +257,7 @@ static inline long clx_setsid(void) { return clx_result(syscall(SYS_setsid)); }
 static inline long clx_execve(const char *path, char *const *argv, char *const *envp) { return clx_result(syscall(SYS_execve, path, argv, envp)); }
 void clx_fault(const char *name);
 static inline const char *clx_environment(const char *name) { return getenv(name); }
+static inline char **clx_environ(void) { return environ; }
 // The file that a descriptor stands for, with this process's own arguments and environment (execveat(2)).
 static inline long clx_execute_again(int file, char *const *argv) {
   return clx_result(syscall(SYS_execveat, file, "", argv, environ, CLX_AT_EMPTY_PATH));

@@ -55,6 +55,9 @@ private let targets: [String: @Sendable ([UInt8]) -> Void] = [
     guard let state = try? ContainerState(parsing: bytes) else { return }
     precondition((try? ContainerState(parsing: Array(state.encoded().utf8))) != nil, "a state cannot be read back")
   },
+  "password": { bytes in
+    if let home = PasswordFile.home(of: 7, in: bytes) { precondition(home.hasPrefix("/") && !home.utf8.contains(0), "no home") }
+  },
   "proc": { bytes in
     _ = CgroupLayout.hierarchies(parsing: bytes)
     _ = ProcessStat(parsing: bytes)
