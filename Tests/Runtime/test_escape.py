@@ -338,7 +338,7 @@ def links_to_proc(runtime, directory, prefix, **options):
         root = busybox_root(directory / f"{prefix}-{name}")
         shutil.rmtree(root / name)
         (root / "evil").mkdir()
-        (root / name).symlink_to("/evil")
+        (root / name).symlink_to("evil")
         def change(config):
             config["root"]["readonly"] = False
             config["process"]["args"] = ["sh", "-c", "ls /evil | wc -l"]
@@ -359,7 +359,8 @@ def test_proc_and_sys_are_never_behind_a_link(runtime, open_runtime, directory):
 def test_no_core_file_handler_of_the_host_is_fed(runtime):
     limit = lambda c: c["process"].update(rlimits=[{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}])
     done = runtime.once("ulimit -c; ulimit -Hc", limit)
-    record("core files through the host's handler", "core_pattern pipe", 1, done.stdout.split() == ["0", "0"], None)
+    bare = runtime.once("ulimit -Hc")
+    record("core files through the host's handler", "core_pattern pipe", 1, done.stdout.split() == ["0", "0"], bare.stdout.split() != ["0"])
 
 
 @pytest.fixture(scope="module")
