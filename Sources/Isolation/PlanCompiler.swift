@@ -9,18 +9,28 @@ package struct IDMapping: Equatable, Sendable {
   package let fromGID: UInt32
   package let toUID: UInt32
   package let toGID: UInt32
+  /// Others whose files are there too. Each is somebody inside, since the kernel lets nobody write to the file of an owner that it
+  /// cannot name, whatever the group may.
+  package let others: [UInt32]
 
-  package init(fromUID: UInt32, fromGID: UInt32, toUID: UInt32, toGID: UInt32) {
+  package init(fromUID: UInt32, fromGID: UInt32, toUID: UInt32, toGID: UInt32, others: [UInt32] = []) {
     self.fromUID = fromUID
     self.fromGID = fromGID
     self.toUID = toUID
     self.toGID = toGID
+    self.others = others
   }
+
+  /// Where the others begin inside, away from the workspace's own user.
+  private var firstOther: UInt32 { toUID >= 50_000 ? 20_000 : 60_000 }
 
   /// As a mount takes it, in a workspace whose host ids begin at `first`.
   package func options(_ change: MountChange, first: UInt32) -> BindOptions {
     var options = BindOptions(change: change)
     options.uids = [IDRange(inside: fromUID, outside: first + toUID, count: 1)]
+    for (index, uid) in others.enumerated() {
+      options.uids.append(IDRange(inside: uid, outside: first + firstOther + UInt32(index), count: 1))
+    }
     options.gids = [IDRange(inside: fromGID, outside: first + toGID, count: 1)]
     return options
   }
@@ -93,8 +103,17 @@ package enum PlanCompiler {
   private static let fileLimit: UInt32 = 7
   private static let lockLimit: UInt32 = 8
 
+  /// One mount of the host's, as a launch or an injection into a workspace that runs does it.
+  package static func operation(_ bind: Enclosure.Bind, first: UInt32) -> Operation {
+    var attributes: MountAttributes = [.noSetuid, .noDevices]
+    if !bind.executable { attributes.insert(.noExec) }
+    if !bind.writable { attributes.insert(.readOnly) }
+    let change = MountChange(set: attributes.rawValue)
+    let options = bind.ids?.options(change, first: first) ?? BindOptions(change: change)
+    return .bind(source: bind.source, target: bind.target, options: options)
+  }
+
   package static func compile(_ box: Enclosure, seccomp: [UInt8]) -> Plan {
-    let hard = MountAttributes([.noSetuid, .noDevices]).rawValue
     let harder = MountAttributes([.noSetuid, .noDevices, .noExec]).rawValue
     let namespaces: Namespaces = [.mount, .pid, .ipc, .uts, .network]
     let ids = [IDRange(inside: 0, outside: box.firstID, count: idCount)]
@@ -142,13 +161,7 @@ package enum PlanCompiler {
       .file(path: "/etc/hosts", mode: 0o644, content: box.hosts),
       .file(path: "/etc/resolv.conf", mode: 0o644, content: box.resolver),
     ]
-    for bind in box.binds {
-      var attributes = bind.executable ? hard : harder
-      if !bind.writable { attributes |= MountAttributes.readOnly.rawValue }
-      let change = MountChange(set: attributes)
-      let options = bind.ids?.options(change, first: box.firstID) ?? BindOptions(change: change)
-      steps.append(.bind(source: bind.source, target: bind.target, options: options))
-    }
+    steps += box.binds.map { operation($0, first: box.firstID) }
     steps += [
       .secrets(target: box.secretsPath, bytes: 8 << 20),
       .hostname(box.hostname),

@@ -71,6 +71,13 @@ extension Descriptor {
     }
   }
 
+  /// What is at an absolute path, with no symlink anywhere on the way.
+  package static func openPlain(_ path: String, _ flags: OpenFlags, mode: UInt32 = 0) throws(Errno) -> Descriptor {
+    let relative = path.drop { $0 == "/" }
+    let root = try Descriptor.open("/", [.path, .directory])
+    return try root.open(relative.isEmpty ? "." : String(relative), flags, mode: mode, resolving: [.inRoot, .noSymlinks])
+  }
+
   package func status(_ path: String = "") throws(Errno) -> FileStatus {
     var raw = clx_file()
     try check(path.withCString { clx_fstatat(number, $0, &raw) })

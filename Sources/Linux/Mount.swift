@@ -112,6 +112,21 @@ package enum Mount {
     try check("/".withCString { clx_chdir($0) })
   }
 
+  /// Which mount a file is in, by the number that this boot gave it.
+  package static func id(_ file: borrowing Descriptor) throws(Errno) -> UInt64 {
+    var id: UInt64 = 0
+    try check(clx_mount_id(file.number, &id))
+    return id
+  }
+
+  /// Takes the mount away whose root this is: at once from where it is found, and for good when nobody has anything of it open.
+  /// By the directory itself, so that no path is walked.
+  package static func detach(_ root: borrowing Descriptor) throws(Errno) {
+    try check(clx_fchdir(root.number))
+    try check(".".withCString { clx_umount2($0, Int32(CLX_MNT_DETACH)) })
+    try check("/".withCString { clx_chdir($0) })
+  }
+
   package static func isFileSystem(_ file: borrowing Descriptor, _ magic: Int) throws(Errno) -> Bool {
     try check(clx_super_magic(file.number)) == magic
   }

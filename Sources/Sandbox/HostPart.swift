@@ -67,9 +67,8 @@ final class HostPart {
     if options.followsSource {
       file = try Descriptor.open(source, [.path])
     } else {
-      // No symlink anywhere in the source: what was checked is what is mounted.
-      let root = try Descriptor.open("/", [.path, .directory])
-      file = try root.open(relative(source), [.path], resolving: [.inRoot, .noSymlinks])
+      // What was checked is what is mounted.
+      file = try Descriptor.openPlain(source, [.path])
     }
     let mount = try Mount.clone(file, recursive: options.recursive)
     // Unless sharing is what was asked for: MS_SHARED.
@@ -192,11 +191,7 @@ final class HostPart {
           guard let mount = opened[index], owner else { continue }
           if namespace == nil { namespace = Handle(try Descriptor.open("/proc/\(child.pid)/ns/user", [.readOnly])) }
           if let namespace { try Mount.mapIDs(mount.descriptor, by: namespace.descriptor) }
-        case .bind(_, _, let options):
-          if let mount = opened[index], !options.uids.isEmpty {
-            try Mount.mapIDs(
-              mount.descriptor, by: try mappingNamespace(options.uids, options.gids), recursive: options.mapsRecursively)
-          }
+        case .bind(_, _, let options): try mapBind(index, options)
         case .outOfMemoryScore(let score):
           try Descriptor.open("/proc/\(child.pid)/oom_score_adj", [.writeOnly]).write(Array("\(score)".utf8))
         default: break
@@ -205,6 +200,19 @@ final class HostPart {
         throw StepFailure(operation.label, error)
       }
     }
+  }
+
+  /// Of binds alone, which need no child.
+  func completeBinds() throws(StepFailure) {
+    for (index, operation) in operations.enumerated() {
+      guard case .bind(_, _, let options) = operation else { continue }
+      do throws(Errno) { try mapBind(index, options) } catch { throw StepFailure(operation.label, error) }
+    }
+  }
+
+  private func mapBind(_ index: Int, _ options: BindOptions) throws(Errno) {
+    guard let mount = opened[index], !options.uids.isEmpty else { return }
+    try Mount.mapIDs(mount.descriptor, by: try mappingNamespace(options.uids, options.gids), recursive: options.mapsRecursively)
   }
 
   private func writeMap(_ pid: Int32, _ name: String, _ ranges: [IDRange]) throws(Errno) {

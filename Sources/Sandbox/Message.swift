@@ -28,6 +28,15 @@ package enum Message: Equatable, Sendable {
   case putRole(name: String, body: [UInt8], expires: Int64)
   /// So many of `issued` are on the agent's record.
   case noted(role: String, count: UInt32)
+  case removeSecret(name: String)
+
+  /// A plan of one `bind`: mounted in the workspace that runs.
+  case attach(plan: [UInt8])
+  case detach(target: String, mount: UInt64)
+  case change(target: String, mount: UInt64, readOnly: Bool)
+  case findMount(target: String)
+  /// What was attached and detached since the launch.
+  case listMounts
 
   // Answers and reports.
   case preparing
@@ -47,6 +56,8 @@ package enum Message: Equatable, Sendable {
   case execExited(session: UInt32, status: ExitStatus)
   /// Credentials of this role were given to programs so many times that are not noted yet.
   case issued(role: String, count: UInt32)
+  case mount(id: UInt64)
+  case mounts(attached: [String], detached: [String])
   /// So many processes of the workspace were ended for want of memory since it was launched.
   case outOfMemory(kills: UInt64)
 }
@@ -97,6 +108,13 @@ extension Message {
     case .serveCredentials(let token): head(9); bytes.append(counted: token)
     case .putRole(let name, let body, let expires): head(10); text(name); bytes.append(counted: body); number(expires)
     case .noted(let role, let count): head(11); text(role); number(Int64(count))
+    case .removeSecret(let name): head(12); text(name)
+    case .attach(let plan): head(13); bytes.append(counted: plan)
+    case .detach(let target, let mount): head(14); text(target); number(Int64(bitPattern: mount))
+    case .change(let target, let mount, let readOnly):
+      head(15); text(target); number(Int64(bitPattern: mount)); number(readOnly ? 1 : 0)
+    case .findMount(let target): head(16); text(target)
+    case .listMounts: head(17)
     case .preparing: head(20)
     case .created(let pid): head(21); number(Int64(pid))
     case .waiting(let pid): head(22); number(Int64(pid))
@@ -112,6 +130,8 @@ extension Message {
     case .execExited(let session, let value): head(31); number(Int64(session)); status(value)
     case .issued(let role, let count): head(33); text(role); number(Int64(count))
     case .outOfMemory(let kills): head(34); number(Int64(bitPattern: kills))
+    case .mount(let id): head(35); number(Int64(bitPattern: id))
+    case .mounts(let attached, let detached): head(36); texts(attached); texts(detached)
     }
     return bytes
   }
@@ -141,6 +161,12 @@ extension Message {
       return .putRole(
         name: try reader.string(), body: try reader.counted(), expires: Int64(bitPattern: try reader.number(width: 8)))
     case 11: return .noted(role: try reader.string(), count: try reader.uint32())
+    case 12: return .removeSecret(name: try reader.string())
+    case 13: return .attach(plan: try reader.counted())
+    case 14: return .detach(target: try reader.string(), mount: try reader.number(width: 8))
+    case 15: return .change(target: try reader.string(), mount: try reader.number(width: 8), readOnly: try reader.number(width: 8) != 0)
+    case 16: return .findMount(target: try reader.string())
+    case 17: return .listMounts
     case 20: return .preparing
     case 21: return .created(pid: try reader.int32())
     case 22: return .waiting(pid: try reader.int32())
@@ -156,6 +182,8 @@ extension Message {
     case 32: return .ready
     case 33: return .issued(role: try reader.string(), count: try reader.uint32())
     case 34: return .outOfMemory(kills: try reader.number(width: 8))
+    case 35: return .mount(id: try reader.number(width: 8))
+    case 36: return .mounts(attached: try reader.strings(), detached: try reader.strings())
     default: throw reader.error(.unknownOperation)
     }
   }

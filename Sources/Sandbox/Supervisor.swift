@@ -21,6 +21,9 @@ package final class Supervisor {
   private let log: OutputLog
   private var broker: CredentialBroker?
   private var memory: MemoryWatch?
+  /// Targets whose mounts came and went since the launch.
+  private var attached: [String] = []
+  private var detached: [String] = []
 
   private struct Connection {
     let socket: MessageSocket
@@ -301,6 +304,12 @@ package final class Supervisor {
       case .noted(let role, let count):
         if let rest = broker?.note(role, count) { tell(issues: [rest]) }
       case .getSecret(let name): try answer(socket) { () throws(Errno) in .secret(try getSecret(name)) }
+      case .removeSecret(let name):
+        try answer(socket) { () throws(Errno) in
+          try host.secrets?.descriptor.remove(name); return .done
+        }
+      case .attach, .detach, .change, .findMount, .listMounts:
+        try answer(socket) { () throws(Errno) in try inject(received.message) }
       case .exec(_, let arguments, let environment, let directory, let terminal, let rows, let columns):
         let session = nextSession
         nextSession += 1
@@ -337,6 +346,33 @@ package final class Supervisor {
     let reply: Message
     do throws(Errno) { reply = try body() } catch { reply = .refused(error.code) }
     try socket.send(reply, wait: false)
+  }
+
+  // ------------------------------------------------------------------- mounts
+
+  private func inject(_ message: Message) throws(Errno) -> Message {
+    guard let child else { throw .noSuchProcess }
+    let injection = Injection(pid: child.pid)
+    switch message {
+    case .attach(let bytes):
+      let plan: Plan
+      do throws(PlanError) { plan = try Plan(decoding: bytes) } catch { throw .invalid }
+      guard let first = plan.operations.first, plan.operations.count == 1, case .bind(_, let target, _) = first else { throw .invalid }
+      let id = try injection.attach(first)
+      attached.append(target)
+      detached.removeAll { $0 == target }
+      return .mount(id: id)
+    case .detach(let target, let id):
+      try injection.detach(target, id)
+      detached.append(target)
+      attached.removeAll { $0 == target }
+      return .done
+    case .change(let target, let id, let readOnly):
+      try injection.change(target, id, readOnly: readOnly)
+      return .done
+    case .findMount(let target): return .mount(id: try injection.find(target))
+    default: return .mounts(attached: attached, detached: detached)
+    }
   }
 
   // ------------------------------------------------------------------ secrets

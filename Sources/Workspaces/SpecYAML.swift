@@ -23,9 +23,10 @@ extension WorkspaceSpec {
         storage.driver = try section.choice("driver", HomeDriver.self)
         storage.size = try section.text("size")
         storage.datasets = try section.sections("datasets") { (entry: inout YAMLReader) throws(InvalidField) in
-          Dataset(
-            source: try entry.requiredText("source"), target: try entry.requiredText("target"),
-            writable: try entry.flag("writable") ?? false)
+          let mode = try entry.choice("mode", DatasetMode.self)
+          return Dataset(
+            source: try entry.text("source") ?? "", target: try entry.requiredText("target"),
+            writable: try entry.flag("writable") ?? (mode == .rw), name: try entry.text("dataset"), path: try entry.text("path"))
         }
         return storage
       } ?? Storage()

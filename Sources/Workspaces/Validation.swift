@@ -78,14 +78,10 @@ extension WorkspaceSpec {
   private func validateStorage() throws(InvalidField) {
     if let home = storage.home { try WorkspaceSpec.validatePath(home, path: "storage.home") }
     var targets: Set<String> = []
+    try require(storage.datasets.count <= 64, "storage.datasets", "\(storage.datasets.count) datasets; at most 64")
     for (index, dataset) in storage.datasets.enumerated() {
       let path = "storage.datasets[\(index)]"
-      try WorkspaceSpec.validatePath(dataset.source, path: path + ".source")
-      try WorkspaceSpec.validatePath(dataset.target, path: path + ".target")
-      let first = dataset.target.split(separator: "/").first ?? ""
-      try require(
-        !["proc", "sys", "dev", "run", "etc", "usr", "bin", "sbin", "lib", "lib64"].contains(String(first)), path + ".target",
-        "\(quoted(dataset.target)) lies in a system folder; expected a path such as /data/NAME")
+      try dataset.validate(path: path)
       try require(targets.insert(dataset.target).inserted, path + ".target", "\(quoted(dataset.target)) is there twice")
     }
   }
@@ -132,6 +128,10 @@ extension WorkspaceSpec {
     guard alphanumeric(bytes[0]), alphanumeric(bytes[bytes.count - 1]) else { return false }
     // ".." would read as a parent folder to a careless tool; nothing needs it.
     return bytes.allSatisfy { alphanumeric($0) || $0 == 0x2D || $0 == 0x2E } && !text.contains("..")
+  }
+
+  package static func isVersion(_ text: String) -> Bool {
+    isCredentialName(text) && text.utf8.count <= 64 && !text.contains("..")
   }
 
   package static func isImageName(_ text: String) -> Bool {
@@ -213,6 +213,29 @@ extension WorkspaceSpec {
     guard ok else {
       throw InvalidField(path, "\(quoted(value)) is not an absolute path without empty, '.' and '..' parts")
     }
+  }
+}
+
+extension WorkspaceSpec.Dataset {
+  /// `path`: where it stands in the request.
+  package func validate(path field: String) throws(InvalidField) {
+    if let name {
+      try require(source.isEmpty, field + ".source", "is not for a dataset that is asked for by name")
+      let parts = name.split(separator: "@", omittingEmptySubsequences: false).map(String.init)
+      try require(
+        parts.count <= 2 && WorkspaceSpec.isID(parts[0]) && (parts.count == 1 || WorkspaceSpec.isVersion(parts[1])),
+        field + ".dataset", "\(quoted(name)) is not NAME or NAME@VERSION")
+      if let path { try WorkspaceSpec.validatePath("/" + path, path: field + ".path") }
+    } else {
+      try require(path == nil, field + ".path", "is for datasets that are asked for by name")
+      try require(!source.isEmpty, field, "expected a dataset (NAME@VERSION), or a source (a path of the host)")
+      try WorkspaceSpec.validatePath(source, path: field + ".source")
+    }
+    try WorkspaceSpec.validatePath(target, path: field + ".target")
+    let first = target.split(separator: "/").first ?? ""
+    try require(
+      !["proc", "sys", "dev", "run", "etc", "usr", "bin", "sbin", "lib", "lib64"].contains(String(first)), field + ".target",
+      "\(quoted(target)) lies in a system folder; expected a path such as /data/NAME")
   }
 }
 

@@ -55,16 +55,26 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   /// A directory of the host, or a file system in a file, with a hard limit.
   package enum HomeDriver: String, Codable, CaseIterable, Sendable { case directory, image }
 
+  /// A directory of the host, by its path or by what it is registered as.
   package struct Dataset: Codable, Equatable, Sendable {
+    /// Empty where it is asked for by name.
     package var source: String
     package var target: String
     package var writable: Bool
-    package init(source: String, target: String, writable: Bool) {
+    /// NAME or NAME@VERSION; without a version the newest.
+    package var name: String?
+    /// Below the registered directory; nil for all of it.
+    package var path: String?
+    package init(source: String = "", target: String, writable: Bool, name: String? = nil, path: String? = nil) {
       self.source = source
       self.target = target
       self.writable = writable
+      self.name = name
+      self.path = path
     }
   }
+
+  package enum DatasetMode: String, CaseIterable, Sendable { case ro, rw }
 
   /// Roles whose short-lived credentials the workspace gets, the first by default.
   package struct AWS: Codable, Equatable, Sendable {

@@ -192,6 +192,19 @@ package enum Carrel_V1_WorkspaceService: Sendable {
                 type: .unary
             )
         }
+        /// Namespace for "RemoveCredentials" metadata.
+        package enum RemoveCredentials: Sendable {
+            /// Request type for "RemoveCredentials".
+            package typealias Input = Carrel_V1_RemoveCredentialsRequest
+            /// Response type for "RemoveCredentials".
+            package typealias Output = Carrel_V1_RemoveCredentialsResponse
+            /// Descriptor for "RemoveCredentials".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.WorkspaceService"),
+                method: "RemoveCredentials",
+                type: .unary
+            )
+        }
         /// Namespace for "Plan" metadata.
         package enum Plan: Sendable {
             /// Request type for "Plan".
@@ -220,6 +233,7 @@ package enum Carrel_V1_WorkspaceService: Sendable {
             Stats.descriptor,
             UpdateCredentials.descriptor,
             RevokeCredentials.descriptor,
+            RemoveCredentials.descriptor,
             Plan.descriptor
         ]
     }
@@ -484,6 +498,24 @@ extension Carrel_V1_WorkspaceService {
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RevokeCredentialsResponse>
 
+        /// Handle the "RemoveCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes credential files away.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_RemoveCredentialsRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_RemoveCredentialsResponse` messages.
+        func removeCredentials(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_RemoveCredentialsRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RemoveCredentialsResponse>
+
         /// Handle the "Plan" method.
         ///
         /// > Source IDL Documentation:
@@ -747,6 +779,24 @@ extension Carrel_V1_WorkspaceService {
             request: GRPCCore.ServerRequest<Carrel_V1_RevokeCredentialsRequest>,
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RevokeCredentialsResponse>
+
+        /// Handle the "RemoveCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes credential files away.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RemoveCredentialsRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_RemoveCredentialsResponse` message.
+        func removeCredentials(
+            request: GRPCCore.ServerRequest<Carrel_V1_RemoveCredentialsRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RemoveCredentialsResponse>
 
         /// Handle the "Plan" method.
         ///
@@ -1013,6 +1063,24 @@ extension Carrel_V1_WorkspaceService {
             context: GRPCCore.ServerContext
         ) async throws -> Carrel_V1_RevokeCredentialsResponse
 
+        /// Handle the "RemoveCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes credential files away.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_RemoveCredentialsRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_RemoveCredentialsResponse` to respond with.
+        func removeCredentials(
+            request: Carrel_V1_RemoveCredentialsRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_RemoveCredentialsResponse
+
         /// Handle the "Plan" method.
         ///
         /// > Source IDL Documentation:
@@ -1181,6 +1249,17 @@ extension Carrel_V1_WorkspaceService.StreamingServiceProtocol {
             }
         )
         router.registerHandler(
+            forMethod: Carrel_V1_WorkspaceService.Method.RemoveCredentials.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RemoveCredentialsRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RemoveCredentialsResponse>(),
+            handler: { request, context in
+                try await self.removeCredentials(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
             forMethod: Carrel_V1_WorkspaceService.Method.Plan.descriptor,
             deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_PlanRequest>(),
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_PlanResponse>(),
@@ -1323,6 +1402,17 @@ extension Carrel_V1_WorkspaceService.ServiceProtocol {
         context: GRPCCore.ServerContext
     ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RevokeCredentialsResponse> {
         let response = try await self.revokeCredentials(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func removeCredentials(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_RemoveCredentialsRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RemoveCredentialsResponse> {
+        let response = try await self.removeCredentials(
             request: GRPCCore.ServerRequest(stream: request),
             context: context
         )
@@ -1518,6 +1608,19 @@ extension Carrel_V1_WorkspaceService.SimpleServiceProtocol {
     ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RevokeCredentialsResponse> {
         return GRPCCore.ServerResponse<Carrel_V1_RevokeCredentialsResponse>(
             message: try await self.revokeCredentials(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func removeCredentials(
+        request: GRPCCore.ServerRequest<Carrel_V1_RemoveCredentialsRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RemoveCredentialsResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_RemoveCredentialsResponse>(
+            message: try await self.removeCredentials(
                 request: request.message,
                 context: context
             ),
@@ -1848,6 +1951,29 @@ extension Carrel_V1_WorkspaceService {
             deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RevokeCredentialsResponse>,
             options: GRPCCore.CallOptions,
             onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RevokeCredentialsResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "RemoveCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes credential files away.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RemoveCredentialsRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RemoveCredentialsRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_RemoveCredentialsResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func removeCredentials<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RemoveCredentialsRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RemoveCredentialsRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RemoveCredentialsResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RemoveCredentialsResponse>) async throws -> Result
         ) async throws -> Result where Result: Sendable
 
         /// Call the "Plan" method.
@@ -2329,6 +2455,40 @@ extension Carrel_V1_WorkspaceService {
             )
         }
 
+        /// Call the "RemoveCredentials" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes credential files away.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RemoveCredentialsRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RemoveCredentialsRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_RemoveCredentialsResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func removeCredentials<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RemoveCredentialsRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RemoveCredentialsRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RemoveCredentialsResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RemoveCredentialsResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_WorkspaceService.Method.RemoveCredentials.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
         /// Call the "Plan" method.
         ///
         /// > Source IDL Documentation:
@@ -2727,6 +2887,35 @@ extension Carrel_V1_WorkspaceService.ClientProtocol {
             request: request,
             serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RevokeCredentialsRequest>(),
             deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RevokeCredentialsResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RemoveCredentials" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Takes credential files away.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_RemoveCredentialsRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func removeCredentials<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_RemoveCredentialsRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RemoveCredentialsResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.removeCredentials(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RemoveCredentialsRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RemoveCredentialsResponse>(),
             options: options,
             onResponse: handleResponse
         )
@@ -3176,6 +3365,39 @@ extension Carrel_V1_WorkspaceService.ClientProtocol {
             metadata: metadata
         )
         return try await self.revokeCredentials(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RemoveCredentials" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Takes credential files away.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func removeCredentials<Result>(
+        _ message: Carrel_V1_RemoveCredentialsRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RemoveCredentialsResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_RemoveCredentialsRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.removeCredentials(
             request: request,
             options: options,
             onResponse: handleResponse
@@ -4125,6 +4347,2501 @@ extension Carrel_V1_ImageService.ClientProtocol {
             metadata: metadata
         )
         return try await self.removeImage(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+}
+
+// MARK: - carrel.v1.StorageService
+
+/// Namespace containing generated types for the "carrel.v1.StorageService" service.
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+package enum Carrel_V1_StorageService: Sendable {
+    /// Service descriptor for the "carrel.v1.StorageService" service.
+    package static let descriptor = GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService")
+    /// Namespace for method metadata.
+    package enum Method: Sendable {
+        /// Namespace for "ListDatasets" metadata.
+        package enum ListDatasets: Sendable {
+            /// Request type for "ListDatasets".
+            package typealias Input = Carrel_V1_ListDatasetsRequest
+            /// Response type for "ListDatasets".
+            package typealias Output = Carrel_V1_ListDatasetsResponse
+            /// Descriptor for "ListDatasets".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "ListDatasets",
+                type: .unary
+            )
+        }
+        /// Namespace for "AttachDataset" metadata.
+        package enum AttachDataset: Sendable {
+            /// Request type for "AttachDataset".
+            package typealias Input = Carrel_V1_AttachDatasetRequest
+            /// Response type for "AttachDataset".
+            package typealias Output = Carrel_V1_AttachDatasetResponse
+            /// Descriptor for "AttachDataset".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "AttachDataset",
+                type: .unary
+            )
+        }
+        /// Namespace for "DetachDataset" metadata.
+        package enum DetachDataset: Sendable {
+            /// Request type for "DetachDataset".
+            package typealias Input = Carrel_V1_DetachDatasetRequest
+            /// Response type for "DetachDataset".
+            package typealias Output = Carrel_V1_DetachDatasetResponse
+            /// Descriptor for "DetachDataset".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "DetachDataset",
+                type: .unary
+            )
+        }
+        /// Namespace for "ListHomes" metadata.
+        package enum ListHomes: Sendable {
+            /// Request type for "ListHomes".
+            package typealias Input = Carrel_V1_ListHomesRequest
+            /// Response type for "ListHomes".
+            package typealias Output = Carrel_V1_ListHomesResponse
+            /// Descriptor for "ListHomes".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "ListHomes",
+                type: .unary
+            )
+        }
+        /// Namespace for "SnapshotHome" metadata.
+        package enum SnapshotHome: Sendable {
+            /// Request type for "SnapshotHome".
+            package typealias Input = Carrel_V1_SnapshotHomeRequest
+            /// Response type for "SnapshotHome".
+            package typealias Output = Carrel_V1_HomeProgress
+            /// Descriptor for "SnapshotHome".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "SnapshotHome",
+                type: .serverStreaming
+            )
+        }
+        /// Namespace for "RestoreHome" metadata.
+        package enum RestoreHome: Sendable {
+            /// Request type for "RestoreHome".
+            package typealias Input = Carrel_V1_RestoreHomeRequest
+            /// Response type for "RestoreHome".
+            package typealias Output = Carrel_V1_HomeProgress
+            /// Descriptor for "RestoreHome".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "RestoreHome",
+                type: .serverStreaming
+            )
+        }
+        /// Namespace for "CloneHome" metadata.
+        package enum CloneHome: Sendable {
+            /// Request type for "CloneHome".
+            package typealias Input = Carrel_V1_CloneHomeRequest
+            /// Response type for "CloneHome".
+            package typealias Output = Carrel_V1_HomeProgress
+            /// Descriptor for "CloneHome".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "CloneHome",
+                type: .serverStreaming
+            )
+        }
+        /// Namespace for "RemoveHome" metadata.
+        package enum RemoveHome: Sendable {
+            /// Request type for "RemoveHome".
+            package typealias Input = Carrel_V1_RemoveHomeRequest
+            /// Response type for "RemoveHome".
+            package typealias Output = Carrel_V1_RemoveHomeResponse
+            /// Descriptor for "RemoveHome".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "RemoveHome",
+                type: .unary
+            )
+        }
+        /// Namespace for "RecoverHome" metadata.
+        package enum RecoverHome: Sendable {
+            /// Request type for "RecoverHome".
+            package typealias Input = Carrel_V1_RecoverHomeRequest
+            /// Response type for "RecoverHome".
+            package typealias Output = Carrel_V1_RecoverHomeResponse
+            /// Descriptor for "RecoverHome".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "RecoverHome",
+                type: .unary
+            )
+        }
+        /// Namespace for "ListEnvironments" metadata.
+        package enum ListEnvironments: Sendable {
+            /// Request type for "ListEnvironments".
+            package typealias Input = Carrel_V1_ListEnvironmentsRequest
+            /// Response type for "ListEnvironments".
+            package typealias Output = Carrel_V1_ListEnvironmentsResponse
+            /// Descriptor for "ListEnvironments".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "ListEnvironments",
+                type: .unary
+            )
+        }
+        /// Namespace for "ChangeEnvironment" metadata.
+        package enum ChangeEnvironment: Sendable {
+            /// Request type for "ChangeEnvironment".
+            package typealias Input = Carrel_V1_ChangeEnvironmentRequest
+            /// Response type for "ChangeEnvironment".
+            package typealias Output = Carrel_V1_ChangeEnvironmentResponse
+            /// Descriptor for "ChangeEnvironment".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService"),
+                method: "ChangeEnvironment",
+                type: .unary
+            )
+        }
+        /// Descriptors for all methods in the "carrel.v1.StorageService" service.
+        package static let descriptors: [GRPCCore.MethodDescriptor] = [
+            ListDatasets.descriptor,
+            AttachDataset.descriptor,
+            DetachDataset.descriptor,
+            ListHomes.descriptor,
+            SnapshotHome.descriptor,
+            RestoreHome.descriptor,
+            CloneHome.descriptor,
+            RemoveHome.descriptor,
+            RecoverHome.descriptor,
+            ListEnvironments.descriptor,
+            ChangeEnvironment.descriptor
+        ]
+    }
+}
+
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+extension GRPCCore.ServiceDescriptor {
+    /// Service descriptor for the "carrel.v1.StorageService" service.
+    package static let carrel_v1_StorageService = GRPCCore.ServiceDescriptor(fullyQualifiedService: "carrel.v1.StorageService")
+}
+
+// MARK: carrel.v1.StorageService (server)
+
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+extension Carrel_V1_StorageService {
+    /// Streaming variant of the service protocol for the "carrel.v1.StorageService" service.
+    ///
+    /// This protocol is the lowest-level of the service protocols generated for this service
+    /// giving you the most flexibility over the implementation of your service. This comes at
+    /// the cost of more verbose and less strict APIs. Each RPC requires you to implement it in
+    /// terms of a request stream and response stream. Where the RPC expects only a single
+    /// request or response message, you are responsible for ensuring your implementation
+    /// maintains this invariant.
+    ///
+    /// Where possible, prefer using the stricter, less-verbose ``ServiceProtocol``
+    /// or ``SimpleServiceProtocol`` instead.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What workspaces keep and share: datasets, homes, and the packages in homes.
+    package protocol StreamingServiceProtocol: GRPCCore.RegistrableRPCService {
+        /// Handle the "ListDatasets" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What is registered on the node, with the versions.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_ListDatasetsRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_ListDatasetsResponse` messages.
+        func listDatasets(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_ListDatasetsRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ListDatasetsResponse>
+
+        /// Handle the "AttachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Mounts a dataset in a workspace that runs. At a target where this dataset is already,
+        /// > it changes mode and end. FAILED_PRECONDITION names who holds files open for writing
+        /// > where it is to become read-only.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_AttachDatasetRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_AttachDatasetResponse` messages.
+        func attachDataset(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_AttachDatasetRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_AttachDatasetResponse>
+
+        /// Handle the "DetachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes it away; who has files of it open is told, and dealt with as asked.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_DetachDatasetRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_DetachDatasetResponse` messages.
+        func detachDataset(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_DetachDatasetRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_DetachDatasetResponse>
+
+        /// Handle the "ListHomes" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Homes below the configured folder, with their snapshots and what was removed.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_ListHomesRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_ListHomesResponse` messages.
+        func listHomes(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_ListHomesRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ListHomesResponse>
+
+        /// Handle the "SnapshotHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_SnapshotHomeRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_HomeProgress` messages.
+        func snapshotHome(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_SnapshotHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>
+
+        /// Handle the "RestoreHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What was there becomes a snapshot itself. The home must not be in use.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_RestoreHomeRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_HomeProgress` messages.
+        func restoreHome(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_RestoreHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>
+
+        /// Handle the "CloneHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > A snapshot as the home of another owner, who has none yet.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_CloneHomeRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_HomeProgress` messages.
+        func cloneHome(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_CloneHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>
+
+        /// Handle the "RemoveHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Sets a home aside; it can be recovered for some days.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_RemoveHomeRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_RemoveHomeResponse` messages.
+        func removeHome(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_RemoveHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RemoveHomeResponse>
+
+        /// Handle the "RecoverHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_RecoverHomeRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_RecoverHomeResponse` messages.
+        func recoverHome(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_RecoverHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RecoverHomeResponse>
+
+        /// Handle the "ListEnvironments" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Packages that owners have installed, apart for each image.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_ListEnvironmentsRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_ListEnvironmentsResponse` messages.
+        func listEnvironments(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_ListEnvironmentsRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ListEnvironmentsResponse>
+
+        /// Handle the "ChangeEnvironment" method.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `Carrel_V1_ChangeEnvironmentRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_ChangeEnvironmentResponse` messages.
+        func changeEnvironment(
+            request: GRPCCore.StreamingServerRequest<Carrel_V1_ChangeEnvironmentRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ChangeEnvironmentResponse>
+    }
+
+    /// Service protocol for the "carrel.v1.StorageService" service.
+    ///
+    /// This protocol is higher level than ``StreamingServiceProtocol`` but lower level than
+    /// the ``SimpleServiceProtocol``, it provides access to request and response metadata and
+    /// trailing response metadata. If you don't need these then consider using
+    /// the ``SimpleServiceProtocol``. If you need fine grained control over your RPCs then
+    /// use ``StreamingServiceProtocol``.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What workspaces keep and share: datasets, homes, and the packages in homes.
+    package protocol ServiceProtocol: Carrel_V1_StorageService.StreamingServiceProtocol {
+        /// Handle the "ListDatasets" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What is registered on the node, with the versions.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListDatasetsRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_ListDatasetsResponse` message.
+        func listDatasets(
+            request: GRPCCore.ServerRequest<Carrel_V1_ListDatasetsRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ListDatasetsResponse>
+
+        /// Handle the "AttachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Mounts a dataset in a workspace that runs. At a target where this dataset is already,
+        /// > it changes mode and end. FAILED_PRECONDITION names who holds files open for writing
+        /// > where it is to become read-only.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_AttachDatasetRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_AttachDatasetResponse` message.
+        func attachDataset(
+            request: GRPCCore.ServerRequest<Carrel_V1_AttachDatasetRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_AttachDatasetResponse>
+
+        /// Handle the "DetachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes it away; who has files of it open is told, and dealt with as asked.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_DetachDatasetRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_DetachDatasetResponse` message.
+        func detachDataset(
+            request: GRPCCore.ServerRequest<Carrel_V1_DetachDatasetRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_DetachDatasetResponse>
+
+        /// Handle the "ListHomes" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Homes below the configured folder, with their snapshots and what was removed.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListHomesRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_ListHomesResponse` message.
+        func listHomes(
+            request: GRPCCore.ServerRequest<Carrel_V1_ListHomesRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ListHomesResponse>
+
+        /// Handle the "SnapshotHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_SnapshotHomeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_HomeProgress` messages.
+        func snapshotHome(
+            request: GRPCCore.ServerRequest<Carrel_V1_SnapshotHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>
+
+        /// Handle the "RestoreHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What was there becomes a snapshot itself. The home must not be in use.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RestoreHomeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_HomeProgress` messages.
+        func restoreHome(
+            request: GRPCCore.ServerRequest<Carrel_V1_RestoreHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>
+
+        /// Handle the "CloneHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > A snapshot as the home of another owner, who has none yet.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_CloneHomeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `Carrel_V1_HomeProgress` messages.
+        func cloneHome(
+            request: GRPCCore.ServerRequest<Carrel_V1_CloneHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>
+
+        /// Handle the "RemoveHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Sets a home aside; it can be recovered for some days.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RemoveHomeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_RemoveHomeResponse` message.
+        func removeHome(
+            request: GRPCCore.ServerRequest<Carrel_V1_RemoveHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RemoveHomeResponse>
+
+        /// Handle the "RecoverHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RecoverHomeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_RecoverHomeResponse` message.
+        func recoverHome(
+            request: GRPCCore.ServerRequest<Carrel_V1_RecoverHomeRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RecoverHomeResponse>
+
+        /// Handle the "ListEnvironments" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Packages that owners have installed, apart for each image.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListEnvironmentsRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_ListEnvironmentsResponse` message.
+        func listEnvironments(
+            request: GRPCCore.ServerRequest<Carrel_V1_ListEnvironmentsRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ListEnvironmentsResponse>
+
+        /// Handle the "ChangeEnvironment" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ChangeEnvironmentRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `Carrel_V1_ChangeEnvironmentResponse` message.
+        func changeEnvironment(
+            request: GRPCCore.ServerRequest<Carrel_V1_ChangeEnvironmentRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ChangeEnvironmentResponse>
+    }
+
+    /// Simple service protocol for the "carrel.v1.StorageService" service.
+    ///
+    /// This is the highest level protocol for the service. The API is the easiest to use but
+    /// doesn't provide access to request or response metadata. If you need access to these
+    /// then use ``ServiceProtocol`` instead.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What workspaces keep and share: datasets, homes, and the packages in homes.
+    package protocol SimpleServiceProtocol: Carrel_V1_StorageService.ServiceProtocol {
+        /// Handle the "ListDatasets" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What is registered on the node, with the versions.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_ListDatasetsRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_ListDatasetsResponse` to respond with.
+        func listDatasets(
+            request: Carrel_V1_ListDatasetsRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_ListDatasetsResponse
+
+        /// Handle the "AttachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Mounts a dataset in a workspace that runs. At a target where this dataset is already,
+        /// > it changes mode and end. FAILED_PRECONDITION names who holds files open for writing
+        /// > where it is to become read-only.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_AttachDatasetRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_AttachDatasetResponse` to respond with.
+        func attachDataset(
+            request: Carrel_V1_AttachDatasetRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_AttachDatasetResponse
+
+        /// Handle the "DetachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes it away; who has files of it open is told, and dealt with as asked.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_DetachDatasetRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_DetachDatasetResponse` to respond with.
+        func detachDataset(
+            request: Carrel_V1_DetachDatasetRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_DetachDatasetResponse
+
+        /// Handle the "ListHomes" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Homes below the configured folder, with their snapshots and what was removed.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_ListHomesRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_ListHomesResponse` to respond with.
+        func listHomes(
+            request: Carrel_V1_ListHomesRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_ListHomesResponse
+
+        /// Handle the "SnapshotHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_SnapshotHomeRequest` message.
+        ///   - response: A response stream of `Carrel_V1_HomeProgress` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        func snapshotHome(
+            request: Carrel_V1_SnapshotHomeRequest,
+            response: GRPCCore.RPCWriter<Carrel_V1_HomeProgress>,
+            context: GRPCCore.ServerContext
+        ) async throws
+
+        /// Handle the "RestoreHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What was there becomes a snapshot itself. The home must not be in use.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_RestoreHomeRequest` message.
+        ///   - response: A response stream of `Carrel_V1_HomeProgress` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        func restoreHome(
+            request: Carrel_V1_RestoreHomeRequest,
+            response: GRPCCore.RPCWriter<Carrel_V1_HomeProgress>,
+            context: GRPCCore.ServerContext
+        ) async throws
+
+        /// Handle the "CloneHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > A snapshot as the home of another owner, who has none yet.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_CloneHomeRequest` message.
+        ///   - response: A response stream of `Carrel_V1_HomeProgress` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        func cloneHome(
+            request: Carrel_V1_CloneHomeRequest,
+            response: GRPCCore.RPCWriter<Carrel_V1_HomeProgress>,
+            context: GRPCCore.ServerContext
+        ) async throws
+
+        /// Handle the "RemoveHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Sets a home aside; it can be recovered for some days.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_RemoveHomeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_RemoveHomeResponse` to respond with.
+        func removeHome(
+            request: Carrel_V1_RemoveHomeRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_RemoveHomeResponse
+
+        /// Handle the "RecoverHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_RecoverHomeRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_RecoverHomeResponse` to respond with.
+        func recoverHome(
+            request: Carrel_V1_RecoverHomeRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_RecoverHomeResponse
+
+        /// Handle the "ListEnvironments" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Packages that owners have installed, apart for each image.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_ListEnvironmentsRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_ListEnvironmentsResponse` to respond with.
+        func listEnvironments(
+            request: Carrel_V1_ListEnvironmentsRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_ListEnvironmentsResponse
+
+        /// Handle the "ChangeEnvironment" method.
+        ///
+        /// - Parameters:
+        ///   - request: A `Carrel_V1_ChangeEnvironmentRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `Carrel_V1_ChangeEnvironmentResponse` to respond with.
+        func changeEnvironment(
+            request: Carrel_V1_ChangeEnvironmentRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> Carrel_V1_ChangeEnvironmentResponse
+    }
+}
+
+// Default implementation of 'registerMethods(with:)'.
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+extension Carrel_V1_StorageService.StreamingServiceProtocol {
+    package func registerMethods<Transport>(with router: inout GRPCCore.RPCRouter<Transport>) where Transport: GRPCCore.ServerTransport {
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.ListDatasets.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ListDatasetsRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ListDatasetsResponse>(),
+            handler: { request, context in
+                try await self.listDatasets(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.AttachDataset.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_AttachDatasetRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_AttachDatasetResponse>(),
+            handler: { request, context in
+                try await self.attachDataset(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.DetachDataset.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_DetachDatasetRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_DetachDatasetResponse>(),
+            handler: { request, context in
+                try await self.detachDataset(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.ListHomes.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ListHomesRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ListHomesResponse>(),
+            handler: { request, context in
+                try await self.listHomes(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.SnapshotHome.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_SnapshotHomeRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_HomeProgress>(),
+            handler: { request, context in
+                try await self.snapshotHome(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.RestoreHome.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RestoreHomeRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_HomeProgress>(),
+            handler: { request, context in
+                try await self.restoreHome(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.CloneHome.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_CloneHomeRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_HomeProgress>(),
+            handler: { request, context in
+                try await self.cloneHome(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.RemoveHome.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RemoveHomeRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RemoveHomeResponse>(),
+            handler: { request, context in
+                try await self.removeHome(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.RecoverHome.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RecoverHomeRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RecoverHomeResponse>(),
+            handler: { request, context in
+                try await self.recoverHome(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.ListEnvironments.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ListEnvironmentsRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ListEnvironmentsResponse>(),
+            handler: { request, context in
+                try await self.listEnvironments(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
+            forMethod: Carrel_V1_StorageService.Method.ChangeEnvironment.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ChangeEnvironmentRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ChangeEnvironmentResponse>(),
+            handler: { request, context in
+                try await self.changeEnvironment(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+    }
+}
+
+// Default implementation of streaming methods from 'StreamingServiceProtocol'.
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+extension Carrel_V1_StorageService.ServiceProtocol {
+    package func listDatasets(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_ListDatasetsRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ListDatasetsResponse> {
+        let response = try await self.listDatasets(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func attachDataset(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_AttachDatasetRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_AttachDatasetResponse> {
+        let response = try await self.attachDataset(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func detachDataset(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_DetachDatasetRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_DetachDatasetResponse> {
+        let response = try await self.detachDataset(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func listHomes(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_ListHomesRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ListHomesResponse> {
+        let response = try await self.listHomes(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func snapshotHome(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_SnapshotHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress> {
+        let response = try await self.snapshotHome(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return response
+    }
+
+    package func restoreHome(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_RestoreHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress> {
+        let response = try await self.restoreHome(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return response
+    }
+
+    package func cloneHome(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_CloneHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress> {
+        let response = try await self.cloneHome(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return response
+    }
+
+    package func removeHome(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_RemoveHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RemoveHomeResponse> {
+        let response = try await self.removeHome(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func recoverHome(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_RecoverHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_RecoverHomeResponse> {
+        let response = try await self.recoverHome(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func listEnvironments(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_ListEnvironmentsRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ListEnvironmentsResponse> {
+        let response = try await self.listEnvironments(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func changeEnvironment(
+        request: GRPCCore.StreamingServerRequest<Carrel_V1_ChangeEnvironmentRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_ChangeEnvironmentResponse> {
+        let response = try await self.changeEnvironment(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+}
+
+// Default implementation of methods from 'ServiceProtocol'.
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+extension Carrel_V1_StorageService.SimpleServiceProtocol {
+    package func listDatasets(
+        request: GRPCCore.ServerRequest<Carrel_V1_ListDatasetsRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ListDatasetsResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_ListDatasetsResponse>(
+            message: try await self.listDatasets(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func attachDataset(
+        request: GRPCCore.ServerRequest<Carrel_V1_AttachDatasetRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_AttachDatasetResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_AttachDatasetResponse>(
+            message: try await self.attachDataset(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func detachDataset(
+        request: GRPCCore.ServerRequest<Carrel_V1_DetachDatasetRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_DetachDatasetResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_DetachDatasetResponse>(
+            message: try await self.detachDataset(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func listHomes(
+        request: GRPCCore.ServerRequest<Carrel_V1_ListHomesRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ListHomesResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_ListHomesResponse>(
+            message: try await self.listHomes(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func snapshotHome(
+        request: GRPCCore.ServerRequest<Carrel_V1_SnapshotHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress> {
+        return GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>(
+            metadata: [:],
+            producer: { writer in
+                try await self.snapshotHome(
+                    request: request.message,
+                    response: writer,
+                    context: context
+                )
+                return [:]
+            }
+        )
+    }
+
+    package func restoreHome(
+        request: GRPCCore.ServerRequest<Carrel_V1_RestoreHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress> {
+        return GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>(
+            metadata: [:],
+            producer: { writer in
+                try await self.restoreHome(
+                    request: request.message,
+                    response: writer,
+                    context: context
+                )
+                return [:]
+            }
+        )
+    }
+
+    package func cloneHome(
+        request: GRPCCore.ServerRequest<Carrel_V1_CloneHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress> {
+        return GRPCCore.StreamingServerResponse<Carrel_V1_HomeProgress>(
+            metadata: [:],
+            producer: { writer in
+                try await self.cloneHome(
+                    request: request.message,
+                    response: writer,
+                    context: context
+                )
+                return [:]
+            }
+        )
+    }
+
+    package func removeHome(
+        request: GRPCCore.ServerRequest<Carrel_V1_RemoveHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RemoveHomeResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_RemoveHomeResponse>(
+            message: try await self.removeHome(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func recoverHome(
+        request: GRPCCore.ServerRequest<Carrel_V1_RecoverHomeRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_RecoverHomeResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_RecoverHomeResponse>(
+            message: try await self.recoverHome(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func listEnvironments(
+        request: GRPCCore.ServerRequest<Carrel_V1_ListEnvironmentsRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ListEnvironmentsResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_ListEnvironmentsResponse>(
+            message: try await self.listEnvironments(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func changeEnvironment(
+        request: GRPCCore.ServerRequest<Carrel_V1_ChangeEnvironmentRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<Carrel_V1_ChangeEnvironmentResponse> {
+        return GRPCCore.ServerResponse<Carrel_V1_ChangeEnvironmentResponse>(
+            message: try await self.changeEnvironment(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+}
+
+// MARK: carrel.v1.StorageService (client)
+
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+extension Carrel_V1_StorageService {
+    /// Generated client protocol for the "carrel.v1.StorageService" service.
+    ///
+    /// You don't need to implement this protocol directly, use the generated
+    /// implementation, ``Client``.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What workspaces keep and share: datasets, homes, and the packages in homes.
+    package protocol ClientProtocol: Sendable {
+        /// Call the "ListDatasets" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What is registered on the node, with the versions.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListDatasetsRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ListDatasetsRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ListDatasetsResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func listDatasets<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ListDatasetsRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ListDatasetsRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ListDatasetsResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListDatasetsResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "AttachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Mounts a dataset in a workspace that runs. At a target where this dataset is already,
+        /// > it changes mode and end. FAILED_PRECONDITION names who holds files open for writing
+        /// > where it is to become read-only.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_AttachDatasetRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_AttachDatasetRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_AttachDatasetResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func attachDataset<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_AttachDatasetRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_AttachDatasetRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_AttachDatasetResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_AttachDatasetResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "DetachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes it away; who has files of it open is told, and dealt with as asked.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_DetachDatasetRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_DetachDatasetRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_DetachDatasetResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func detachDataset<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_DetachDatasetRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_DetachDatasetRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_DetachDatasetResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_DetachDatasetResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "ListHomes" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Homes below the configured folder, with their snapshots and what was removed.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListHomesRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ListHomesRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ListHomesResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func listHomes<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ListHomesRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ListHomesRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ListHomesResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListHomesResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "SnapshotHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_SnapshotHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_SnapshotHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_HomeProgress` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func snapshotHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_SnapshotHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_SnapshotHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_HomeProgress>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "RestoreHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What was there becomes a snapshot itself. The home must not be in use.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RestoreHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RestoreHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_HomeProgress` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func restoreHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RestoreHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RestoreHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_HomeProgress>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "CloneHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > A snapshot as the home of another owner, who has none yet.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_CloneHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_CloneHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_HomeProgress` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func cloneHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_CloneHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_CloneHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_HomeProgress>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "RemoveHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Sets a home aside; it can be recovered for some days.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RemoveHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RemoveHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_RemoveHomeResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func removeHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RemoveHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RemoveHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RemoveHomeResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RemoveHomeResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "RecoverHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RecoverHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RecoverHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_RecoverHomeResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func recoverHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RecoverHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RecoverHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RecoverHomeResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RecoverHomeResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "ListEnvironments" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Packages that owners have installed, apart for each image.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListEnvironmentsRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ListEnvironmentsRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ListEnvironmentsResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func listEnvironments<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ListEnvironmentsRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ListEnvironmentsRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ListEnvironmentsResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListEnvironmentsResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "ChangeEnvironment" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ChangeEnvironmentRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ChangeEnvironmentRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ChangeEnvironmentResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func changeEnvironment<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ChangeEnvironmentRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ChangeEnvironmentRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ChangeEnvironmentResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ChangeEnvironmentResponse>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+    }
+
+    /// Generated client for the "carrel.v1.StorageService" service.
+    ///
+    /// The ``Client`` provides an implementation of ``ClientProtocol`` which wraps
+    /// a `GRPCCore.GRPCCClient`. The underlying `GRPCClient` provides the long-lived
+    /// means of communication with the remote peer.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What workspaces keep and share: datasets, homes, and the packages in homes.
+    package struct Client<Transport>: ClientProtocol where Transport: GRPCCore.ClientTransport {
+        private let client: GRPCCore.GRPCClient<Transport>
+
+        /// Creates a new client wrapping the provided `GRPCCore.GRPCClient`.
+        ///
+        /// - Parameters:
+        ///   - client: A `GRPCCore.GRPCClient` providing a communication channel to the service.
+        package init(wrapping client: GRPCCore.GRPCClient<Transport>) {
+            self.client = client
+        }
+
+        /// Call the "ListDatasets" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What is registered on the node, with the versions.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListDatasetsRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ListDatasetsRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ListDatasetsResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func listDatasets<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ListDatasetsRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ListDatasetsRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ListDatasetsResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListDatasetsResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.ListDatasets.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "AttachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Mounts a dataset in a workspace that runs. At a target where this dataset is already,
+        /// > it changes mode and end. FAILED_PRECONDITION names who holds files open for writing
+        /// > where it is to become read-only.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_AttachDatasetRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_AttachDatasetRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_AttachDatasetResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func attachDataset<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_AttachDatasetRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_AttachDatasetRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_AttachDatasetResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_AttachDatasetResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.AttachDataset.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "DetachDataset" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Takes it away; who has files of it open is told, and dealt with as asked.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_DetachDatasetRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_DetachDatasetRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_DetachDatasetResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func detachDataset<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_DetachDatasetRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_DetachDatasetRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_DetachDatasetResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_DetachDatasetResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.DetachDataset.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "ListHomes" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Homes below the configured folder, with their snapshots and what was removed.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListHomesRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ListHomesRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ListHomesResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func listHomes<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ListHomesRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ListHomesRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ListHomesResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListHomesResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.ListHomes.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "SnapshotHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_SnapshotHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_SnapshotHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_HomeProgress` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func snapshotHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_SnapshotHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_SnapshotHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_HomeProgress>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.serverStreaming(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.SnapshotHome.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "RestoreHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > What was there becomes a snapshot itself. The home must not be in use.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RestoreHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RestoreHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_HomeProgress` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func restoreHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RestoreHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RestoreHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_HomeProgress>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.serverStreaming(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.RestoreHome.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "CloneHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > A snapshot as the home of another owner, who has none yet.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_CloneHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_CloneHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_HomeProgress` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func cloneHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_CloneHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_CloneHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_HomeProgress>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.serverStreaming(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.CloneHome.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "RemoveHome" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Sets a home aside; it can be recovered for some days.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RemoveHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RemoveHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_RemoveHomeResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func removeHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RemoveHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RemoveHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RemoveHomeResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RemoveHomeResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.RemoveHome.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "RecoverHome" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_RecoverHomeRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_RecoverHomeRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_RecoverHomeResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func recoverHome<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_RecoverHomeRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_RecoverHomeRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_RecoverHomeResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RecoverHomeResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.RecoverHome.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "ListEnvironments" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Packages that owners have installed, apart for each image.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ListEnvironmentsRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ListEnvironmentsRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ListEnvironmentsResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func listEnvironments<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ListEnvironmentsRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ListEnvironmentsRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ListEnvironmentsResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListEnvironmentsResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.ListEnvironments.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
+        /// Call the "ChangeEnvironment" method.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `Carrel_V1_ChangeEnvironmentRequest` message.
+        ///   - serializer: A serializer for `Carrel_V1_ChangeEnvironmentRequest` messages.
+        ///   - deserializer: A deserializer for `Carrel_V1_ChangeEnvironmentResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func changeEnvironment<Result>(
+            request: GRPCCore.ClientRequest<Carrel_V1_ChangeEnvironmentRequest>,
+            serializer: some GRPCCore.MessageSerializer<Carrel_V1_ChangeEnvironmentRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<Carrel_V1_ChangeEnvironmentResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ChangeEnvironmentResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: Carrel_V1_StorageService.Method.ChangeEnvironment.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+    }
+}
+
+// Helpers providing default arguments to 'ClientProtocol' methods.
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+extension Carrel_V1_StorageService.ClientProtocol {
+    /// Call the "ListDatasets" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What is registered on the node, with the versions.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_ListDatasetsRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func listDatasets<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_ListDatasetsRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListDatasetsResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.listDatasets(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ListDatasetsRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ListDatasetsResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "AttachDataset" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Mounts a dataset in a workspace that runs. At a target where this dataset is already,
+    /// > it changes mode and end. FAILED_PRECONDITION names who holds files open for writing
+    /// > where it is to become read-only.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_AttachDatasetRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func attachDataset<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_AttachDatasetRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_AttachDatasetResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.attachDataset(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_AttachDatasetRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_AttachDatasetResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "DetachDataset" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Takes it away; who has files of it open is told, and dealt with as asked.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_DetachDatasetRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func detachDataset<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_DetachDatasetRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_DetachDatasetResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.detachDataset(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_DetachDatasetRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_DetachDatasetResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "ListHomes" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Homes below the configured folder, with their snapshots and what was removed.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_ListHomesRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func listHomes<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_ListHomesRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListHomesResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.listHomes(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ListHomesRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ListHomesResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "SnapshotHome" method.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_SnapshotHomeRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func snapshotHome<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_SnapshotHomeRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+    ) async throws -> Result where Result: Sendable {
+        try await self.snapshotHome(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_SnapshotHomeRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_HomeProgress>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RestoreHome" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What was there becomes a snapshot itself. The home must not be in use.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_RestoreHomeRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func restoreHome<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_RestoreHomeRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+    ) async throws -> Result where Result: Sendable {
+        try await self.restoreHome(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RestoreHomeRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_HomeProgress>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "CloneHome" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > A snapshot as the home of another owner, who has none yet.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_CloneHomeRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func cloneHome<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_CloneHomeRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+    ) async throws -> Result where Result: Sendable {
+        try await self.cloneHome(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_CloneHomeRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_HomeProgress>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RemoveHome" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Sets a home aside; it can be recovered for some days.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_RemoveHomeRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func removeHome<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_RemoveHomeRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RemoveHomeResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.removeHome(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RemoveHomeRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RemoveHomeResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RecoverHome" method.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_RecoverHomeRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func recoverHome<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_RecoverHomeRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RecoverHomeResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.recoverHome(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_RecoverHomeRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_RecoverHomeResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "ListEnvironments" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Packages that owners have installed, apart for each image.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_ListEnvironmentsRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func listEnvironments<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_ListEnvironmentsRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListEnvironmentsResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.listEnvironments(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ListEnvironmentsRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ListEnvironmentsResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "ChangeEnvironment" method.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `Carrel_V1_ChangeEnvironmentRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func changeEnvironment<Result>(
+        request: GRPCCore.ClientRequest<Carrel_V1_ChangeEnvironmentRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ChangeEnvironmentResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.changeEnvironment(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<Carrel_V1_ChangeEnvironmentRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<Carrel_V1_ChangeEnvironmentResponse>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+}
+
+// Helpers providing sugared APIs for 'ClientProtocol' methods.
+@available(macOS 15.0, iOS 18.0, watchOS 11.0, tvOS 18.0, visionOS 2.0, *)
+extension Carrel_V1_StorageService.ClientProtocol {
+    /// Call the "ListDatasets" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What is registered on the node, with the versions.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func listDatasets<Result>(
+        _ message: Carrel_V1_ListDatasetsRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListDatasetsResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_ListDatasetsRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.listDatasets(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "AttachDataset" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Mounts a dataset in a workspace that runs. At a target where this dataset is already,
+    /// > it changes mode and end. FAILED_PRECONDITION names who holds files open for writing
+    /// > where it is to become read-only.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func attachDataset<Result>(
+        _ message: Carrel_V1_AttachDatasetRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_AttachDatasetResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_AttachDatasetRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.attachDataset(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "DetachDataset" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Takes it away; who has files of it open is told, and dealt with as asked.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func detachDataset<Result>(
+        _ message: Carrel_V1_DetachDatasetRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_DetachDatasetResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_DetachDatasetRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.detachDataset(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "ListHomes" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Homes below the configured folder, with their snapshots and what was removed.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func listHomes<Result>(
+        _ message: Carrel_V1_ListHomesRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListHomesResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_ListHomesRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.listHomes(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "SnapshotHome" method.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func snapshotHome<Result>(
+        _ message: Carrel_V1_SnapshotHomeRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_SnapshotHomeRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.snapshotHome(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RestoreHome" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > What was there becomes a snapshot itself. The home must not be in use.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func restoreHome<Result>(
+        _ message: Carrel_V1_RestoreHomeRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_RestoreHomeRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.restoreHome(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "CloneHome" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > A snapshot as the home of another owner, who has none yet.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func cloneHome<Result>(
+        _ message: Carrel_V1_CloneHomeRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Result
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_CloneHomeRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.cloneHome(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RemoveHome" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Sets a home aside; it can be recovered for some days.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func removeHome<Result>(
+        _ message: Carrel_V1_RemoveHomeRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RemoveHomeResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_RemoveHomeRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.removeHome(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "RecoverHome" method.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func recoverHome<Result>(
+        _ message: Carrel_V1_RecoverHomeRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_RecoverHomeResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_RecoverHomeRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.recoverHome(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "ListEnvironments" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Packages that owners have installed, apart for each image.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func listEnvironments<Result>(
+        _ message: Carrel_V1_ListEnvironmentsRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ListEnvironmentsResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_ListEnvironmentsRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.listEnvironments(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "ChangeEnvironment" method.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func changeEnvironment<Result>(
+        _ message: Carrel_V1_ChangeEnvironmentRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<Carrel_V1_ChangeEnvironmentResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<Carrel_V1_ChangeEnvironmentRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.changeEnvironment(
             request: request,
             options: options,
             onResponse: handleResponse

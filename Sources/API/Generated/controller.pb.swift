@@ -293,6 +293,30 @@ package nonisolated struct Carrel_Controller_V1_Command: Sendable {
     set {command = .revokeCredentials(newValue)}
   }
 
+  package var removeCredentials: Carrel_V1_RemoveCredentialsRequest {
+    get {
+      if case .removeCredentials(let v)? = command {return v}
+      return Carrel_V1_RemoveCredentialsRequest()
+    }
+    set {command = .removeCredentials(newValue)}
+  }
+
+  package var attachDataset: Carrel_V1_AttachDatasetRequest {
+    get {
+      if case .attachDataset(let v)? = command {return v}
+      return Carrel_V1_AttachDatasetRequest()
+    }
+    set {command = .attachDataset(newValue)}
+  }
+
+  package var detachDataset: Carrel_V1_DetachDatasetRequest {
+    get {
+      if case .detachDataset(let v)? = command {return v}
+      return Carrel_V1_DetachDatasetRequest()
+    }
+    set {command = .detachDataset(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Command: Equatable, Sendable {
@@ -303,6 +327,9 @@ package nonisolated struct Carrel_Controller_V1_Command: Sendable {
     case drain(Carrel_V1_DrainRequest)
     case resume(Carrel_V1_ResumeRequest)
     case revokeCredentials(Carrel_V1_RevokeCredentialsRequest)
+    case removeCredentials(Carrel_V1_RemoveCredentialsRequest)
+    case attachDataset(Carrel_V1_AttachDatasetRequest)
+    case detachDataset(Carrel_V1_DetachDatasetRequest)
 
   }
 
@@ -754,7 +781,7 @@ nonisolated extension Carrel_Controller_V1_RequestSnapshot: SwiftProtobuf.Messag
 
 nonisolated extension Carrel_Controller_V1_Command: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".Command"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}launch\0\u{1}stop\0\u{1}delete\0\u{3}update_credentials\0\u{1}drain\0\u{1}resume\0\u{3}revoke_credentials\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}launch\0\u{1}stop\0\u{1}delete\0\u{3}update_credentials\0\u{1}drain\0\u{1}resume\0\u{3}revoke_credentials\0\u{3}remove_credentials\0\u{3}attach_dataset\0\u{3}detach_dataset\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -854,6 +881,45 @@ nonisolated extension Carrel_Controller_V1_Command: SwiftProtobuf.Message, Swift
           self.command = .revokeCredentials(v)
         }
       }()
+      case 9: try {
+        var v: Carrel_V1_RemoveCredentialsRequest?
+        var hadOneofValue = false
+        if let current = self.command {
+          hadOneofValue = true
+          if case .removeCredentials(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.command = .removeCredentials(v)
+        }
+      }()
+      case 10: try {
+        var v: Carrel_V1_AttachDatasetRequest?
+        var hadOneofValue = false
+        if let current = self.command {
+          hadOneofValue = true
+          if case .attachDataset(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.command = .attachDataset(v)
+        }
+      }()
+      case 11: try {
+        var v: Carrel_V1_DetachDatasetRequest?
+        var hadOneofValue = false
+        if let current = self.command {
+          hadOneofValue = true
+          if case .detachDataset(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.command = .detachDataset(v)
+        }
+      }()
       default: break
       }
     }
@@ -895,6 +961,18 @@ nonisolated extension Carrel_Controller_V1_Command: SwiftProtobuf.Message, Swift
     case .revokeCredentials?: try {
       guard case .revokeCredentials(let v)? = self.command else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 8)
+    }()
+    case .removeCredentials?: try {
+      guard case .removeCredentials(let v)? = self.command else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 9)
+    }()
+    case .attachDataset?: try {
+      guard case .attachDataset(let v)? = self.command else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 10)
+    }()
+    case .detachDataset?: try {
+      guard case .detachDataset(let v)? = self.command else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 11)
     }()
     case nil: break
     }

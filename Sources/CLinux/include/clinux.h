@@ -122,6 +122,13 @@ static inline long clx_fchownat(int dir, const char *path, unsigned uid, unsigne
 static inline long clx_readlinkat(int dir, const char *path, char *to, size_t n) { return clx_result(syscall(SYS_readlinkat, dir, path, to, n)); }
 static inline long clx_getdents(int fd, void *to, size_t n) { return clx_result(syscall(SYS_getdents64, fd, to, n)); }
 static inline long clx_access(int dir, const char *path, int mode) { return clx_result(syscall(SYS_faccessat, dir, path, mode)); }
+// stx_mnt_id of struct statx (statx(2)), which C libraries older than the kernel's 5.8 do not name.
+static inline long clx_mount_id(int fd, uint64_t *id) {
+  uint8_t raw[256];
+  long r = clx_result(syscall(SYS_statx, fd, "", CLX_AT_EMPTY_PATH, 0x1000, raw));
+  if (r >= 0) memcpy(id, raw + 144, 8);
+  return r;
+}
 static inline long clx_fsetxattr(int fd, const char *name, const void *value, size_t n) { return clx_result(syscall(SYS_fsetxattr, fd, name, value, n, 0)); }
 static inline long clx_fgetxattr(int fd, const char *name, void *value, size_t n) { return clx_result(syscall(SYS_fgetxattr, fd, name, value, n)); }
 static inline long clx_syncfs(int fd) { return clx_result(syscall(SYS_syncfs, fd)); }
