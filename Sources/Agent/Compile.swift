@@ -5,6 +5,7 @@ internal import Images
 internal import Isolation
 internal import LaunchPlan
 internal import Limits
+internal import Storage
 internal import Workspaces
 
 extension NodeAgent {
@@ -24,11 +25,7 @@ extension NodeAgent {
     let ids = IDMapping(fromUID: spec.owner.uid, fromGID: spec.owner.gid, toUID: tool.uid, toGID: tool.gid)
     box.binds.append(
       Enclosure.Bind(source: homePath(record), target: tool.home, writable: true, executable: true, ids: ids))
-    for dataset in spec.storage.datasets {
-      box.binds.append(
-        Enclosure.Bind(
-          source: dataset.source, target: dataset.target, writable: dataset.writable, executable: false, ids: ids))
-    }
+    box.binds += (record.datasets ?? []).map { bind($0, of: record, tool) }
     box.secretsPath = NodeAgent.secretsPath
     box.scratchBytes = record.amounts.scratchBytes
     box.shmBytes = record.amounts.shmBytes
@@ -37,12 +34,24 @@ extension NodeAgent {
     box.resolver = resolver(spec)
     let values = placeholders(spec, tool)
     box.arguments = (tool.arguments.isEmpty ? spec.command : tool.arguments).map { Tool.fill($0, values) }
-    box.environment = environment(spec, tool, image).sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
+    box.environment = environment(record, tool, image).sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
     box.directory = tool.workingDirectory
     box.logSegmentBytes = Quantity.whole(configuration.logSegment) ?? box.logSegmentBytes
     box.logSegments = configuration.logSegments
     box.logBytesPerSecond = Quantity.whole(configuration.logRate) ?? box.logBytesPerSecond
     return PlanCompiler.compile(box, seccomp: seccomp)
+  }
+
+  func bind(_ dataset: MountedDataset, of record: WorkspaceRecord, _ tool: Tool) -> Enclosure.Bind {
+    let owner = record.spec.owner
+    let source = dataset.isImage ? datasetImages.path(dataset.source) : dataset.source
+    // An image is read with the rights that everybody has: not every kernel shows one under other ids.
+    let ids = IDMapping(
+      fromUID: owner.uid, fromGID: dataset.gid ?? owner.gid, toUID: tool.uid, toGID: tool.gid,
+      others: (dataset.members ?? []).filter { $0 != owner.uid })
+    return Enclosure.Bind(
+      source: source + (dataset.path.map { "/" + $0 } ?? ""), target: dataset.target, writable: dataset.writable,
+      executable: dataset.executable, ids: dataset.isImage ? nil : ids)
   }
 
   private func placeholders(_ spec: WorkspaceSpec, _ tool: Tool) -> [String: String] {
@@ -54,7 +63,8 @@ extension NodeAgent {
   }
 
   /// The image's own, the tool's, the agent's, the spec's: a later one wins.
-  func environment(_ spec: WorkspaceSpec, _ tool: Tool, _ image: StoredImage) -> [String: String] {
+  func environment(_ record: WorkspaceRecord, _ tool: Tool, _ image: StoredImage) -> [String: String] {
+    let spec = record.spec
     let values = placeholders(spec, tool)
     var all: [String: String] = ["PATH": "/usr/local/bin:/usr/bin:/bin"]
     for entry in image.environment {
@@ -67,6 +77,10 @@ extension NodeAgent {
     all["HOME"] = tool.home
     all["CARREL_WORKSPACE"] = spec.id
     all.merge(brokerEnvironment(spec)) { _, new in new }
+    // What its owner has installed comes after what the image has: it adds, and replaces nothing.
+    let packages = packageFolders(record, tool)
+    all.merge(packages) { _, new in new }
+    if let base = packages["PYTHONUSERBASE"] { all["PATH"]? += ":\(base)/bin" }
     for (key, value) in tool.environment { all[key] = Tool.fill(value, values) }
     for (key, value) in spec.environment { all[key] = value }
     return all

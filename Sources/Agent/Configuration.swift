@@ -13,7 +13,10 @@ package struct Configuration: Sendable {
   package var homes = "/srv/carrel/homes"
   package var homeDriver = WorkspaceSpec.HomeDriver.directory
   package var homeSize = "10Gi"
+  /// For how long a removed home can be recovered.
+  package var removedHomesDays = 30
   package var tools = "/etc/carrel/tools"
+  package var datasets = "/etc/carrel/datasets"
   package var helper = "/usr/libexec/carrel/carrel-shim"
   package var nodeName = ""
   package var maxWorkspaces = 500
@@ -66,8 +69,10 @@ package struct Configuration: Sendable {
     _ = try reader.section("storage") { (section: inout YAMLReader) throws(InvalidField) in
       homeDriver = try section.choice("driver", WorkspaceSpec.HomeDriver.self) ?? homeDriver
       homeSize = try Configuration.quantity(&section, "size", HomeImages.sizes) ?? homeSize
+      removedHomesDays = Int(try section.number("removedHomesDays", in: 0...36_500) ?? UInt64(removedHomesDays))
     }
     tools = try Configuration.path(&reader, "tools") ?? tools
+    datasets = try Configuration.path(&reader, "datasets") ?? datasets
     helper = try Configuration.path(&reader, "helper") ?? helper
     nodeName = try reader.text("nodeName") ?? nodeName
     maxWorkspaces = Int(try reader.number("maxWorkspaces", in: 1...10_000) ?? UInt64(maxWorkspaces))

@@ -10,15 +10,26 @@ package import Workspaces
 extension NodeAgent {
   /// Replaces credential files, each atomically, without a restart.
   package func updateCredentials(_ id: String, _ credentials: [Credential]) async throws {
-    let managed = try find(id)
+    let managed = try requireUp(id, "credentials go to one that runs")
     do throws(InvalidField) { try WorkspaceSpec.validate(credentials) } catch { throw AgentError(error) }
-    guard managed.record.state == .ready || managed.record.state == .starting else {
-      throw AgentError(.failedPrecondition, "workspace \(id) is \(managed.record.state.rawValue); credentials go to one that runs")
-    }
     for credential in credentials {
       _ = try await ask(managed, .putSecret(name: credential.name, content: credential.content))
+      var ends = managed.record.credentialEnds ?? [:]
+      ends[credential.name] = credential.lifetimeSeconds.map { CredentialEnd($0) }
+      managed.record.credentialEnds = ends.isEmpty ? nil : ends
     }
+    showExpiring(managed)
+    watchCredentials(managed)
     try await commit(managed, .credentialsUpdated, ["names": credentials.map(\.name).sorted().joined(separator: " ")])
+  }
+
+  /// A workspace whose tool runs; `rule`: why it has to.
+  func requireUp(_ id: String, _ rule: String) throws -> Managed {
+    let managed = try find(id)
+    guard managed.record.state.isUp else {
+      throw AgentError(.failedPrecondition, "workspace \(id) is \(managed.record.state.rawValue); \(rule)")
+    }
+    return managed
   }
 
   func secret(_ name: String, of managed: Managed) async throws -> String {
@@ -40,7 +51,7 @@ extension NodeAgent {
     defer { link.close() }
     for await received in link.messages {
       switch received.message {
-      case .done, .secret: return received.message
+      case .done, .secret, .mount, .mounts: return received.message
       case .refused(let code):
         throw AgentError(.internal, "workspace \(managed.record.spec.id): the supervisor refused: \(Errno(code).sentence)")
       default: continue  // its state, which it tells everyone who connects
@@ -69,10 +80,7 @@ extension NodeAgent {
   }
 
   package func exec(_ id: String, _ request: ExecRequest) async throws -> ExecSession {
-    let managed = try find(id)
-    guard managed.record.state == .ready || managed.record.state == .starting else {
-      throw AgentError(.failedPrecondition, "workspace \(id) is \(managed.record.state.rawValue); programs run in one that is ready")
-    }
+    let managed = try requireUp(id, "programs run in one that is ready")
     do throws(InvalidField) {
       try WorkspaceSpec.validateCommand(request.command, path: "command")
       if request.command.isEmpty { throw InvalidField("command", "is missing") }
@@ -90,7 +98,7 @@ extension NodeAgent {
     guard let tool = tool(managed.record.spec.tool), let image = try? await blocking({ [images] in try images.find(digest) })
     else { throw AgentError(.failedPrecondition, "workspace \(id): its image or tool is gone") }
     var merged: [String: String] = request.terminal ? ["TERM": "xterm-256color"] : [:]
-    merged.merge(environment(managed.record.spec, tool, image)) { _, new in new }
+    merged.merge(environment(managed.record, tool, image)) { _, new in new }
     merged.merge(request.environment) { _, new in new }
     do throws(Errno) {
       let link = try managed.folder.connect()

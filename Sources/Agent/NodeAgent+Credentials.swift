@@ -66,7 +66,7 @@ extension NodeAgent {
       managed.record.revoked = before
       throw error
     }
-    guard managed.record.state == .starting || managed.record.state == .ready else { return }
+    guard managed.record.state.isUp else { return }
     for role in roles { _ = try await ask(managed, .putRole(name: role, body: [], expires: 0)) }
   }
 

@@ -47,19 +47,28 @@ extension NodeAgent {
       case .ended: break
       }
       next = .attempt
+      if await rescue(managed) {
+        await anew(managed)
+        continue
+      }
       guard shouldRestart(managed.record) else { return }
       // Doubling from a second to five minutes; an attempt that lasted ten minutes was no loop.
       quickEnds = begun.duration(to: .now) > .seconds(600) ? 0 : min(quickEnds + 1, 9)
       do { try await Task.sleep(for: .seconds(min(300, (1 << quickEnds) >> 1))) } catch { return }
       guard shouldRestart(managed.record), workspaces[managed.record.spec.id] === managed else { return }
-      managed.record.attempt += 1
-      managed.verdict = nil
-      managed.record.phases = []
-      managed.record.startedNanoseconds = nil
-      managed.record.outOfMemoryKills = 0
-      if let tool = tool(managed.record.spec.tool), tool.tokenFile != nil { managed.token = managed.token ?? NodeAgent.freshToken() }
-      await transition(managed, .restartDecided)
+      await anew(managed)
     }
+  }
+
+  /// Everything as before the first attempt.
+  private func anew(_ managed: Managed) async {
+    managed.record.attempt += 1
+    managed.verdict = nil
+    managed.record.phases = []
+    managed.record.startedNanoseconds = nil
+    managed.record.outOfMemoryKills = 0
+    if let tool = tool(managed.record.spec.tool), tool.tokenFile != nil { managed.token = managed.token ?? NodeAgent.freshToken() }
+    await transition(managed, .restartDecided)
   }
 
   func shouldRestart(_ record: WorkspaceRecord) -> Bool {
@@ -96,7 +105,9 @@ extension NodeAgent {
     managed.record.imageDigest = image.digest
     clock.lap("image", managed)
 
-    try await openStorage(managed.record)
+    try await openStorage(managed)
+    await prepareRescue(managed, tool)
+    await preparePackages(managed, tool)
     clock.lap("storage", managed)
 
     managed.record.bootID = facts.bootID
@@ -181,6 +192,8 @@ extension NodeAgent {
         await transition(managed, .launched)
         probe = startProbe(managed, clock)
         watchLifetime(managed)
+        watchCredentials(managed)
+        watchDatasets(managed)
       case .failed(let step):
         failure = failure ?? Reason(step)
       case .issued(let role, let count): hear(managed, issued: role, count)
@@ -211,6 +224,7 @@ extension NodeAgent {
         throw Refusal(.isolation, "credential \(credential.name) could not be handed over: \(error.sentence)")
       }
     }
+    managed.secondStart = tool(managed.record.spec.tool)?.rescue == nil || managed.record.isRescued == true ? [] : managed.credentials
     managed.credentials = []
     return all.count
   }
@@ -242,6 +256,7 @@ extension NodeAgent {
       }
       var clock = clock
       clock.lap("ready", managed)
+      managed.secondStart = []
       await transition(managed, .becameReady)
     }
   }
@@ -274,25 +289,33 @@ extension NodeAgent {
   /// From what the supervisor left to the last event, and everything given back.
   func settle(_ managed: Managed, failure: Reason?) async {
     Fault.at(.exitSeen)
-    for keeper in managed.keepers { keeper.cancel() }
+    for task in managed.keepers + managed.expiries.values { task.cancel() }
     managed.keepers = []
+    managed.expiries = [:]
     await noteIssues(managed)
     let usage = managed.record.cgroup.isEmpty ? Usage() : cgroup(of: managed.record).usage()
     let record = managed.folder.exitRecord
-    // Tidied beside the telling: nobody waits for a cgroup to empty, but `delete` and the next attempt, which would
-    // use the slot again.
-    managed.cleaning = Task { await clean(managed) }
     if case .failed(let step)? = record, failure == nil, managed.record.state == .preparing {
-      await transition(managed, .preparationFailed(await complete(Reason(step), managed)))
+      await tellEnd(managed, .preparationFailed(await complete(Reason(step), managed)), Reason(step))
     } else if let failure, managed.record.state == .preparing {
-      await transition(managed, .preparationFailed(await complete(failure, managed)))
+      await tellEnd(managed, .preparationFailed(await complete(failure, managed)), failure)
     } else if let verdict = managed.verdict, verdict.code == .readinessTimeout {
-      await transition(managed, .preparationFailed(await complete(verdict, managed)))
+      await tellEnd(managed, .preparationFailed(await complete(verdict, managed)), verdict)
     } else {
       let certificate = StopCertificate(
         record: managed.record, exit: record, usage: usage, bootID: facts.bootID, verdict: managed.verdict)
-      await transition(managed, .ended(await complete(certificate.reason, managed)))
+      await tellEnd(managed, .ended(await complete(certificate.reason, managed)), certificate.reason)
     }
+  }
+
+  /// The end of a tool; where it did not come up and its home may be why, that it will be started once more.
+  private func tellEnd(_ managed: Managed, _ occurrence: Occurrence, _ reason: Reason) async {
+    // The home is looked at, and changed, before it is given back.
+    let suspects = await suspects(managed, reason)
+    if !suspects.isEmpty { await setAside(managed, suspects, "the tool did not come up (\(reason.message)), and these may be why") }
+    managed.suspects = suspects
+    managed.cleaning = Task { await clean(managed) }
+    await transition(managed, occurrence, suspects.isEmpty ? [:] : ["rescue": "follows"])
   }
 
   /// Gives back what a workspace held on the host. Every part may be gone already.
@@ -319,13 +342,14 @@ extension NodeAgent {
   /// Applies an occurrence by the state machine and makes it durable. False if the state does not allow it: it was
   /// overtaken, and the one that overtook it stands.
   @discardableResult
-  func transition(_ managed: Managed, _ occurrence: Occurrence) async -> Bool {
+  func transition(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) async -> Bool {
     do {
       let next = try StateMachine.apply(occurrence, to: managed.record.state)
       managed.record.state = next.state
       managed.record.reason = next.reason
       if next.state.isTerminal { managed.token = managed.record.spec.lifecycle.restartPolicy == .never ? nil : managed.token }
-      var attributes = ["attempt": "\(managed.record.attempt)"]
+      var attributes = more
+      attributes["attempt"] = "\(managed.record.attempt)"
       if next.event == .ready {
         let total = managed.record.phases.map(\.milliseconds).reduce(0, +)
         attributes["milliseconds"] = String(format: "%.1f", total)

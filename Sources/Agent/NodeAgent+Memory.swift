@@ -17,7 +17,7 @@ extension NodeAgent {
       try? await Task.sleep(for: .milliseconds(500))
       let kills = managed.outOfMemory ?? kills
       managed.outOfMemory = nil
-      guard managed.record.attempt == attempt, managed.record.state == .ready || managed.record.state == .starting,
+      guard managed.record.attempt == attempt, managed.record.state.isUp,
         kills > managed.record.outOfMemoryKills
       else { return }
       managed.record.outOfMemoryKills = kills

@@ -34,7 +34,9 @@ extension NodeAgent {
     try await recoverFolders()
     let running = workspaces.values.map(\.record).filter(\.state.mayRun)
     for record in running { adoptStorage(record) }
-    for name in try await blocking({ [homes] in homes.sweep() }) { try await tell(.swept, ["mount": name]) }
+    for name in try await blocking({ [homes, datasetImages] in homes.sweep() + datasetImages.sweep() }) {
+      try await tell(.swept, ["mount": name])
+    }
     // The rules first: whoever runs must not run unfiltered, and keeps its connections.
     let attachments = running.map(attachment)
     try await blocking { [network] in try network.prepare(running: attachments) }
@@ -48,6 +50,7 @@ extension NodeAgent {
     try await sweep()
     evict()
     Task { [weak self] in await self?.watchHomes() }
+    Task { [weak self] in await self?.purgeHomes() }
   }
 
   /// One workspace that the journal says has not ended.
@@ -68,6 +71,8 @@ extension NodeAgent {
     do throws(Errno) {
       let link = try managed.folder.connect()
       managed.link = link
+      // Until what an earlier agent began is settled.
+      managed.isInjecting = true
       begin(managed, with: .adopt(link))
     } catch {
       // No supervisor: what it left behind decides, here and nowhere else.
@@ -99,6 +104,8 @@ extension NodeAgent {
         }
         watchLifetime(managed)
         keepCredentials(managed)
+        watchCredentials(managed)
+        Task { await reconcileDatasets(managed) }
       case .issued(let role, let count): hear(managed, issued: role, count)
       case .outOfMemory(let kills): hear(managed, outOfMemory: kills)
       case .preparing, .created, .waiting:

@@ -12,7 +12,7 @@ extension NodeAgent {
     return record.homeBytes == nil ? home : homes.path(home)
   }
 
-  private func home(_ spec: WorkspaceSpec) -> String { spec.storage.home ?? "\(configuration.homes)/\(spec.owner.name)" }
+  func home(_ spec: WorkspaceSpec) -> String { spec.storage.home ?? "\(configuration.homes)/\(spec.owner.name)" }
 
   /// The size of the image that a spec's home is kept in; nil for a directory.
   func homeBytes(_ spec: WorkspaceSpec) throws(InvalidField) -> UInt64? {
@@ -31,26 +31,46 @@ extension NodeAgent {
     return bytes / 4096 * 4096
   }
 
-  func openStorage(_ record: WorkspaceRecord) async throws(Refusal) {
+  func openStorage(_ managed: Managed) async throws(Refusal) {
+    do throws(InvalidField) {
+      // What was attached stays attached in another attempt, as long as it may.
+      let kept = (managed.record.datasets ?? []).filter { $0.isAttached && !$0.isOver && isGranted($0, to: managed.record.spec.owner.name) }
+      managed.record.datasets = try resolve(managed.record.spec) + kept
+    } catch {
+      throw Refusal(.storage, "\(error)")
+    }
+    let record = managed.record
     let (spec, home) = (record.spec, home(record.spec))
-    try await step(.storage) { [homes] in
-      for dataset in spec.storage.datasets { try HostFolder.checkDataset(dataset.source) }
+    let owner = spec.owner
+    guard !closedHomes.contains(home) else { throw Refusal(.storage, "home \(home) is being restored or removed; try again") }
+    let isFull = try await step(.storage) { [homes, datasetImages] in
+      for dataset in record.datasets ?? [] { try NodeAgent.open(dataset, datasetImages, by: spec.id) }
       if let bytes = record.homeBytes {
-        try homes.acquire(home, by: spec.id, bytes: bytes, uid: spec.owner.uid, gid: spec.owner.gid)
-      } else {
-        try HostFolder.prepareHome(home, uid: spec.owner.uid, gid: spec.owner.gid)
+        return try homes.acquire(home, by: spec.id, bytes: bytes, uid: owner.uid, gid: owner.gid)
       }
+      try HostFolder.prepareHome(home, uid: owner.uid, gid: owner.gid)
+      return false
+    }
+    if isFull {
+      await tellRescue(
+        managed, "the home is full; the room that was kept for this was given to it, and files have to be deleted",
+        ["limitBytes": "\(record.homeBytes ?? 0)"])
     }
   }
 
   /// What gives it back, when nothing of the workspace runs any more. May be done twice.
   func closingStorage(_ record: WorkspaceRecord) -> @Sendable () -> Void {
-    let (home, id) = (home(record.spec), record.spec.id)
-    guard record.homeBytes != nil else { return {} }
-    return { [homes] in homes.release(home, by: id) }
+    let (home, id, isImage) = (home(record.spec), record.spec.id, record.homeBytes != nil)
+    return { [homes, datasetImages] in
+      datasetImages.release(by: id)
+      if isImage { homes.release(home, by: id) }
+    }
   }
 
-  func adoptStorage(_ record: WorkspaceRecord) { if record.homeBytes != nil { homes.adopt(home(record.spec), by: record.spec.id) } }
+  func adoptStorage(_ record: WorkspaceRecord) {
+    if record.homeBytes != nil { homes.adopt(home(record.spec), by: record.spec.id) }
+    for dataset in record.datasets ?? [] where dataset.isImage { datasetImages.adopt(dataset.source, by: record.spec.id) }
+  }
 
   func homeUse(_ record: WorkspaceRecord) -> HomeImages.Use? { record.homeBytes == nil ? nil : homes.use(home(record.spec)) }
 
@@ -58,7 +78,7 @@ extension NodeAgent {
   func watchHomes() async {
     while !Task.isCancelled {
       try? await Task.sleep(for: .seconds(1))
-      for managed in workspaces.values where managed.record.state == .ready || managed.record.state == .starting {
+      for managed in workspaces.values where managed.record.state.isUp {
         await watchHome(managed)
       }
     }

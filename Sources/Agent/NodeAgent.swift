@@ -36,6 +36,14 @@ package actor NodeAgent {
     /// How many were ended for want of memory, as long as that waits to be told; and how far the kernel's log was read for it.
     var outOfMemory: UInt64?
     var kernelLogRead: UInt64 = 0
+    /// Wait for the warnings and the ends of credential files.
+    var expiries: [String: Task<Void, Never>] = [:]
+    /// What came with the request, until the tool is up: it may need a second start.
+    var secondStart: [Credential] = []
+    /// What of its home may be why the tool does not come up, as found when it ended.
+    var suspects: [String] = []
+    /// Its mounts are being changed.
+    var isInjecting = false
     /// One for each role whose credentials are renewed.
     var keepers: [Task<Void, Never>] = []
     /// How often each role's credentials were given out and are not on record yet; and when they last were.
@@ -60,10 +68,14 @@ package actor NodeAgent {
   nonisolated let logger: Logger
   nonisolated let network: NetworkDriver
   nonisolated let homes: HomeImages
+  nonisolated let datasetImages: DatasetImages
+  package nonisolated let homeStore: HomeStore
   nonisolated let seccomp: [UInt8]
   nonisolated let pool: NIOThreadPool
   /// Apart, since credential providers are not ours and may be slow: they delay nobody but each other.
   nonisolated let providers: NIOThreadPool
+  /// Apart as well: copies of homes take as long as they take.
+  nonisolated let copies: NIOThreadPool
   private(set) var tools: [String: Tool] = [:]
   var workspaces: [String: Managed] = [:]
   /// Commits that wait for the disk, in the order in which they were asked for.
@@ -73,6 +85,8 @@ package actor NodeAgent {
   var trimming: Task<Void, Never>?
   /// The ids of what was set aside while it runs.
   var quarantined: Set<String> = []
+  /// Homes that are being replaced or removed.
+  var closedHomes: Set<String> = []
   private nonisolated let lock: StateLock
   /// Ids being accepted or removed right now: what is in memory, in the journal and on disk does not agree yet.
   private var unsettled: Set<String> = []
@@ -90,6 +104,8 @@ package actor NodeAgent {
     let folders = try FileManager.default.contentsOfDirectory(atPath: configuration.state + "/workspaces")
     journal = try Journal(path: configuration.state + "/journal.sqlite", hasHistory: !folders.isEmpty)
     homes = try HomeImages(root: configuration.state + "/homes", holder: facts.name)
+    homeStore = HomeStore(root: configuration.homes, images: homes)
+    datasetImages = try DatasetImages(root: configuration.state + "/datasets")
     images = try ImageStore(path: configuration.state + "/images")
     network = try NetworkDriver(subnet: configuration.subnet, table: configuration.firewallTable, linkPrefix: configuration.linkPrefix)
     seccomp = try SeccompCompiler.compileDefaultProfile()
@@ -97,6 +113,8 @@ package actor NodeAgent {
     pool.start()
     providers = NIOThreadPool(numberOfThreads: 4)
     providers.start()
+    copies = NIOThreadPool(numberOfThreads: 2)
+    copies.start()
     tools = try NodeAgent.loadTools(configuration.tools)
   }
 
@@ -135,7 +153,8 @@ package actor NodeAgent {
     // From here to where it is in memory nothing suspends: two launches never take the same room.
     try admit(amounts)
     let slot = try freeSlot()
-    let record = try newRecord(spec, amounts, slot: slot)
+    var record = try newRecord(spec, amounts, slot: slot)
+    record.credentialEnds = NodeAgent.ends(credentials)
     let folder: WorkspaceFolder
     do throws(Errno) {
       folder = try WorkspaceFolder(path: folderPath(spec.id), create: true)
@@ -180,6 +199,7 @@ package actor NodeAgent {
       defaults.pids = defaults.pids ?? configuration.defaults.pids
       let policy = ResourcePolicy(hostMemoryBytes: facts.memoryBytes, hostMilliCPUs: facts.milliCPUs)
       _ = try homeBytes(spec)
+      _ = try resolve(spec)
       return (tool, try spec.amounts(defaults: defaults, policy: policy))
     } catch {
       throw AgentError(error)
@@ -248,7 +268,7 @@ package actor NodeAgent {
   package func get(_ id: String) async throws -> (record: WorkspaceRecord, token: String?, tool: Tool?) {
     let managed = try find(id)
     let tool = tools[managed.record.spec.tool]
-    if managed.token == nil, managed.record.state == .ready || managed.record.state == .starting, let name = tool?.tokenFile {
+    if managed.token == nil, managed.record.state.isUp, let name = tool?.tokenFile {
       managed.token = try? await secret(name, of: managed)
     }
     return (managed.record, managed.record.state.isTerminal ? nil : managed.token, tool)

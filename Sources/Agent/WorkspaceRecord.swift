@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Foundation
+package import Foundation
 package import Journal
 package import Workspaces
 
@@ -36,6 +36,14 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   package var homeFilled: UInt64?
   /// Roles whose credentials were taken away.
   package var revoked: [String]?
+  /// What it has of datasets and project folders.
+  package var datasets: [MountedDataset]?
+  /// What holds of it beside its state, by name, with a sentence for people.
+  package var conditions: [String: String]?
+  /// Of credential files that end.
+  package var credentialEnds: [String: CredentialEnd]?
+  /// Its tool has had its second start without what was suspected.
+  package var isRescued: Bool?
   package var stopRequestedBy: String?
   package var outOfMemoryKills: UInt64 = 0
 
@@ -59,6 +67,40 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   }
 }
 
+/// When a credential file was given and when it ends, in seconds since 1970.
+package struct CredentialEnd: Codable, Equatable, Sendable {
+  let given: Double
+  let end: Double
+
+  init(_ seconds: UInt64) {
+    given = Date.now.timeIntervalSince1970
+    end = given + Double(seconds)
+  }
+
+  /// From when on its end is near: a quarter of an hour before, or a quarter of its time.
+  var warning: Double { end - min(900, (end - given) / 4) }
+}
+
+/// A dataset as a workspace has it.
+package struct MountedDataset: Codable, Equatable, Sendable {
+  package let target: String
+  /// A directory of the host, or an image.
+  package let source: String
+  /// NAME@VERSION; nil where it was asked for by its path.
+  package let reference: String?
+  /// Below the source.
+  package let path: String?
+  package var writable: Bool
+  let executable: Bool
+  /// Of a project's folder: its group, and the storage uids of its members.
+  let gid: UInt32?
+  let members: [UInt32]?
+  /// Seconds since 1970; nil for as long as the workspace.
+  package var expires: Double?
+  /// While the workspace ran, not by its spec.
+  package let isAttached: Bool
+}
+
 /// JSON as the journal keeps it: the same value is always the same text.
 func encodedText(_ value: some Encodable) throws -> String {
   let encoder = JSONEncoder()
@@ -67,7 +109,7 @@ func encodedText(_ value: some Encodable) throws -> String {
 }
 
 /// RFC 3339 with milliseconds, UTC.
-func wallTime() -> String {
-  Date.now.formatted(
+package func wallTime(_ moment: Date = .now) -> String {
+  moment.formatted(
     .iso8601.year().month().day().timeZone(separator: .omitted).time(includingFractionalSeconds: true).timeSeparator(.colon))
 }

@@ -40,6 +40,12 @@ package enum Fault: String {
   case cleaning = "cleaning"
   case cleaned = "cleaned"
   case folderRemoved = "folder removed"
+  case datasetMounted = "dataset mounted"
+  case datasetUnmounted = "dataset unmounted"
+  case beforeDatasetAttached = "before DatasetAttached"
+  case afterDatasetAttached = "after DatasetAttached"
+  case beforeDatasetDetached = "before DatasetDetached"
+  case afterDatasetDetached = "after DatasetDetached"
   case acknowledged = "acknowledged"
   case trimmed = "trimmed"
   // The supervisor.

@@ -256,6 +256,9 @@ private final class Conversation: Sendable {
         case .delete(let request): _ = try await agent.answer(request)
         case .updateCredentials(let request): _ = try await agent.answer(request)
         case .revokeCredentials(let request): _ = try await agent.answer(request)
+        case .removeCredentials(let request): _ = try await agent.answer(request)
+        case .attachDataset(let request): workspace = try await agent.answer(request).workspace
+        case .detachDataset(let request): _ = try await agent.answer(request)
         case .drain(let request): _ = try await agent.answer(request)
         case .resume(let request): _ = try await agent.answer(request)
         case nil: throw AgentError(.invalidArgument, "command: is of a kind that this agent does not know")

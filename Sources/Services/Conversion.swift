@@ -31,7 +31,7 @@ extension WorkspaceSpec {
     case .image: storage.driver = .image
     case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "storage.driver: \(value) is not a known value")
     }
-    storage.datasets = wire.storage.datasets.map { Dataset(source: $0.source, target: $0.target, writable: $0.writable) }
+    storage.datasets = wire.storage.datasets.map { Dataset($0) }
     credentials = wire.credentials
     if wire.hasAws { aws = AWS(roles: wire.aws.roles) }
     environment = wire.environment
@@ -52,6 +52,33 @@ extension WorkspaceSpec {
     case .open: network = .open
     case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "network: \(value) is not a known value")
     }
+  }
+}
+
+extension Credential {
+  init(_ wire: Carrel_V1_Credential) {
+    self.init(name: wire.name, content: [UInt8](wire.data), lifetimeSeconds: wire.lifetimeSeconds == 0 ? nil : wire.lifetimeSeconds)
+  }
+}
+
+extension WorkspaceSpec.Dataset {
+  init(_ wire: Carrel_V1_Dataset) {
+    self.init(
+      source: wire.source, target: wire.target, writable: wire.writable, name: wire.dataset.isEmpty ? nil : wire.dataset,
+      path: wire.path.isEmpty ? nil : wire.path)
+  }
+}
+
+extension Carrel_V1_MountedDataset {
+  init(_ dataset: MountedDataset) {
+    self.init()
+    target = dataset.target
+    self.dataset = dataset.reference ?? ""
+    source = dataset.source
+    path = dataset.path ?? ""
+    writable = dataset.writable
+    attached = dataset.isAttached
+    if let end = dataset.expires { expires = wallTime(Date(timeIntervalSince1970: end)) }
   }
 }
 
@@ -87,6 +114,8 @@ extension Carrel_V1_WorkspaceSpec {
           $0.source = dataset.source
           $0.target = dataset.target
           $0.writable = dataset.writable
+          $0.dataset = dataset.name ?? ""
+          $0.path = dataset.path ?? ""
         }
       }
     }
@@ -183,6 +212,8 @@ extension Carrel_V1_Workspace {
     attempt = record.attempt
     imageDigest = record.imageDigest
     hostIds = "\(record.firstID)-\(record.firstID + 65_535)"
+    datasets = (record.datasets ?? []).map { Carrel_V1_MountedDataset($0) }
+    conditions = (record.conditions ?? [:]).sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)" }
   }
 }
 

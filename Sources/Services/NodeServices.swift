@@ -128,7 +128,7 @@ struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
 /// `grpc.health.v1.Health`: serving from the moment the socket answers, since recovery comes before.
 struct HealthService: Grpc_Health_V1_Health.SimpleServiceProtocol {
   private func status(_ service: String) -> Grpc_Health_V1_HealthCheckResponse.ServingStatus {
-    ["", "carrel.v1.WorkspaceService", "carrel.v1.ImageService", "carrel.v1.NodeService"].contains(service)
+    ["", "carrel.v1.WorkspaceService", "carrel.v1.ImageService", "carrel.v1.StorageService", "carrel.v1.NodeService"].contains(service)
       ? .serving : .serviceUnknown
   }
 

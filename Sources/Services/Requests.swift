@@ -15,7 +15,7 @@ extension NodeAgent {
     case .manifest(let text): spec = try WorkspaceSpec(yaml: text)
     case nil: throw AgentError(.invalidArgument, "source: expected a spec or a manifest")
     }
-    let credentials = request.credentials.map { Credential(name: $0.name, content: [UInt8]($0.data)) }
+    let credentials = request.credentials.map { Credential($0) }
     let (record, created) = try await launch(spec, credentials: credentials)
     return .with {
       $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil)
@@ -36,13 +36,45 @@ extension NodeAgent {
   }
 
   package func answer(_ request: Carrel_V1_UpdateCredentialsRequest) async throws -> Carrel_V1_UpdateCredentialsResponse {
-    try await updateCredentials(request.id, request.credentials.map { Credential(name: $0.name, content: [UInt8]($0.data)) })
+    try await updateCredentials(request.id, request.credentials.map { Credential($0) })
     return Carrel_V1_UpdateCredentialsResponse()
+  }
+
+  package func answer(_ request: Carrel_V1_RemoveCredentialsRequest) async throws -> Carrel_V1_RemoveCredentialsResponse {
+    try await removeCredentials(request.id, request.names)
+    return Carrel_V1_RemoveCredentialsResponse()
   }
 
   package func answer(_ request: Carrel_V1_RevokeCredentialsRequest) async throws -> Carrel_V1_RevokeCredentialsResponse {
     try await revokeCredentials(request.id, role: request.role.isEmpty ? nil : request.role)
     return Carrel_V1_RevokeCredentialsResponse()
+  }
+
+  package func answer(_ request: Carrel_V1_AttachDatasetRequest) async throws -> Carrel_V1_AttachDatasetResponse {
+    let seconds = request.lifetimeSeconds == 0 ? nil : request.lifetimeSeconds
+    if let seconds, seconds > 31_536_000 { throw AgentError(.invalidArgument, "lifetime_seconds: \(seconds) is not between 1 and 31536000") }
+    let record = try await attach(request.id, WorkspaceSpec.Dataset(request.dataset), seconds: seconds)
+    return .with { $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil) }
+  }
+
+  package func answer(_ request: Carrel_V1_DetachDatasetRequest) async throws -> Carrel_V1_DetachDatasetResponse {
+    let policy: HolderPolicy =
+      switch request.holders {
+      case .unspecified, .refuse: .refuse
+      case .lazy: .lazy
+      case .stop: .stop
+      case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "holders: \(value) is not a known value")
+      }
+    let found = try await detach(request.id, request.target, policy)
+    return .with {
+      $0.holders = found.map { holder in
+        .with {
+          $0.pid = holder.pid
+          $0.name = holder.name
+          $0.what = holder.what
+        }
+      }
+    }
   }
 
   package func answer(_ request: Carrel_V1_DrainRequest) async throws -> Carrel_V1_DrainResponse {

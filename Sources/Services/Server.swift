@@ -62,8 +62,8 @@ package struct Server {
     let server = GRPCServer(
       transport: transport,
       services: [
-        WorkspaceService(agent: agent), ImageService(agent: agent), NodeService(agent: agent, version: version, links: links),
-        HealthService(), try ReflectionService(),
+        WorkspaceService(agent: agent), ImageService(agent: agent), StorageService(agent: agent),
+        NodeService(agent: agent, version: version, links: links), HealthService(), try ReflectionService(),
       ],
       interceptors: [PeerInterceptor(allowed: allowed, logger: logger)])
     try await withGracefulShutdownHandler {

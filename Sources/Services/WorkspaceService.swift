@@ -98,6 +98,12 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
     try await answering { try await agent.answer(request) }
   }
 
+  func removeCredentials(
+    request: Carrel_V1_RemoveCredentialsRequest, context: ServerContext
+  ) async throws -> Carrel_V1_RemoveCredentialsResponse {
+    try await answering { try await agent.answer(request) }
+  }
+
   func plan(request: Carrel_V1_PlanRequest, context: ServerContext) async throws -> Carrel_V1_PlanResponse {
     try await answering {
       let spec: WorkspaceSpec

@@ -54,11 +54,13 @@ package final class HomeImages: Sendable {
     }
   }
 
-  /// Mounts a home for a workspace, making or growing it first. Blocks; may take long after an unclean end of a large one.
-  package func acquire(_ home: String, by workspace: String, bytes: UInt64, uid: UInt32, gid: UInt32) throws {
+  /// Mounts a home for a workspace, making or growing it first. Blocks; may take long after an unclean end of a large one. True: it is
+  /// full, and the headroom that was kept for this was given to it.
+  package func acquire(_ home: String, by workspace: String, bytes: UInt64, uid: UInt32, gid: UInt32) throws -> Bool {
     let point = mountPoint(home)
-    try users(point).ids.withLock { ids in
-      if !mounted().contains(point) { try mount(home, at: point, bytes: bytes) }
+    return try users(point).ids.withLock { ids in
+      let isNew = !mounted().contains(point)
+      if isNew { try mount(home, at: point, bytes: bytes) }
       do {
         try HostFolder.prepareHome(path(home), uid: uid, gid: gid)
       } catch {
@@ -66,11 +68,35 @@ package final class HomeImages: Sendable {
         throw error
       }
       ids.insert(workspace)
+      return isNew && headroom(point, of: bytes, percent: use(home)?.percent ?? 0)
     }
   }
 
+  /// Beside the home, where its owner cannot reach: a 64th of the blocks, and some inodes. A full home gets them, so that a tool finds
+  /// room to start and its owner room to tidy up; they are put back when there is room for them again.
+  private func headroom(_ point: String, of bytes: UInt64, percent: UInt64) -> Bool {
+    let kept = point + "/headroom"
+    let manager = FileManager.default
+    if manager.fileExists(atPath: kept) {
+      guard percent >= 100 else { return false }
+      return (try? manager.removeItem(atPath: kept)) != nil
+    }
+    guard percent < 90, (try? manager.createDirectory(atPath: kept, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])) != nil else {
+      return false
+    }
+    for number in 0..<HomeImages.headroomInodes { _ = manager.createFile(atPath: "\(kept)/\(number)", contents: nil) }
+    try? HostProgram.run(["fallocate", "--length", "\(bytes / 64)", kept + "/blocks"], "")
+    return false
+  }
+
+  private static let headroomInodes = 32
+
   /// Of a workspace that an earlier agent started: its home is mounted.
-  package func adopt(_ home: String, by workspace: String) { users(mountPoint(home)).ids.withLock { _ = $0.insert(workspace) } }
+  package func adopt(_ home: String, by workspace: String) {
+    // An agent may have ended while it stood still for a copy.
+    thaw(mountPoint(home))
+    users(mountPoint(home)).ids.withLock { _ = $0.insert(workspace) }
+  }
 
   /// The last one unmounts it. May be said twice.
   package func release(_ home: String, by workspace: String) {
@@ -88,6 +114,40 @@ package final class HomeImages: Sendable {
         return name
       }
     }
+  }
+
+  /// Runs `body` while nothing is written to a home's image: not by a workspace, whose writes wait, nor by another node. `concerns`:
+  /// whether it is about the image at all.
+  package func standingStill(_ home: String, if concerns: Bool, _ body: () throws -> Void) throws {
+    guard concerns else { return try body() }
+    let point = mountPoint(home)
+    try users(point).ids.withLock { _ in
+      guard mounted().contains(point) else {
+        try lock(home + ".img")
+        defer { try? FileManager.default.removeItem(atPath: home + ".img.lock") }
+        return try body()
+      }
+      try HostProgram.run(["fsfreeze", "--freeze", point], "home \(home) cannot be made to stand still")
+      defer { thaw(point) }
+      try body()
+    }
+  }
+
+  private func thaw(_ point: String) { try? HostProgram.run(["fsfreeze", "--unfreeze", point], "") }
+
+  /// Mounts a home for a while, as it is, whoever it belongs to.
+  package func visit<T>(_ home: String, _ body: (String) throws -> T) throws -> T {
+    let point = mountPoint(home)
+    let visitor = "a visit"
+    try users(point).ids.withLock { ids in
+      if !mounted().contains(point) {
+        let size = (try FileManager.default.attributesOfItem(atPath: home + ".img")[.size] as? NSNumber)?.uint64Value ?? 0
+        try mount(home, at: point, bytes: size)
+      }
+      ids.insert(visitor)
+    }
+    defer { release(home, by: visitor) }
+    return try body(path(home))
   }
 
   /// Nil where it is not mounted.
@@ -113,7 +173,7 @@ package final class HomeImages: Sendable {
     do {
       try ready(image, file, bytes)
       try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-      try run(["sh", "-c", HomeImages.mounting, "sh", image, point], on: image, "home \(image) cannot be mounted")
+      try HostProgram.run(["sh", "-c", HomeImages.mounting, "sh", image, point], on: image, "home \(image) cannot be mounted")
     } catch {
       try? FileManager.default.removeItem(atPath: image + ".lock")
       throw error
@@ -131,8 +191,7 @@ package final class HomeImages: Sendable {
 
   private func open(_ image: String) throws -> Descriptor {
     do throws(Linux.Errno) {
-      let root = try Descriptor.open("/", [.path, .directory])
-      return try root.open(String(image.dropFirst()), [.readWrite, .create], mode: 0o600, resolving: [.inRoot, .noSymlinks])
+      return try Descriptor.openPlain(image, [.readWrite, .create], mode: 0o600)
     } catch {
       throw StorageError(description: "home \(image) cannot be opened: \(error.sentence)")
     }
@@ -160,7 +219,7 @@ package final class HomeImages: Sendable {
         throw StorageError(description: "home \(image) holds something that is no ext4 file system")
       }
       try resize(image, bytes)
-      return try run(
+      return try HostProgram.run(
         ["mkfs.ext4", "-q", "-F", "-m", "0", "-i", "16384", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", image], on: image,
         "home \(image) cannot be made")
     }
@@ -170,12 +229,12 @@ package final class HomeImages: Sendable {
     // s_state without "clean", or a journal to replay (ext4's on-disk layout).
     let isUnclean = block[58] & 1 == 0 || block[96] & 4 != 0
     if isUnclean || bytes > size {
-      try run(
+      try HostProgram.run(
         ["e2fsck", "-p", "-f", image], on: image, "home \(image) was not left clean, and cannot be mended without a person", upTo: 1)
     }
     if bytes > size {
       try resize(image, bytes)
-      try run(["resize2fs", image], on: image, "home \(image) cannot grow")
+      try HostProgram.run(["resize2fs", image], on: image, "home \(image) cannot grow")
     }
   }
 
@@ -187,10 +246,10 @@ package final class HomeImages: Sendable {
 
   private func unmount(_ point: String, lock: String) {
     // What was deleted inside is given back to the host, once its deletion is on the disk.
-    try? run(["sync", "--file-system", point], "")
-    try? run(["fstrim", point], "")
-    try? run(["umount", point], "")
-    if mounted().contains(point) { try? run(["umount", "--lazy", point], "") }
+    try? HostProgram.run(["sync", "--file-system", point], "")
+    try? HostProgram.run(["fstrim", point], "")
+    try? HostProgram.run(["umount", point], "")
+    if mounted().contains(point) { try? HostProgram.run(["umount", "--lazy", point], "") }
     rmdir(point)
     try? FileManager.default.removeItem(atPath: lock)
   }
@@ -200,27 +259,6 @@ package final class HomeImages: Sendable {
     return text.split(separator: "\n").compactMap { line in
       let fields = line.split(separator: " ")
       return fields.count > 1 && fields[1].hasPrefix(root + "/") ? String(fields[1]) : nil
-    }
-  }
-
-  /// Runs a program of the host, to its end. Those that write to an image hold flock(1) on it: where an agent ended in the middle,
-  /// the next one waits for what that one began. The agent leaves the reaping of its children to the kernel (carreld ignores SIGCHLD), so
-  /// that the exit status is the shell's to say.
-  private func run(_ command: [String], on image: String? = nil, _ failure: String, upTo tolerated: Int = 0) throws {
-    let process = Foundation.Process()
-    process.executableURL = URL(fileURLWithPath: "/bin/sh")
-    process.arguments = ["-c", "\"$@\" 2>&1; echo \"=$?\"", "sh"] + (image.map { ["flock", $0] } ?? []) + command
-    process.environment = ["PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"]
-    process.standardInput = FileHandle.nullDevice
-    let output = Foundation.Pipe()
-    process.standardOutput = output
-    try process.run()
-    let said = String(decoding: (try? output.fileHandleForReading.readToEnd()) ?? Data(), as: UTF8.self)
-    process.waitUntilExit()
-    let parts = said.trimmingCharacters(in: CharacterSet.whitespacesAndNewlines).split(separator: "=")
-    guard let status = parts.last.flatMap({ Int($0) }), status <= tolerated else {
-      let words = said.split(separator: "\n").dropLast().joined(separator: "; ")
-      throw StorageError(description: "\(failure): \(words.prefix(500))")
     }
   }
 }

@@ -5,6 +5,8 @@ package enum WorkspaceState: String, Codable, CaseIterable, Sendable {
   case pending, preparing, starting, ready, stopping, stopped, failed
 
   package var isTerminal: Bool { self == .stopped || self == .failed }
+  /// Whether the tool runs and nobody has asked it to stop.
+  package var isUp: Bool { self == .starting || self == .ready }
   /// Whether a supervisor may exist.
   package var mayRun: Bool { !isTerminal && self != .pending }
 }
@@ -110,8 +112,22 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   /// The provider gave none; told once, until it gives some again.
   case credentialsFailed = "CredentialsFailed"
   case credentialsRevoked = "CredentialsRevoked"
+  /// Credential files that soon end, and are then removed.
+  case credentialsExpiring = "CredentialsExpiring"
+  case credentialsRemoved = "CredentialsRemoved"
+  /// AWS variables in a process of a workspace that hide the broker's credentials from it, and are renewed by nobody.
+  case staleCredentials = "StaleCredentials"
+  /// Something that kept the tool from its start was set aside, or room was made in a full home.
+  case rescue = "Rescue"
+  /// The owner has packages for another image than this one.
+  case imageChanged = "ImageChanged"
   /// Its home has reached 80, 95 or 100 % of its blocks or inodes, or has come below all of them again.
   case homeFilling = "HomeFilling"
+  /// While the workspace runs.
+  case datasetAttached = "DatasetAttached"
+  /// Its mode or its end.
+  case datasetChanged = "DatasetChanged"
+  case datasetDetached = "DatasetDetached"
   case adopted = "Adopted"
   /// Its record was lost with the journal and is back from its own folder.
   case recovered = "Recovered"

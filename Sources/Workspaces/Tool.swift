@@ -26,6 +26,18 @@ package struct Tool: Equatable, Sendable {
   package let gid: UInt32
   package let gracePeriodSeconds: UInt32
   package let resources: WorkspaceSpec.Resources
+  /// Variables that name folders of packages, and which: apart for each image, below the home.
+  package let packages: [String: String]
+  /// What is done where the tool does not come up; nil: nothing.
+  package let rescue: Rescue?
+
+  package struct Rescue: Equatable, Sendable {
+    /// Below the home: set aside for a second start, if the tool does not come up. `{packages}`: those of this image.
+    package let suspects: [String]
+    /// Below the home: set aside before a start where they are larger than `sessionBytes`.
+    package let sessions: [String]
+    package let sessionBytes: UInt64
+  }
 
   package init(yaml: String) throws(InvalidField) {
     var reader = try YAMLReader(text: yaml)
@@ -50,7 +62,19 @@ package struct Tool: Equatable, Sendable {
     gid = UInt32(try reader.number("gid", in: 1...65_533) ?? 1000)
     gracePeriodSeconds = UInt32(try reader.number("gracePeriodSeconds", in: 0...3600) ?? 10)
     resources = try reader.section("resources", WorkspaceSpec.Resources.init(from:)) ?? WorkspaceSpec.Resources()
+    packages = try reader.textMap("packages") ?? [:]
+    rescue = try reader.section("rescue") { (section: inout YAMLReader) throws(InvalidField) in
+      let limit = try section.text("sessionLimit") ?? "1Gi"
+      guard let bytes = Quantity.whole(limit) else { throw InvalidField("rescue.sessionLimit", "\(printable(limit)) is no quantity") }
+      return Rescue(
+        suspects: try section.texts("suspects") ?? [], sessions: try section.texts("sessions") ?? [], sessionBytes: bytes)
+    }
     try reader.finish()
+    for (key, value) in packages {
+      try WorkspaceSpec.validateVariable(key, value, path: "packages")
+      try WorkspaceSpec.validatePath("/" + value, path: "packages.\(key)")
+    }
+    for path in (rescue?.suspects ?? []) + (rescue?.sessions ?? []) { try WorkspaceSpec.validatePath("/" + path, path: "rescue") }
     if let tokenFile, !WorkspaceSpec.isCredentialName(tokenFile) {
       throw InvalidField("tokenFile", "expected a file name", line: reader.line(of: "tokenFile"))
     }

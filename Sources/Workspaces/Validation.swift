@@ -171,9 +171,14 @@ extension WorkspaceSpec {
   /// Also checks contents; an error never holds any of it.
   package static func validate(_ credentials: [Credential]) throws(InvalidField) {
     try validateCredentialNames(credentials.map(\.name))
-    for (index, credential) in credentials.enumerated() where !(1...65_536).contains(credential.content.count) {
-      throw InvalidField(
-        "credentials[\(index)].data", "\(credential.content.count) bytes; expected 1 to 65536 (\(credential.name))")
+    for (index, credential) in credentials.enumerated() {
+      guard (1...65_536).contains(credential.content.count) else {
+        throw InvalidField(
+          "credentials[\(index)].data", "\(credential.content.count) bytes; expected 1 to 65536 (\(credential.name))")
+      }
+      guard credential.lifetimeSeconds.map({ (1...31_536_000).contains($0) }) ?? true else {
+        throw InvalidField("credentials[\(index)].lifetime_seconds", "expected 1 to 31536000, or 0 for no end (\(credential.name))")
+      }
     }
   }
 

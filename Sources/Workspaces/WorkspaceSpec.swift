@@ -115,10 +115,13 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
 package struct Credential: Sendable, CustomStringConvertible {
   package let name: String
   package let content: [UInt8]
+  /// After which its file is removed; nil: never.
+  package let lifetimeSeconds: UInt64?
 
-  package init(name: String, content: [UInt8]) {
+  package init(name: String, content: [UInt8], lifetimeSeconds: UInt64? = nil) {
     self.name = name
     self.content = content
+    self.lifetimeSeconds = lifetimeSeconds
   }
 
   package var description: String { "credential \(name)" }

@@ -18,7 +18,8 @@ struct Carrel: AsyncParsableCommand {
     version: "0.1.0",
     subcommands: [
       Launch.self, List.self, Get.self, Explain.self, Logs.self, Exec.self, Stop.self, Remove.self, Events.self, Top.self,
-      Node.self, DrainCommand.self, Resume.self, PlanCommand.self, Credentials.self, ImageCommand.self,
+      Node.self, DrainCommand.self, Resume.self, PlanCommand.self, Credentials.self, ImageCommand.self, DatasetCommand.self, HomeCommand.self,
+      EnvironmentCommand.self,
     ])
 }
 
@@ -68,8 +69,12 @@ extension Common {
     let workspaces = Carrel_V1_WorkspaceService.descriptor.fullyQualifiedService
     let unbound = ["Watch", "Logs", "Exec", "Stop"].map { MethodConfig.Name(service: workspaces, method: $0) }
     let images = MethodConfig.Name(service: Carrel_V1_ImageService.descriptor.fullyQualifiedService, method: "ImportImage")
+    let storage = Carrel_V1_StorageService.descriptor.fullyQualifiedService
+    let copies = ["SnapshotHome", "RestoreHome", "CloneHome", "ChangeEnvironment", "ListHomes", "ListEnvironments"].map {
+      MethodConfig.Name(service: storage, method: $0)
+    }
     return ServiceConfig(methodConfig: [
-      MethodConfig(names: unbound + [images]),
+      MethodConfig(names: unbound + [images] + copies),
       MethodConfig(names: [MethodConfig.Name(service: "")], timeout: .seconds(Int64(requestTimeout))),
     ])
   }

@@ -44,6 +44,15 @@ enum Printer {
     return "\(value)"
   }
 
+  /// 90s, 30m, 8h or 2d.
+  static func seconds(_ text: String, _ option: String) throws -> UInt64 {
+    let units: [Character: UInt64] = ["s": 1, "m": 60, "h": 3600, "d": 86_400]
+    guard let unit = text.last.flatMap({ units[$0] }), let number = UInt64(text.dropLast()), number > 0,
+      !number.multipliedReportingOverflow(by: unit).overflow
+    else { throw Failure(code: 2, message: "\(option) \(text): expected a time such as 90s, 30m, 8h or 2d") }
+    return number * unit
+  }
+
   static func state(_ state: Carrel_V1_State) -> String {
     switch state {
     case .pending: "pending"

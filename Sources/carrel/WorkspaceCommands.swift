@@ -74,6 +74,8 @@ struct Launch: AsyncParsableCommand {
     ) { response -> Int32 in
       for try await message in response.messages where message.hasEvent {
         if format == .table { Printer.note(Printer.event(message.event)) }
+        // Not the end: what kept it from its start was set aside, and it is started once more.
+        if message.event.attributes["rescue"] == "follows" { continue }
         switch message.event.state {
         case .ready, .failed, .stopped:
           let workspace = try await service.get(.with { $0.id = id }).workspace
@@ -151,6 +153,10 @@ struct Get: AsyncParsableCommand {
         ["tool", found.spec.tool], ["image", "\(found.spec.image) \(found.imageDigest)"], ["state", Printer.state(found.state)],
         ["address", found.address], ["host ids", found.hostIds], ["created", found.created], ["attempt", "\(found.attempt)"],
       ]
+      for dataset in found.datasets {
+        rows.append(["dataset", "\(dataset.target) \(dataset.writable ? "rw" : "ro") \(dataset.dataset.isEmpty ? dataset.source : dataset.dataset)\(dataset.expires.isEmpty ? "" : " until " + dataset.expires)"])
+      }
+      for condition in found.conditions { rows.append(["condition", condition]) }
       if found.hasReason { rows.append(["reason", "\(found.reason.code): \(found.reason.message)"]) }
       if !found.url.isEmpty { rows.append(["url", found.url]) }
       for phase in found.phases { rows.append(["phase", String(format: "%@ %.1f ms", phase.name, phase.milliseconds)]) }
@@ -205,52 +211,6 @@ struct Remove: AsyncParsableCommand {
           }
           _ = try await service.delete(.with { $0.id = id })
         }
-      }
-    }
-  }
-}
-
-struct Credentials: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(
-    abstract: "Replace or revoke what a running workspace was given.", subcommands: [Put.self, Revoke.self], defaultSubcommand: Put.self)
-}
-
-struct Revoke: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "Take the credentials of AWS roles away, for the rest of the workspace's life.")
-  @OptionGroup var common: Common
-  @Argument var id: String
-  @Option(name: .long, help: "Only this role.") var role = ""
-
-  func run() async throws {
-    try await reporting {
-      let (id, role) = (id, role)
-      _ = try await common.withAgent {
-        try await Workspaces(wrapping: $0).revokeCredentials(
-          .with {
-            $0.id = id
-            $0.role = role
-          })
-      }
-    }
-  }
-}
-
-struct Put: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "Replace credential files of a running workspace.")
-  @OptionGroup var common: Common
-  @Argument var id: String
-  @Argument(help: "NAME=FILE") var files: [String]
-
-  func run() async throws {
-    try await reporting {
-      let id = id
-      let credentials = try files.map(Launch.credential)
-      _ = try await common.withAgent {
-        try await Workspaces(wrapping: $0).updateCredentials(
-          .with {
-            $0.id = id
-            $0.credentials = credentials
-          })
       }
     }
   }

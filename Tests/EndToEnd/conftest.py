@@ -23,7 +23,7 @@ class Agent:
         self.config = directory / "carreld.yaml"
         self.config.write_text(
             f"socket: {self.socket}\nstate: {directory}/state\nhomes: {directory}/homes\n"
-            f"tools: {directory}/tools\nhelper: {BIN}/carrel-shim\nfirstID: 1500000000\ncgroupParent: carrel-e2e\n"
+            f"tools: {directory}/tools\ndatasets: {directory}/datasets\nhelper: {BIN}/carrel-shim\nfirstID: 1500000000\ncgroupParent: carrel-e2e\n"
             "network: {subnet: 10.88.0.0/16, table: carrel_e, linkPrefix: cre}\nlog: {segment: 128Ki, segments: 4, rate: 4Mi}\n"
             f"credentials: {{aws: {{exec: [{directory}/provider/provider.py, \"{{owner}}\", \"{{role}}\", \"{{workspace}}\"], timeout: 2}}}}\n")
         (directory / "provider").mkdir()

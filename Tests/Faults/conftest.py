@@ -81,7 +81,7 @@ class Agent:
         self.parent = f"carrel-faults-{prefix}"
         self.config.write_text(
             f"socket: {self.socket}\nstate: {self.state}\nhomes: {directory}/homes\nnodeName: torture\n"
-            f"tools: {ROOT}/manifests/tools\nhelper: {BIN}/carrel-shim\nfirstID: 1600000000\ncgroupParent: {self.parent}\n"
+            f"tools: {ROOT}/manifests/tools\ndatasets: {directory}/datasets\nhelper: {BIN}/carrel-shim\nfirstID: 1600000000\ncgroupParent: {self.parent}\n"
             f"network: {{subnet: 10.{SUBNETS[prefix]}.0.0/16, table: carrel_{prefix}, linkPrefix: {prefix}}}\n"
             "defaults: {memory: 64Mi, cpu: 200m, pids: \"64\"}\nreservedMemory: 0\n" + more)
         self.process = None
@@ -155,7 +155,8 @@ LEGAL = {("Created", None): "pending", ("Preparing", "pending"): "preparing", ("
 LEGAL |= {("Stopping", s): "stopping" for s in ("preparing", "starting", "ready")}
 LEGAL |= {("Stopped", s): "stopped" for s in ("pending", "preparing", "starting", "ready", "stopping")}
 LEGAL |= {("Failed", s): "failed" for s in ("pending", "preparing", "starting")}
-ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "HomeFilling", "CredentialsIssued", "CredentialsFailed", "CredentialsRevoked", "Adopted", "Recovered"}
+ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "HomeFilling", "CredentialsIssued", "CredentialsFailed", "CredentialsRevoked", "Adopted", "Recovered",
+         "CredentialsExpiring", "CredentialsRemoved", "StaleCredentials", "DatasetAttached", "DatasetChanged", "DatasetDetached", "Rescue", "ImageChanged"}
 NODE = {"Swept", "DrainBegan", "DrainEnded", "Quarantined"}
 
 

@@ -28,6 +28,16 @@ def scenario(agent, name, point):
         refused = agent.launch(f"{name}-late", "true")
         assert refused.returncode != 0 and "drained" in refused.stderr, refused
         agent.do("resume")
+    if "ataset" in point:
+        datasets = agent.directory / "datasets"
+        (datasets / "files").mkdir(parents=True, exist_ok=True)
+        (datasets / "files.yaml").write_text(f"name: files\npath: {datasets}/files\nreaders: [ada]\n")
+        attached = lambda: [d["target"] for d in agent.get(f"{name}-lives").get("datasets", [])]
+        assert agent.do("dataset", "attach", f"{name}-lives", "files", "/data/files").returncode == 0
+        assert attached() == ["/data/files"] and agent.do("exec", f"{name}-lives", "--", "test", "-d", "/data/files").returncode == 0
+        agent.do("dataset", "detach", f"{name}-lives", "/data/files")  # to a new agent, it may be gone already
+        until(lambda: not attached(), "it is detached")
+        assert agent.do("exec", f"{name}-lives", "--", "grep", "-q", "/data/files", "/proc/self/mountinfo").returncode == 1
     agent.do("stop", f"{name}-lives", "--time", "1")
     agent.wait(f"{name}-lives", "STOPPED", "FAILED")
     for w in ("lives", "fails", "ends", *(["again"] if "Restarting" in point else [])):

@@ -27,6 +27,8 @@ class Torture:
         self.panel = Controller(self.directory)
         self.agent = make(self.directory, f"journal: {{keep: 50}}\nmaxLaunching: 6\ncontrollers: [{{name: panel, socket: {self.panel.socket}, owner: true}}]\n", "crt")
         self.panel.start()
+        (self.directory / "datasets" / "files").mkdir(parents=True)
+        (self.directory / "datasets" / "files.yaml").write_text(f"name: files\npath: {self.directory}/datasets/files\nreaders: [ada]\n")
         self.witness = Witness(self.agent)
         self.counts, self.names, self.number = collections.Counter(), [], 0
 
@@ -53,6 +55,14 @@ class Torture:
         """The same request again: nothing may come of it."""
         if self.names:
             self.agent.run("launch", "--no-wait", self.directory / f"{self.random.choice(self.names)}.yaml")
+
+    def datasets(self):
+        """Attached and detached, by whichever agent there is."""
+        if self.names:
+            name = self.random.choice(self.names)
+            self.agent.run("dataset", "attach", name, "files", "/data/files", *self.random.choice([[], ["--expires", "1s"]]))
+            if self.random.random() < 0.5:
+                self.agent.run("dataset", "detach", name, "/data/files", "--holders", self.random.choice(["refuse", "lazy", "stop"]))
 
     def drain(self):
         self.agent.run("drain")
@@ -90,7 +100,7 @@ class Torture:
     def controller_away(self):
         self.panel.stop()
 
-    STEPS = [(launch, 10), (stop, 4), (remove, 5), (again, 2), (drain, 1), (kill_agent, 2), (arm, 3), (kill_supervisor, 2), (freeze_agent, 1),
+    STEPS = [(launch, 10), (stop, 4), (remove, 5), (again, 2), (datasets, 3), (drain, 1), (kill_agent, 2), (arm, 3), (kill_supervisor, 2), (freeze_agent, 1),
              (controller_restarts, 2), (controller_away, 1)]
 
     def step(self):

@@ -11,7 +11,7 @@ import tarfile
 APPLETS = "sh cat id ls sleep dd stat yes head httpd wget mkdir seq echo true false kill nc test touch".split()
 
 
-def busybox_image(path: pathlib.Path):
+def busybox_image(path: pathlib.Path, extra=()):
     """An OCI layout in a tar archive whose one layer is Debian's static busybox (image-spec v1.1)."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
@@ -24,6 +24,10 @@ def busybox_image(path: pathlib.Path):
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry)
+        for name, text in dict(extra).items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
     blobs = {}
 
     def blob(data, kind):

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Images
+internal import Linux
+internal import Logging
+internal import NIOPosix
+package import Storage
+package import Workspaces
+
+/// What platform engineers do with homes, and with the packages in them.
+extension NodeAgent {
+  package struct HomeEntry: Sendable {
+    package let owner: String
+    package let isImage: Bool?
+    package let bytes: UInt64
+    package let isInUse: Bool
+    package let snapshots: [HomeStore.Snapshot]
+    package let removed: [HomeStore.Snapshot]
+  }
+
+  package func listHomes(_ owner: String?) async throws -> [HomeEntry] {
+    if let owner { try validate(owner: owner, "owner") }
+    let inUse = Set(workspaces.values.filter { !$0.record.state.isTerminal }.map { home($0.record.spec) })
+    return try await copying { [homeStore] in
+      homeStore.owners().filter { owner == nil || $0 == owner }.map { name in
+        HomeEntry(
+          owner: name, isImage: homeStore.isImage(name), bytes: homeStore.bytes(name), isInUse: inUse.contains(homeStore.path(name)),
+          snapshots: homeStore.snapshots(name), removed: homeStore.removed(name))
+      }
+    }
+  }
+
+  package func snapshotHome(_ owner: String, label: String, _ progress: @escaping HomeStore.Progress) async throws -> HomeStore.Snapshot {
+    try validate(owner: owner, "owner")
+    guard label.isEmpty || WorkspaceSpec.isID(label) else { throw AgentError(.invalidArgument, "label: expected \(WorkspaceSpec.idRule)") }
+    return try await copying { [homeStore] in try homeStore.snapshot(owner, label: label, progress) }
+  }
+
+  package func restoreHome(_ owner: String, _ snapshot: String, _ progress: @escaping HomeStore.Progress) async throws -> HomeStore.Snapshot? {
+    try await closing(owner) { [homeStore] in try homeStore.restore(owner, snapshot, progress) }
+  }
+
+  package func cloneHome(_ owner: String, _ snapshot: String, to other: WorkspaceSpec.Owner, _ progress: @escaping HomeStore.Progress) async throws {
+    try validate(owner: owner, "owner")
+    guard other.uid >= 1000, other.gid >= 1000, other.uid <= UInt32(Int32.max), other.gid <= UInt32(Int32.max) else {
+      throw AgentError(.invalidArgument, "to: expected a uid and a gid between 1000 and 2147483647")
+    }
+    try await closing(other.name) { [homeStore] in
+      try homeStore.clone(owner, snapshot, to: other.name, uid: other.uid, gid: other.gid, progress)
+    }
+  }
+
+  /// Returns what it is called now, and until when it can be recovered.
+  package func removeHome(_ owner: String, again: String) async throws -> (HomeStore.Snapshot, until: String) {
+    guard owner == again else { throw AgentError(.invalidArgument, "again: expected the owner's name once more, \(printable(owner))") }
+    let removed = try await closing(owner) { [homeStore] in try homeStore.remove(owner) }
+    return (removed, wallTime(Date.now.addingTimeInterval(Double(configuration.removedHomesDays) * 86_400)))
+  }
+
+  package func recoverHome(_ owner: String, _ name: String?) async throws {
+    try await closing(owner) { [homeStore] in try homeStore.recover(owner, name) }
+  }
+
+  /// Once an hour: what was removed long ago is deleted.
+  func purgeHomes() async {
+    while !Task.isCancelled {
+      let moment = Date.now.addingTimeInterval(-Double(configuration.removedHomesDays) * 86_400)
+      let owners = (try? await copying { [homeStore] in homeStore.purge(before: moment) }) ?? []
+      for owner in owners { try? await tell(.swept, ["removedHome": owner]) }
+      try? await Task.sleep(for: .seconds(3600))
+    }
+  }
+
+  // ----------------------------------------------------------------- packages
+
+  package func listPackages(_ owner: String) async throws -> [(entry: HomePackages.Entry, image: String)] {
+    let entries = try await inHome(owner, isClosed: false) { $0.list() }
+    let names = ((try? await imageWork { try $0.list() }) ?? []).reduce(into: [String: String]()) { $0[HomePackages.key($1.digest)] = $1.name }
+    return entries.map { ($0, names[$0.key] ?? "") }
+  }
+
+  package enum PackagesChange: Sendable {
+    case snapshot, reset
+    case restore(String)
+  }
+
+  /// Of one image's packages. Returns the name of the snapshot that was made.
+  package func changePackages(_ owner: String, _ image: String, _ change: PackagesChange) async throws -> String {
+    let all = try await listPackages(owner)
+    let chosen = all.filter { image.isEmpty || $0.entry.key == image || $0.image == image || HomePackages.key(image) == $0.entry.key }
+    guard chosen.count == 1, let key = chosen.first?.entry.key else {
+      let there = all.map { $0.image.isEmpty ? $0.entry.key : "\($0.entry.key) (\($0.image))" }.joined(separator: ", ")
+      throw AgentError(.notFound, "image: expected one of those that \(owner) has packages for: \(there.isEmpty ? "none" : there)")
+    }
+    switch change {
+    case .snapshot: return try await inHome(owner, isClosed: false) { try $0.snapshot(key) }
+    case .reset: return try await inHome(owner, isClosed: true) { try $0.reset(key) }
+    case .restore(let name): return try await inHome(owner, isClosed: true) { try $0.reset(key, to: name) }
+    }
+  }
+
+  private func inHome<T: Sendable>(_ owner: String, isClosed: Bool, _ body: @escaping @Sendable (HomePackages) throws -> T) async throws -> T {
+    try validate(owner: owner, "owner")
+    let work: @Sendable () throws -> T = { [homeStore, homes] in
+      switch homeStore.isImage(owner) {
+      case nil: throw StorageError(description: "there is no home \(homeStore.path(owner))")
+      case false?: return try body(HomePackages(home: homeStore.path(owner)))
+      case true?: return try homes.visit(homeStore.path(owner)) { try body(HomePackages(home: $0)) }
+      }
+    }
+    return isClosed ? try await closing(owner, work) : try await copying(work)
+  }
+
+  // -------------------------------------------------------------------- rules
+
+  private func validate(owner: String, _ field: String) throws {
+    guard WorkspaceSpec.isID(owner) else { throw AgentError(.invalidArgument, "\(field): \(printable(owner)) is not \(WorkspaceSpec.idRule)") }
+  }
+
+  /// Work on a home that no workspace may use meanwhile.
+  private func closing<T: Sendable>(_ owner: String, _ body: @escaping @Sendable () throws -> T) async throws -> T {
+    try validate(owner: owner, "owner")
+    let path = homeStore.path(owner)
+    if let user = workspaces.values.first(where: { !$0.record.state.isTerminal && home($0.record.spec) == path }) {
+      throw AgentError(.failedPrecondition, "home \(path) is in use by workspace \(user.record.spec.id); stop it first")
+    }
+    guard closedHomes.insert(path).inserted else { throw AgentError(.unavailable, "home \(path) is being changed by another call; try again") }
+    defer { closedHomes.remove(path) }
+    // Those that have ended may not have given it back yet.
+    for managed in workspaces.values where home(managed.record.spec) == path { await managed.cleaning?.value }
+    return try await copying(body)
+  }
+
+  private func copying<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+    do {
+      return try await copies.runIfActive { try body() }
+    } catch let error as StorageError {
+      throw AgentError(.failedPrecondition, error.description)
+    }
+  }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Linux
+internal import Synchronization
+
+/// Datasets that are file systems in a file, squashfs or EROFS: each mounted once, read-only, while any workspace has it.
+package final class DatasetImages: Sendable {
+  private let root: String
+  /// By mount point, who has it.
+  private let users = Mutex<[String: Set<String>]>([:])
+
+  package init(root: String) throws {
+    self.root = root
+    try FileManager.default.createDirectory(atPath: root, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+  }
+
+  /// Whether what is registered there is a file, and not a directory.
+  package static func isImage(_ path: String) -> Bool {
+    (try? Descriptor.openPlain(path, [.path]).status())?.kind == .regular
+  }
+
+  package func path(_ image: String) -> String {
+    root + "/" + image.dropFirst().replacing("%", with: "%25").replacing("/", with: "%2F")
+  }
+
+  package func acquire(_ image: String, by workspace: String) throws {
+    let point = path(image)
+    try users.withLock { users in
+      if users[point] == nil {
+        let type = try DatasetImages.type(image)
+        try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o755])
+        do {
+          try HostProgram.run(
+            ["mount", "-t", type, "-o", "loop,ro,nosuid,nodev", image, point], "dataset \(image) cannot be mounted")
+        } catch {
+          rmdir(point)
+          throw error
+        }
+      }
+      users[point, default: []].insert(workspace)
+    }
+  }
+
+  /// Of a workspace that an earlier agent started.
+  package func adopt(_ image: String, by workspace: String) { users.withLock { _ = $0[path(image), default: []].insert(workspace) } }
+
+  /// Everything that a workspace has but these. May be said twice.
+  package func release(by workspace: String, except kept: [String] = []) {
+    let kept = kept.map(path)
+    users.withLock { users in
+      for (point, ids) in users where ids.contains(workspace) && !kept.contains(point) {
+        users[point]?.remove(workspace)
+        if users[point]?.isEmpty ?? true { unmount(point, &users) }
+      }
+    }
+  }
+
+  /// Mounts that no workspace has. Returns their names.
+  package func sweep() -> [String] {
+    let points = (try? FileManager.default.contentsOfDirectory(atPath: root)) ?? []
+    return users.withLock { users in
+      points.sorted().filter { name in
+        let point = "\(root)/\(name)"
+        if users[point] != nil { return false }
+        unmount(point, &users)
+        return true
+      }
+    }
+  }
+
+  private func unmount(_ point: String, _ users: inout [String: Set<String>]) {
+    users[point] = nil
+    try? HostProgram.run(["umount", "--lazy", point], "")
+    rmdir(point)
+  }
+
+  /// By what is in the file, never by trying.
+  private static func type(_ image: String) throws -> String {
+    do throws(Errno) {
+      let file = try Descriptor.openPlain(image, [.readOnly])
+      if try file.read(at: 0, upTo: 4) == Array("hsqs".utf8) { return "squashfs" }
+      if try file.read(at: 1024, upTo: 4) == [0xE2, 0xE1, 0xF5, 0xE0] { return "erofs" }
+    } catch {
+      throw StorageError(description: "dataset \(image): \(error.sentence)")
+    }
+    throw StorageError(description: "dataset \(image) is neither a directory nor a squashfs or EROFS image")
+  }
+}
