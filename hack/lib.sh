@@ -21,6 +21,17 @@ step() {
   fi
 }
 
+# fetching COMMAND...: tries three times what needs a network.
+fetching() {
+  local attempt
+  for attempt in 1 2 3; do
+    "$@" && return 0
+    echo "attempt $attempt failed: $*" >&2
+    sleep $((attempt * 5))
+  done
+  return 1
+}
+
 skip() { printf '%-22s %s\n' "$1" "$2"; }
 
 # packages NAME...: installs the Debian packages that are missing.
@@ -34,10 +45,10 @@ packages() {
     return
   fi
   install_missing() {
-    apt-get update
-    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+    apt-get update &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
   }
-  step packages install_missing
+  step packages fetching install_missing
 }
 
 build_packages=(pkg-config libseccomp-dev libcap-dev libsystemd-dev libarchive-dev libssl-dev libnftables-dev
@@ -66,7 +77,7 @@ image() {
     skip "image-$name" "is there"
     return
   fi
-  step "image-$name" hack/build-image "$name"
+  step "image-$name" fetching hack/build-image "$name"
   echo "$key" >".cache/images/$name.key"
 }
 
@@ -81,7 +92,7 @@ python_environment() {
       .cache/venv/bin/pip install --quiet -r Tests/EndToEnd/requirements.txt &&
       cp Tests/EndToEnd/requirements.txt .cache/venv/requirements.txt
   }
-  step python-environment make_environment
+  step python-environment fetching make_environment
 }
 
 # aws_clients: boto3 and moto as the tests show them to workspaces, in .cache/aws.
@@ -95,7 +106,7 @@ aws_clients() {
       .cache/venv/bin/pip install --quiet --target .cache/aws -r Tests/EndToEnd/aws-requirements.txt &&
       cp Tests/EndToEnd/aws-requirements.txt .cache/aws/requirements.txt
   }
-  step aws-clients fetch_clients
+  step aws-clients fetching fetch_clients
 }
 
 # configuration DIR BINARIES: writes a configuration that keeps everything below DIR.

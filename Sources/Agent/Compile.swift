@@ -26,6 +26,7 @@ extension NodeAgent {
     box.binds.append(
       Enclosure.Bind(source: homePath(record), target: tool.home, writable: true, executable: true, ids: ids))
     box.binds += (record.datasets ?? []).map { bind($0, of: record, tool) }
+    box.binds += credentialBinds(spec, ids: ids)
     box.secretsPath = NodeAgent.secretsPath
     box.scratchBytes = record.amounts.scratchBytes
     box.shmBytes = record.amounts.shmBytes

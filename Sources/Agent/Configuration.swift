@@ -39,6 +39,12 @@ package struct Configuration: Sendable {
   package var controllers: [Controller] = []
   /// Who gives the credentials of AWS roles; nil: nobody.
   var awsProvider: CredentialProvider?
+  /// Who gives tokens for git, and the organisations that there may be any for, by host.
+  var git: (provider: CredentialProvider, allowed: [String: [String]])?
+  /// Who gives tokens of web identities, and the role's name with `{role}`.
+  var webIdentity: (provider: CredentialProvider, arn: String)?
+  /// The socket of an owner's ssh-agent, with `{owner}`.
+  var sshAgent: String?
 
   /// A controller that the agent dials.
   package struct Controller: Equatable, Sendable {
@@ -93,6 +99,12 @@ package struct Configuration: Sendable {
     try readControllers(&reader)
     _ = try reader.section("credentials") { (section: inout YAMLReader) throws(InvalidField) in
       awsProvider = try section.section("aws", Configuration.readProvider)
+      git = try section.section("git", Configuration.readGit)
+      webIdentity = try section.section("webIdentity") { (section: inout YAMLReader) throws(InvalidField) in
+        let arn = try section.requiredText("arn")
+        return (try Configuration.readProvider(&section), arn)
+      }
+      sshAgent = try Configuration.path(&section, "sshAgent")
     }
     defaults = try reader.section("defaults", WorkspaceSpec.Resources.init(from:)) ?? defaults
     try reader.finish()
@@ -158,6 +170,23 @@ package struct Configuration: Sendable {
     case (nil, let file?): return .file(file)
     default: throw InvalidField("aws", "expected either exec or file")
     }
+  }
+
+  private static func readGit(_ section: inout YAMLReader) throws(InvalidField) -> (CredentialProvider, [String: [String]]) {
+    var allowed: [String: [String]] = [:]
+    for (index, entry) in try section.sections(
+      "allow",
+      { (entry: inout YAMLReader) throws(InvalidField) in
+        (host: try entry.requiredText("host"), organisations: try entry.texts("organisations") ?? [])
+      }
+    ).enumerated() {
+      guard WorkspaceSpec.isGitHost(entry.host), !entry.organisations.isEmpty,
+        entry.organisations.allSatisfy({ $0 == "*" || WorkspaceSpec.isCredentialName($0) })
+      else { throw InvalidField("credentials.git.allow[\(index)]", "expected a host, and names of organisations or \"*\"") }
+      allowed[entry.host] = entry.organisations
+    }
+    guard !allowed.isEmpty else { throw InvalidField("credentials.git.allow", "is missing") }
+    return (try readProvider(&section), allowed)
   }
 
   private mutating func readLog(_ section: inout YAMLReader) throws(InvalidField) {

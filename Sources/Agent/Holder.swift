@@ -27,7 +27,10 @@ package struct Holder: Equatable, Sendable {
     let manager = FileManager.default
     for number in (try? manager.contentsOfDirectory(atPath: folder + "/fdinfo")) ?? [] {
       let text = (try? String(contentsOfFile: "\(folder)/fdinfo/\(number)", encoding: .utf8)) ?? ""
-      guard text.split(separator: "\n").contains(where: { $0.hasPrefix("mnt_id:") && UInt64($0.dropFirst(7).trimmingCharacters(in: .whitespaces)) == mount })
+      guard
+        text.split(separator: "\n").contains(where: {
+          $0.hasPrefix("mnt_id:") && UInt64($0.dropFirst(7).trimmingCharacters(in: .whitespaces)) == mount
+        })
       else { continue }
       return printable((try? manager.destinationOfSymbolicLink(atPath: "\(folder)/fd/\(number)")) ?? "a file", limit: 200)
     }
@@ -52,6 +55,7 @@ package struct Holder: Equatable, Sendable {
 
   static func list(_ holders: [Holder]) -> String {
     holders.isEmpty
-      ? "nothing" : holders.prefix(8).map { "\($0.name) (pid \($0.pid)): \($0.what)" }.joined(separator: "; ") + (holders.count > 8 ? "; …" : "")
+      ? "nothing"
+      : holders.prefix(8).map { "\($0.name) (pid \($0.pid)): \($0.what)" }.joined(separator: "; ") + (holders.count > 8 ? "; …" : "")
   }
 }

@@ -124,7 +124,9 @@ extension NodeAgent {
       _ = try await ask(managed, .change(target: target, mount: mount, readOnly: !writable))
     } catch {
       let holders = await holders(managed, mount)
-      throw AgentError(.failedPrecondition, "\(target) cannot become \(writable ? "writable" : "read-only") (\(error)); open in it: \(Holder.list(holders))")
+      throw AgentError(
+        .failedPrecondition,
+        "\(target) cannot become \(writable ? "writable" : "read-only") (\(error)); open in it: \(Holder.list(holders))")
     }
   }
 
@@ -137,7 +139,8 @@ extension NodeAgent {
     let managed = try requireUp(id, "datasets are detached from one that runs")
     guard managed.record.datasets?.contains(where: { $0.target == target }) ?? false else {
       let there = (managed.record.datasets ?? []).map(\.target).sorted().joined(separator: ", ")
-      throw AgentError(.notFound, "target: workspace \(id) has no dataset at \(printable(target)); it has: \(there.isEmpty ? "none" : there)")
+      throw AgentError(
+        .notFound, "target: workspace \(id) has no dataset at \(printable(target)); it has: \(there.isEmpty ? "none" : there)")
     }
     return try await injecting(managed) { try await detach(managed, target, policy, why: "asked") }
   }
@@ -220,12 +223,15 @@ extension NodeAgent {
       guard let expires = dataset.expires else { continue }
       Task {
         try? await Task.sleep(for: .seconds(max(0, expires - Date.now.timeIntervalSince1970)))
-        guard managed.record.state.isUp, managed.record.datasets?.contains(where: { $0.target == dataset.target && $0.expires == expires }) ?? false
+        guard managed.record.state.isUp,
+          managed.record.datasets?.contains(where: { $0.target == dataset.target && $0.expires == expires }) ?? false
         else { return }
         do {
           _ = try await injecting(managed) { try await detach(managed, dataset.target, .lazy, why: "its time was over") }
         } catch {
-          logger.error("a dataset cannot be detached", metadata: ["workspace": "\(managed.record.spec.id)", "target": "\(dataset.target)", "error": "\(error)"])
+          logger.error(
+            "a dataset cannot be detached",
+            metadata: ["workspace": "\(managed.record.spec.id)", "target": "\(dataset.target)", "error": "\(error)"])
         }
       }
     }

@@ -37,11 +37,15 @@ extension NodeAgent {
     return try await copying { [homeStore] in try homeStore.snapshot(owner, label: label, progress) }
   }
 
-  package func restoreHome(_ owner: String, _ snapshot: String, _ progress: @escaping HomeStore.Progress) async throws -> HomeStore.Snapshot? {
+  package func restoreHome(_ owner: String, _ snapshot: String, _ progress: @escaping HomeStore.Progress) async throws -> HomeStore
+    .Snapshot?
+  {
     try await closing(owner) { [homeStore] in try homeStore.restore(owner, snapshot, progress) }
   }
 
-  package func cloneHome(_ owner: String, _ snapshot: String, to other: WorkspaceSpec.Owner, _ progress: @escaping HomeStore.Progress) async throws {
+  package func cloneHome(_ owner: String, _ snapshot: String, to other: WorkspaceSpec.Owner, _ progress: @escaping HomeStore.Progress)
+    async throws
+  {
     try validate(owner: owner, "owner")
     guard other.uid >= 1000, other.gid >= 1000, other.uid <= UInt32(Int32.max), other.gid <= UInt32(Int32.max) else {
       throw AgentError(.invalidArgument, "to: expected a uid and a gid between 1000 and 2147483647")
@@ -76,7 +80,9 @@ extension NodeAgent {
 
   package func listPackages(_ owner: String) async throws -> [(entry: HomePackages.Entry, image: String)] {
     let entries = try await inHome(owner, isClosed: false) { $0.list() }
-    let names = ((try? await imageWork { try $0.list() }) ?? []).reduce(into: [String: String]()) { $0[HomePackages.key($1.digest)] = $1.name }
+    let names = ((try? await imageWork { try $0.list() }) ?? []).reduce(into: [String: String]()) {
+      $0[HomePackages.key($1.digest)] = $1.name
+    }
     return entries.map { ($0, names[$0.key] ?? "") }
   }
 
@@ -100,7 +106,9 @@ extension NodeAgent {
     }
   }
 
-  private func inHome<T: Sendable>(_ owner: String, isClosed: Bool, _ body: @escaping @Sendable (HomePackages) throws -> T) async throws -> T {
+  private func inHome<T: Sendable>(_ owner: String, isClosed: Bool, _ body: @escaping @Sendable (HomePackages) throws -> T) async throws
+    -> T
+  {
     try validate(owner: owner, "owner")
     let work: @Sendable () throws -> T = { [homeStore, homes] in
       switch homeStore.isImage(owner) {
@@ -115,7 +123,9 @@ extension NodeAgent {
   // -------------------------------------------------------------------- rules
 
   private func validate(owner: String, _ field: String) throws {
-    guard WorkspaceSpec.isID(owner) else { throw AgentError(.invalidArgument, "\(field): \(printable(owner)) is not \(WorkspaceSpec.idRule)") }
+    guard WorkspaceSpec.isID(owner) else {
+      throw AgentError(.invalidArgument, "\(field): \(printable(owner)) is not \(WorkspaceSpec.idRule)")
+    }
   }
 
   /// Work on a home that no workspace may use meanwhile.
@@ -125,7 +135,9 @@ extension NodeAgent {
     if let user = workspaces.values.first(where: { !$0.record.state.isTerminal && home($0.record.spec) == path }) {
       throw AgentError(.failedPrecondition, "home \(path) is in use by workspace \(user.record.spec.id); stop it first")
     }
-    guard closedHomes.insert(path).inserted else { throw AgentError(.unavailable, "home \(path) is being changed by another call; try again") }
+    guard closedHomes.insert(path).inserted else {
+      throw AgentError(.unavailable, "home \(path) is being changed by another call; try again")
+    }
     defer { closedHomes.remove(path) }
     // Those that have ended may not have given it back yet.
     for managed in workspaces.values where home(managed.record.spec) == path { await managed.cleaning?.value }

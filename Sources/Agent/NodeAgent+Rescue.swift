@@ -23,7 +23,8 @@ extension NodeAgent {
     do {
       let others = try await blocking { try HomePackages(home: path).prepare(key, folders: folders) }
       guard !others.isEmpty else { return }
-      let text = "this image is another than before: packages that were installed for \(others.joined(separator: ", ")) stay there, and are not seen from this one (\(key))"
+      let text =
+        "this image is another than before: packages that were installed for \(others.joined(separator: ", ")) stay there, and are not seen from this one (\(key))"
       show(managed, "ImageChanged", text)
       try await commit(managed, .imageChanged, ["image": key, "packagesFor": others.joined(separator: " ")])
     } catch {
@@ -45,7 +46,8 @@ extension NodeAgent {
 
   /// Whether an end before the tool was ready may be its home's doing, and what there then is to set aside.
   func suspects(_ managed: Managed, _ reason: Reason) async -> [String] {
-    guard let rescue = tool(managed.record.spec.tool)?.rescue, managed.record.isRescued != true, managed.record.stopRequestedBy == nil, drain == nil,
+    guard let rescue = tool(managed.record.spec.tool)?.rescue, managed.record.isRescued != true, managed.record.stopRequestedBy == nil,
+      drain == nil,
       managed.record.startedNanoseconds != nil, !managed.record.phases.contains(where: { $0.name == "ready" }),
       [.exited, .signalled, .readinessTimeout, .outOfMemory].contains(reason.code)
     else { return [] }
@@ -74,7 +76,8 @@ extension NodeAgent {
       guard let done = try await blocking({ try HomeRescue(home: path).setAside(paths, why: "Carrel: \(why).") }) else { return }
       let names = done.moved.map(\.from).joined(separator: ", ")
       await tellRescue(
-        managed, "\(why); set aside: \(names). See ~/\(done.note)", ["setAside": done.moved.map { "\($0.from) to \($0.to)" }.joined(separator: "; "), "note": done.note])
+        managed, "\(why); set aside: \(names). See ~/\(done.note)",
+        ["setAside": done.moved.map { "\($0.from) to \($0.to)" }.joined(separator: "; "), "note": done.note])
     } catch {
       logger.warning("nothing could be set aside", metadata: ["workspace": "\(managed.record.spec.id)", "error": "\(error)"])
     }

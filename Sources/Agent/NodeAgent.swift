@@ -67,6 +67,8 @@ package actor NodeAgent {
   package nonisolated let started = wallTime()
   nonisolated let logger: Logger
   nonisolated let network: NetworkDriver
+  /// The supervisor's program, with no link in its path.
+  nonisolated let helper: String
   nonisolated let homes: HomeImages
   nonisolated let datasetImages: DatasetImages
   package nonisolated let homeStore: HomeStore
@@ -100,6 +102,7 @@ package actor NodeAgent {
         atPath: folder, withIntermediateDirectories: true,
         attributes: [.posixPermissions: folder == configuration.homes ? 0o711 : 0o700])
     }
+    helper = URL(fileURLWithPath: configuration.helper).resolvingSymlinksInPath().path
     lock = try StateLock(configuration.state)
     let folders = try FileManager.default.contentsOfDirectory(atPath: configuration.state + "/workspaces")
     journal = try Journal(path: configuration.state + "/journal.sqlite", hasHistory: !folders.isEmpty)
@@ -187,9 +190,7 @@ package actor NodeAgent {
       guard !tool.arguments.isEmpty || !spec.command.isEmpty else {
         throw InvalidField("command", "is missing; the tool \(tool.name) runs what the spec says")
       }
-      guard spec.roles.isEmpty || configuration.awsProvider != nil else {
-        throw InvalidField("aws.roles", "this node has no provider of AWS credentials (credentials.aws in its configuration)")
-      }
+      try checkCredentials(spec)
       guard tool.arguments.isEmpty || spec.command.isEmpty else {
         throw InvalidField("command", "is not for the tool \(tool.name), which has its own")
       }

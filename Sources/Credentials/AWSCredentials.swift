@@ -21,28 +21,13 @@ package struct AWSCredentials: Sendable, CustomStringConvertible {
   /// What SDKs expect of a `credential_process`: an object with `AccessKeyId`, `SecretAccessKey`, `SessionToken` and
   /// `Expiration` (ISO 8601), in UTF-8.
   package init(json: Data, now: Date = .now) throws(CredentialError) {
-    guard let object = try? JSONSerialization.jsonObject(with: json) as? [String: Any] else {
-      throw CredentialError("expected a JSON object, as of a credential_process; \(json.count) bytes are none")
-    }
-    func text(_ name: String) throws(CredentialError) -> String {
-      guard let value = object[name] as? String, !value.isEmpty, value.utf8.count <= 8192,
-        value.utf8.allSatisfy({ (0x21...0x7E).contains($0) })
-      else { throw CredentialError("\(name): expected a text of 1 to 8192 printable characters") }
-      return value
-    }
+    let object = try ProviderOutput(json)
+    func text(_ name: String) throws(CredentialError) -> String { try object.text(name) }
     accessKeyID = try text("AccessKeyId")
     secretAccessKey = try text("SecretAccessKey")
-    sessionToken = try text(object["SessionToken"] == nil ? "Token" : "SessionToken")
+    sessionToken = try text(object.has("SessionToken") ? "SessionToken" : "Token")
     expiration = try text("Expiration")
-    guard
-      let date = (try? Date(expiration, strategy: .iso8601))
-        ?? (try? Date(
-          expiration, strategy: .iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted)))
-    else {
-      throw CredentialError("Expiration: expected a moment such as 2026-01-31T12:00:00Z")
-    }
-    guard date > now else { throw CredentialError("Expiration: they have expired already") }
-    expires = date
+    expires = try object.moment("Expiration", after: now)
   }
 
   /// As SDKs expect it of a container's credentials endpoint.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Foundation
+package import Foundation
 internal import Glibc
 
 /// Where the agent gets credentials from.
@@ -13,19 +13,21 @@ package enum CredentialProvider: Equatable, Sendable {
 
   private static let sizeLimit = 65_536
 
-  /// Waits, for the time-out at the longest.
-  package func fetch(_ fill: (String) -> String) throws(CredentialError) -> AWSCredentials {
+  /// Waits, for the time-out at the longest. `parse`: what is made of what was printed.
+  package func fetch<T>(_ fill: (String) -> String, _ parse: (Data) throws(CredentialError) -> T) throws(CredentialError) -> T {
+    let (source, data): (String, Data)
     switch self {
     case .file(let template):
-      let path = fill(template)
-      guard let file = FileHandle(forReadingAtPath: path), let data = try? file.read(upToCount: CredentialProvider.sizeLimit) else {
-        throw CredentialError("credentials.aws.file: \(path) cannot be read")
+      source = fill(template)
+      guard let file = FileHandle(forReadingAtPath: source), let found = try? file.read(upToCount: CredentialProvider.sizeLimit) else {
+        throw CredentialError("\(source) cannot be read")
       }
-      do throws(CredentialError) { return try AWSCredentials(json: data) } catch { throw CredentialError("\(path): \(error)") }
+      data = found
     case .program(let arguments, let seconds):
-      let output = try CredentialProvider.run(arguments.map(fill), seconds)
-      do throws(CredentialError) { return try AWSCredentials(json: output) } catch { throw CredentialError("\(arguments[0]): \(error)") }
+      source = arguments[0]
+      data = try CredentialProvider.run(arguments.map(fill), seconds)
     }
+    do throws(CredentialError) { return try parse(data) } catch { throw CredentialError("\(source): \(error)") }
   }
 
   private static func run(_ arguments: [String], _ seconds: UInt32) throws(CredentialError) -> Data {

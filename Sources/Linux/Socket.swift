@@ -44,6 +44,11 @@ package enum Socket {
     return socket
   }
 
+  /// Connects to a port of 127.0.0.1.
+  package static func connect(loopback port: UInt16) throws(Errno) -> Descriptor {
+    Descriptor(adopting: Int32(try check(clx_connect_loopback(port))))
+  }
+
   package static func connect(_ name: String, in folder: borrowing Descriptor, stream: Bool = false) throws(Errno) -> Descriptor {
     let type = stream ? Int32(CLX_SOCK_STREAM) : Int32(CLX_SOCK_SEQPACKET)
     let socket = Descriptor(adopting: Int32(try check(clx_socket(type))))

@@ -5,7 +5,8 @@
 #endif
 
 /// Hands short-lived credentials to the programs of one workspace, by the protocol of AWS container credentials: the SDKs
-/// `GET` http://127.0.0.1:PORT/aws/ROLE with a token from a file, and come again before what they got expires.
+/// `GET` http://127.0.0.1:PORT/aws/ROLE with a token from a file, and come again before what they got expires. In the same way
+/// git's credential helper gets what is at /git/HOST/ORGANISATION.
 ///
 /// It lives in the supervisor and answers from memory: an agent that is away delays no program. What it listens at is a
 /// socket of the workspace's own network namespace, which no other workspace and nobody on the host can reach.
@@ -42,7 +43,12 @@ package struct CredentialBroker {
   /// What was given out and is not on the agent's record yet.
   package private(set) var issues: [Issue] = []
 
+  /// Of the workspace's own loopback, where nothing else can be: it is taken before the tool starts.
+  package static let port: UInt16 = 15_170
+  package static let tokenName = "broker-token"
   package static let prefix = "/aws/"
+  /// What is for git is called by its whole path; no role has a slash in its name.
+  package static let gitPrefix = "git/"
   /// Bounds on what a workspace can make its supervisor hold: the oldest visit goes when another comes.
   private static let visitLimit = 32
   package static let requestLimit = 8192
@@ -126,12 +132,14 @@ package struct CredentialBroker {
     guard let given = head.authorization, CredentialBroker.isSame(given, token) else {
       return refusal("401 Unauthorized", "expected the token of AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
     }
-    let asked = head.path.dropFirst(CredentialBroker.prefix.utf8.count)
-    guard head.path.starts(with: CredentialBroker.prefix.utf8), let index = roles.firstIndex(where: { $0.name.elementsEqual(asked) }) else {
-      return refusal("404 Not Found", "this workspace has no such role, or its credentials are not there yet")
+    let isGit = head.path.starts(with: "/\(CredentialBroker.gitPrefix)".utf8)
+    let asked = head.path.dropFirst(isGit ? 1 : CredentialBroker.prefix.utf8.count)
+    let isKnown = isGit || head.path.starts(with: CredentialBroker.prefix.utf8) && !asked.contains(UInt8(ascii: "/"))
+    guard isKnown, let index = roles.firstIndex(where: { $0.name.elementsEqual(asked) }) else {
+      return refusal("404 Not Found", isGit ? gitRefusal : "this workspace has no such role, or its credentials are not there yet")
     }
     let role = roles[index]
-    guard !role.body.isEmpty else { return refusal("403 Forbidden", "this role was revoked") }
+    guard !role.body.isEmpty else { return refusal("403 Forbidden", isGit ? "git's access was revoked" : "this role was revoked") }
     guard role.expires > now else { return refusal("503 Service Unavailable", "the credentials have expired and no new ones came") }
     let name = String(decoding: role.name, as: UTF8.self)
     if let known = issues.firstIndex(where: { $0.role == name }) {
@@ -140,6 +148,18 @@ package struct CredentialBroker {
       issues.append(Issue(role: name, count: 1))
     }
     return response("200 OK", role.body)
+  }
+
+  private var gitRefusal: String {
+    var places: [String] = []
+    for role in roles {
+      let name = String(decoding: role.name, as: UTF8.self)
+      if name.utf8.starts(with: CredentialBroker.gitPrefix.utf8), !role.body.isEmpty {
+        places.append(String(name.dropFirst(CredentialBroker.gitPrefix.utf8.count)))
+      }
+    }
+    if places.isEmpty { return "this workspace has no credentials for git, or they are not there yet" }
+    return "git has credentials for \(places.joined(separator: ", ")) here, and for nothing else"
   }
 
   private func refusal(_ status: String, _ message: String) -> [UInt8] {

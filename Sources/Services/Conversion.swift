@@ -33,7 +33,9 @@ extension WorkspaceSpec {
     }
     storage.datasets = wire.storage.datasets.map { Dataset($0) }
     credentials = wire.credentials
-    if wire.hasAws { aws = AWS(roles: wire.aws.roles) }
+    if wire.hasAws { aws = AWS(roles: wire.aws.roles, webIdentity: wire.aws.webIdentity ? true : nil) }
+    if !wire.git.isEmpty { git = wire.git.map { GitHost(host: $0.host, organisations: $0.organisations) } }
+    if wire.sshAgent { sshAgent = true }
     environment = wire.environment
     labels = wire.labels
     command = wire.command
@@ -120,7 +122,19 @@ extension Carrel_V1_WorkspaceSpec {
       }
     }
     credentials = spec.credentials
-    if let roles = spec.aws?.roles { aws = .with { $0.roles = roles } }
+    if let wanted = spec.aws {
+      aws = .with {
+        $0.roles = wanted.roles
+        $0.webIdentity = wanted.webIdentity ?? false
+      }
+    }
+    git = (spec.git ?? []).map { host in
+      .with {
+        $0.host = host.host
+        $0.organisations = host.organisations
+      }
+    }
+    sshAgent = spec.sshAgent ?? false
     environment = spec.environment
     labels = spec.labels
     command = spec.command

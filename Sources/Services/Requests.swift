@@ -52,7 +52,9 @@ extension NodeAgent {
 
   package func answer(_ request: Carrel_V1_AttachDatasetRequest) async throws -> Carrel_V1_AttachDatasetResponse {
     let seconds = request.lifetimeSeconds == 0 ? nil : request.lifetimeSeconds
-    if let seconds, seconds > 31_536_000 { throw AgentError(.invalidArgument, "lifetime_seconds: \(seconds) is not between 1 and 31536000") }
+    if let seconds, seconds > 31_536_000 {
+      throw AgentError(.invalidArgument, "lifetime_seconds: \(seconds) is not between 1 and 31536000")
+    }
     let record = try await attach(request.id, WorkspaceSpec.Dataset(request.dataset), seconds: seconds)
     return .with { $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil) }
   }

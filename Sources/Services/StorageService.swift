@@ -85,7 +85,8 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
 
   /// How far a copy has come, and at last what it is called.
   private func relaying(
-    _ response: RPCWriter<Carrel_V1_HomeProgress>, _ body: @escaping @Sendable (@escaping HomeStore.Progress) async throws -> HomeStore.Snapshot?
+    _ response: RPCWriter<Carrel_V1_HomeProgress>,
+    _ body: @escaping @Sendable (@escaping HomeStore.Progress) async throws -> HomeStore.Snapshot?
   ) async throws {
     do {
       let (progress, continuation) = AsyncStream<UInt64>.makeStream(bufferingPolicy: .bufferingNewest(1))

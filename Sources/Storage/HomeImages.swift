@@ -81,7 +81,9 @@ package final class HomeImages: Sendable {
       guard percent >= 100 else { return false }
       return (try? manager.removeItem(atPath: kept)) != nil
     }
-    guard percent < 90, (try? manager.createDirectory(atPath: kept, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])) != nil else {
+    guard percent < 90,
+      (try? manager.createDirectory(atPath: kept, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])) != nil
+    else {
       return false
     }
     for number in 0..<HomeImages.headroomInodes { _ = manager.createFile(atPath: "\(kept)/\(number)", contents: nil) }

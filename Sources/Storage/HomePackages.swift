@@ -105,7 +105,9 @@ package struct HomePackages: Sendable {
   }
 
   private func run(_ script: String, _ arguments: String...) throws {
-    guard names(HomePackages.folder).contains(arguments[0]) else { throw StorageError(description: "there are no packages for \(arguments[0])") }
+    guard names(HomePackages.folder).contains(arguments[0]) else {
+      throw StorageError(description: "there are no packages for \(arguments[0])")
+    }
     // The way to the home is closed to its owner, who then begins inside it.
     try HostProgram.run(
       ["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh", home] + HostProgram.asOwner(uid, gid)

@@ -89,7 +89,8 @@ package struct HomeStore: Sendable {
   }
 
   /// A snapshot as the home of somebody who has none; every file then belongs to them.
-  package func clone(_ owner: String, _ snapshot: String, to other: String, uid: UInt32, gid: UInt32, _ progress: @escaping Progress) throws {
+  package func clone(_ owner: String, _ snapshot: String, to other: String, uid: UInt32, gid: UInt32, _ progress: @escaping Progress) throws
+  {
     guard isImage(other) == nil else { throw StorageError(description: "home \(path(other)) is there already") }
     let source = try find(".snapshots", owner, snapshot)
     let isImage = source.hasSuffix(".img")
@@ -192,7 +193,9 @@ package struct HomeStore: Sendable {
 
   private func find(_ kind: String, _ owner: String, _ name: String) throws -> String {
     let plain = "\(root)/\(kind)/\(owner)/\(name)"
-    guard !name.isEmpty, !name.hasPrefix("."), !name.contains("/"), let path = [plain, plain + ".img"].first(where: { Linux.Process.exists($0) }) else {
+    guard !name.isEmpty, !name.hasPrefix("."), !name.contains("/"),
+      let path = [plain, plain + ".img"].first(where: { Linux.Process.exists($0) })
+    else {
       throw StorageError(description: "\(owner) has no \(kind == ".removed" ? "removed home" : "snapshot") of that name")
     }
     return path
@@ -206,7 +209,9 @@ package struct HomeStore: Sendable {
     for number in 0..<1000 {
       let name = number == 0 ? stem : "\(stem)-\(number)"
       let path = "\(folder)/\(name)"
-      if !Linux.Process.exists(path), !Linux.Process.exists(path + ".img") { return (name, path + (source.hasSuffix(".img") ? ".img" : "")) }
+      if !Linux.Process.exists(path), !Linux.Process.exists(path + ".img") {
+        return (name, path + (source.hasSuffix(".img") ? ".img" : ""))
+      }
     }
     throw StorageError(description: "\(folder) is full of names")
   }
@@ -219,7 +224,9 @@ package struct HomeStore: Sendable {
   }
 
   private static func move(_ from: String, _ to: String) throws {
-    guard Foundation.rename(from, to) == 0 else { throw StorageError(description: "\(from) cannot be moved to \(to): \(String(cString: strerror(errno)))") }
+    guard Foundation.rename(from, to) == 0 else {
+      throw StorageError(description: "\(from) cannot be moved to \(to): \(String(cString: strerror(errno)))")
+    }
   }
 
   /// What it takes on the host, in bytes.

@@ -101,7 +101,8 @@ package struct DatasetRegistry: Sendable {
     guard let found = named.last else {
       let mine = Set(datasets.filter { $0.grants(owner, writing: false) }.map(\.reference)).sorted()
       throw InvalidField(
-        field, "there is no dataset \(printable(reference)) for \(owner); there are: \(mine.isEmpty ? "none" : mine.joined(separator: ", "))")
+        field,
+        "there is no dataset \(printable(reference)) for \(owner); there are: \(mine.isEmpty ? "none" : mine.joined(separator: ", "))")
     }
     guard found.grants(owner, writing: writing) else {
       throw InvalidField(field, "\(owner) may read \(found.reference), not write to it")

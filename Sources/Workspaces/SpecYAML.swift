@@ -31,7 +31,14 @@ extension WorkspaceSpec {
         return storage
       } ?? Storage()
     credentials = try reader.texts("credentials") ?? []
-    aws = try reader.section("aws") { (section: inout YAMLReader) throws(InvalidField) in AWS(roles: try section.texts("roles") ?? []) }
+    aws = try reader.section("aws") { (section: inout YAMLReader) throws(InvalidField) in
+      AWS(roles: try section.texts("roles") ?? [], webIdentity: try section.flag("webIdentity"))
+    }
+    let hosts = try reader.sections("git") { (entry: inout YAMLReader) throws(InvalidField) in
+      GitHost(host: try entry.requiredText("host"), organisations: try entry.texts("organisations") ?? [])
+    }
+    git = hosts.isEmpty ? nil : hosts
+    sshAgent = try reader.flag("sshAgent")
     environment = try reader.textMap("environment") ?? [:]
     labels = try reader.textMap("labels") ?? [:]
     lifecycle =

@@ -49,6 +49,7 @@ extension WorkspaceSpec {
     try validateStorage()
     try WorkspaceSpec.validateCredentialNames(credentials)
     try validateRoles()
+    try validateGit()
     if let grace = lifecycle.gracePeriodSeconds {
       try require(grace <= 3600, "lifecycle.gracePeriodSeconds", "\(grace) is not between 0 and 3600")
     }
@@ -70,8 +71,27 @@ extension WorkspaceSpec {
         "expected 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit")
     }
     try require(Set(aws.roles).count == aws.roles.count, "aws.roles", "one is there twice")
+    try require(!hasWebIdentity || aws.roles.count == 1, "aws.webIdentity", "is for one role, and there are \(aws.roles.count)")
     for name in WorkspaceSpec.staticAWSVariables {
       try require(environment[name] == nil, "environment.\(name)", "would hide the credentials of aws.roles, which are renewed")
+    }
+  }
+
+  package static func isGitHost(_ text: String) -> Bool {
+    let bytes = Array(text.utf8)
+    return (1...255).contains(bytes.count) && bytes[0] != 0x2E && bytes[0] != 0x2D
+      && bytes.allSatisfy { (0x61...0x7A).contains($0) || (0x30...0x39).contains($0) || [0x2D, 0x2E, 0x3A].contains($0) }
+  }
+
+  private func validateGit() throws(InvalidField) {
+    guard let git else { return }
+    try require((1...8).contains(git.count) && Set(git.map(\.host)).count == git.count, "git", "expected 1 to 8 hosts, each once")
+    for (index, host) in git.enumerated() {
+      try require(WorkspaceSpec.isGitHost(host.host), "git[\(index)].host", "\(quoted(host.host)) is no host, such as github.com")
+      try require(
+        (1...32).contains(host.organisations.count) && Set(host.organisations).count == host.organisations.count
+          && host.organisations.allSatisfy(WorkspaceSpec.isCredentialName), "git[\(index)].organisations",
+        "expected 1 to 32 names of organisations, each once")
     }
   }
 
@@ -161,7 +181,7 @@ extension WorkspaceSpec {
         throw InvalidField(
           "credentials[\(index)].name", "expected 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit")
       }
-      guard !["token", "broker-token"].contains(name) else {
+      guard !["token", "broker-token", "web-identity-token"].contains(name) else {
         throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is the agent's own; choose another name")
       }
       guard seen.insert(name).inserted else { throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is there twice") }

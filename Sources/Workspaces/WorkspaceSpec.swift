@@ -13,6 +13,9 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   package var credentials: [String] = []
   /// Optional as a whole, since records of an older agent lack it.
   package var aws: AWS?
+  package var git: [GitHost]?
+  /// Its owner's ssh-agent, which the node's configuration says where to find.
+  package var sshAgent: Bool?
   package var environment: [String: String] = [:]
   package var labels: [String: String] = [:]
   package var lifecycle = Lifecycle()
@@ -79,10 +82,26 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   /// Roles whose short-lived credentials the workspace gets, the first by default.
   package struct AWS: Codable, Equatable, Sendable {
     package var roles: [String]
-    package init(roles: [String]) { self.roles = roles }
+    /// By a token file and a role's name (`AWS_WEB_IDENTITY_TOKEN_FILE`) instead of the broker.
+    package var webIdentity: Bool?
+    package init(roles: [String], webIdentity: Bool? = nil) {
+      self.roles = roles
+      self.webIdentity = webIdentity
+    }
   }
 
   package var roles: [String] { aws?.roles ?? [] }
+  package var hasWebIdentity: Bool { aws?.webIdentity ?? false }
+
+  /// A git host, and the organisations there that a workspace may push to and pull from with the broker's tokens.
+  package struct GitHost: Codable, Equatable, Sendable {
+    package var host: String
+    package var organisations: [String]
+    package init(host: String, organisations: [String]) {
+      self.host = host
+      self.organisations = organisations
+    }
+  }
 
   package struct Lifecycle: Codable, Equatable, Sendable {
     /// Between SIGTERM and SIGKILL; nil for the tool's.

@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
+// As git-credential-carrel, inside a workspace: git's credential helper.
+//
 // carrel-shim ID: the supervisor of one workspace. Started by carreld with the workspace's directory at
 // descriptor 3, the socket to listen on at 4 and the directory of its log at 5; reads the launch plan from
 // the file `plan`.
 
+if let first = Process.arguments.first, first.split(separator: "/").last.map({ String($0) }) == GitHelper.name {
+  Process.exit(
+    GitHelper.run(
+      Array(Process.arguments.dropFirst()), input: Descriptor(adopting: 0),
+      tokenFile: "/run/carrel/credentials/" + CredentialBroker.tokenName))
+}
 runSupervisor()
 
 func runSupervisor() {

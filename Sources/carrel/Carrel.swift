@@ -18,7 +18,8 @@ struct Carrel: AsyncParsableCommand {
     version: "0.1.0",
     subcommands: [
       Launch.self, List.self, Get.self, Explain.self, Logs.self, Exec.self, Stop.self, Remove.self, Events.self, Top.self,
-      Node.self, DrainCommand.self, Resume.self, PlanCommand.self, Credentials.self, ImageCommand.self, DatasetCommand.self, HomeCommand.self,
+      Node.self, DrainCommand.self, Resume.self, PlanCommand.self, Credentials.self, ImageCommand.self, DatasetCommand.self,
+      HomeCommand.self,
       EnvironmentCommand.self,
     ])
 }

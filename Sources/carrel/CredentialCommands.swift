@@ -7,7 +7,8 @@ internal import SwiftProtobuf
 
 struct Credentials: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Replace or revoke what a running workspace was given.", subcommands: [Put.self, RemoveCredentials.self, Revoke.self], defaultSubcommand: Put.self)
+    abstract: "Replace or revoke what a running workspace was given.", subcommands: [Put.self, RemoveCredentials.self, Revoke.self],
+    defaultSubcommand: Put.self)
 }
 
 struct Revoke: AsyncParsableCommand {

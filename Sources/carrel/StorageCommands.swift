@@ -133,7 +133,10 @@ struct Homes: AsyncParsableCommand {
 extension Common {
   /// Shows how far a copy has come; returns what was made.
   fileprivate func following(
-    _ call: @escaping @Sendable (Client, @escaping @Sendable (StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Carrel_V1_HomeSnapshot)
+    _ call:
+      @escaping @Sendable (
+        Client, @escaping @Sendable (StreamingClientResponse<Carrel_V1_HomeProgress>) async throws -> Carrel_V1_HomeSnapshot
+      )
       async throws -> Carrel_V1_HomeSnapshot
   ) async throws -> Carrel_V1_HomeSnapshot {
     let isTable = output == .table

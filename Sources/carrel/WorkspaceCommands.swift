@@ -154,7 +154,10 @@ struct Get: AsyncParsableCommand {
         ["address", found.address], ["host ids", found.hostIds], ["created", found.created], ["attempt", "\(found.attempt)"],
       ]
       for dataset in found.datasets {
-        rows.append(["dataset", "\(dataset.target) \(dataset.writable ? "rw" : "ro") \(dataset.dataset.isEmpty ? dataset.source : dataset.dataset)\(dataset.expires.isEmpty ? "" : " until " + dataset.expires)"])
+        rows.append([
+          "dataset",
+          "\(dataset.target) \(dataset.writable ? "rw" : "ro") \(dataset.dataset.isEmpty ? dataset.source : dataset.dataset)\(dataset.expires.isEmpty ? "" : " until " + dataset.expires)",
+        ])
       }
       for condition in found.conditions { rows.append(["condition", condition]) }
       if found.hasReason { rows.append(["reason", "\(found.reason.code): \(found.reason.message)"]) }

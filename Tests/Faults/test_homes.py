@@ -56,10 +56,15 @@ def test_a_full_home_hurts_its_owner_alone_and_still_starts(node):
     assert 0 < int(use["used_bytes"]) < 4 << 20 < int(use["limit_bytes"]) <= 32 << 20 and int(use["used_inodes"]) < 100 < int(use["limit_inodes"]), use
     other = agent.run("exec", "grace", "--", "/bin/sh", "-c", "dd if=/dev/zero of=x bs=1M count=5 && rm x")
     assert other.returncode == 0, other
-    # Full of blocks: it starts, its files are there, and they can be deleted; what they took goes back to the host.
+    # Full of blocks: the next start finds the headroom, once; and the one after that none, and starts all the same.
+    reason, text = run(agent, "tight", "head -c 100000 /dev/zero > more && echo wrote; yes | dd of=rest bs=64k 2>/dev/null; exit 0")
+    assert reason["exit_code"] == 0 and "wrote" in text, text
+    rescued = [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == "Rescue"]
+    assert len(rescued) == 1 and "the home is full" in rescued[0]["why"], rescued
     taken = image(agent).stat().st_blocks
-    reason, text = run(agent, "clean", "head -c 100000 /dev/zero > more && echo wrote; ls; rm big && echo x > more && cat more")
+    reason, text = run(agent, "clean", "head -c 100000 /dev/zero > less && echo wrote; ls; rm big rest && echo x > more && cat more")
     assert reason["exit_code"] == 0 and "big" in text and "wrote" not in text and text.rstrip().endswith("x"), text
+    assert len([e for e in agent.records()[0] if e["type"] == "Rescue"]) == 1
     until(lambda: not [l for l in left(agent) if "ada" in l], lambda: left(agent))
     assert image(agent).stat().st_blocks < taken / 4, (taken, image(agent).stat().st_blocks)
     # Full of inodes.

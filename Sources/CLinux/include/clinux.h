@@ -362,6 +362,14 @@ static inline long clx_bind_loopback(unsigned short port) {
   if (r < 0) { clx_close(fd); return r; }
   return fd;
 }
+static inline long clx_connect_loopback(unsigned short port) {
+  int fd = (int)clx_result(syscall(SYS_socket, AF_INET, CLX_SOCK_STREAM | CLX_SOCK_CLOEXEC, 0));
+  if (fd < 0) return fd;
+  struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr = { htonl(INADDR_LOOPBACK) } };
+  long r = clx_result(syscall(SYS_connect, fd, &address, sizeof address));
+  if (r < 0) { clx_close(fd); return r; }
+  return fd;
+}
 static inline long clx_accept(int fd, int flags) { return clx_result(syscall(SYS_accept4, fd, NULL, NULL, flags | CLX_SOCK_CLOEXEC)); }
 struct clx_peer { int32_t pid; uint32_t uid, gid; };
 static inline long clx_peer(int fd, struct clx_peer *peer) {
