@@ -378,7 +378,7 @@ extension NodeAgent {
     let managed = try find(id)
     if managed.record.state.isTerminal {
       // A stop of a workspace between two attempts ends the attempts, also for the next agent.
-      if shouldRestart(managed.record) {
+      if shouldRestart(managed.record) || !managed.suspects.isEmpty {
         managed.life?.cancel()
         managed.record.stopRequestedBy = by
         try await commit(managed, .restartsEnded, ["by": by])

@@ -51,6 +51,7 @@ extension NodeAgent {
     evict()
     Task { [weak self] in await self?.watchHomes() }
     Task { [weak self] in await self?.purgeHomes() }
+    Task { [weak self] in await self?.watchEnvironments() }
   }
 
   /// One workspace that the journal says has not ended.

@@ -57,14 +57,13 @@ extension NodeAgent {
     return (try? await blocking { HomeRescue(home: path).present(paths) }) ?? []
   }
 
-  /// Sets aside what was suspected when the tool ended. False: there is nothing to do.
+  /// Whether the tool is to be started once more, without what was set aside when it ended.
   func rescue(_ managed: Managed) async -> Bool {
-    let suspects = managed.suspects
-    managed.suspects = []
-    guard !suspects.isEmpty, workspaces[managed.record.spec.id] === managed, managed.record.stopRequestedBy == nil else { return false }
-    // Its cgroup is not empty yet perhaps, and its home still mounted: the next attempt waits for it as this does.
+    guard !managed.suspects.isEmpty else { return false }
+    defer { managed.suspects = [] }
+    // Its cgroup is not empty yet perhaps, and its home still mounted.
     await managed.cleaning?.value
-    managed.cleaning = nil
+    guard workspaces[managed.record.spec.id] === managed, managed.record.stopRequestedBy == nil, drain == nil else { return false }
     managed.record.isRescued = true
     managed.credentials = managed.secondStart
     return true

@@ -25,9 +25,14 @@ class Agent:
             f"socket: {self.socket}\nstate: {directory}/state\nhomes: {directory}/homes\n"
             f"tools: {directory}/tools\ndatasets: {directory}/datasets\nhelper: {BIN}/carrel-shim\nfirstID: 1500000000\ncgroupParent: carrel-e2e\n"
             "network: {subnet: 10.88.0.0/16, table: carrel_e, linkPrefix: cre}\nlog: {segment: 128Ki, segments: 4, rate: 4Mi}\n"
-            f"credentials: {{aws: {{exec: [{directory}/provider/provider.py, \"{{owner}}\", \"{{role}}\", \"{{workspace}}\"], timeout: 2}}}}\n")
+            f"credentials:\n  aws: {{exec: [{directory}/provider/provider.py, \"{{owner}}\", \"{{role}}\", \"{{workspace}}\"], timeout: 2}}\n"
+            f"  git:\n    exec: [{directory}/provider/git.py, \"{{owner}}\", \"{{host}}\", \"{{organisation}}\", \"{{workspace}}\"]\n"
+            f"    allow: [{{host: \"127.0.0.1:3000\", organisations: [research, data]}}]\n"
+            f"  webIdentity: {{exec: [{directory}/provider/identity.py, \"{{owner}}\", \"{{workspace}}\"], arn: \"arn:aws:iam::123456789012:role/{{role}}\"}}\n"
+            f"  sshAgent: \"{directory}/agents/{{owner}}.sock\"\n")
         (directory / "provider").mkdir()
-        shutil.copy(ROOT / "Tests/EndToEnd/provider.py", directory / "provider")
+        for name in ("provider.py", "git.py", "identity.py"):
+            shutil.copy(ROOT / "Tests/EndToEnd/providers" / name, directory / "provider")
         shutil.copytree(ROOT / "manifests" / "tools", directory / "tools")
         self.process = None
 

@@ -233,6 +233,17 @@ def test_secrets_are_in_nothing(agent, workspace):
     assert "CANARY" not in shown
 
 
+def test_variables_that_hide_the_broker_are_found(agent, workspace):
+    agent.python(workspace, "import os, subprocess\nsubprocess.Popen(['sleep', '60'], env={**os.environ, 'AWS_SECRET_ACCESS_KEY': 'CANARY-stale', 'AWS_PROFILE': 'x'}, start_new_session=True, stdout=subprocess.DEVNULL)")
+    condition = until(lambda: agent.json("get", workspace).get("conditions"), 15)
+    assert condition[0].startswith("StaleCredentials: sleep (pid ") and "AWS_SECRET_ACCESS_KEY, AWS_PROFILE" in condition[0], condition
+    told = [e["attributes"] for e in agent.events(workspace) if e["type"] == "StaleCredentials"]
+    assert len(told) == 1 and told[0]["variables"] == "AWS_SECRET_ACCESS_KEY AWS_PROFILE" and "CANARY" not in str(told)
+    agent.exec(workspace, "pkill", "sleep", "--oldest", check=False)
+    agent.exec(workspace, "bash", "-c", "kill $(pgrep -n sleep)", check=False)
+    until(lambda: not agent.json("get", workspace).get("conditions"), 15)
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"aws": "{roles: []}"}, "aws.roles: 0 roles"), ({"aws": "{roles: [a, a]}"}, "aws.roles: one is there twice"),
     ({"aws": "{roles: [../x]}"}, "aws.roles[0]: expected 1 to 128 letters"), ({"aws": "{role: x}"}, "role"),
