@@ -55,6 +55,11 @@ private let targets: [String: @Sendable ([UInt8]) -> Void] = [
     guard let state = try? ContainerState(parsing: bytes) else { return }
     precondition((try? ContainerState(parsing: Array(state.encoded().utf8))) != nil, "a state cannot be read back")
   },
+  "git": { bytes in
+    guard case .found(let path) = GitHelper.place(in: bytes) else { return }
+    precondition(path.hasPrefix("/git/") && path.split(separator: "/").count == 3, "a request of another shape")
+    precondition(path.utf8.allSatisfy { (0x2D...0x7A).contains($0) && $0 != 0x3B }, "a request that breaks out of its line")
+  },
   "password": { bytes in
     if let home = PasswordFile.home(of: 7, in: bytes) { precondition(home.hasPrefix("/") && !home.utf8.contains(0), "no home") }
   },
