@@ -295,7 +295,8 @@ extension NodeAgent {
     await noteIssues(managed)
     let usage = managed.record.cgroup.isEmpty ? Usage() : cgroup(of: managed.record).usage()
     let record = managed.folder.exitRecord
-    if case .failed(let step)? = record, failure == nil, managed.record.state == .preparing {
+    // What failed in the supervisor came first: the agent then cannot hand over, and says so too.
+    if case .failed(let step)? = record, managed.record.state == .preparing {
       await tellEnd(managed, .preparationFailed(await complete(Reason(step), managed)), Reason(step))
     } else if let failure, managed.record.state == .preparing {
       await tellEnd(managed, .preparationFailed(await complete(failure, managed)), failure)

@@ -55,7 +55,9 @@ package enum GitHelper {
     guard isName(host), isName(organisation) else {
       return .refused("no credentials for this address: expected https://HOST/ORGANISATION/REPOSITORY")
     }
-    let isLocal = host.elementsEqual("127.0.0.1".utf8) || host.starts(with: "127.0.0.1:".utf8)
+    let local = "127.0.0.1:"
+    let isLocal =
+      (host + [UInt8(ascii: ":")]).starts(with: local.utf8) && host.dropFirst(local.utf8.count).allSatisfy { (0x30...0x39).contains($0) }
     // A token never goes over a wire that anybody can read.
     guard scheme.elementsEqual("https".utf8) || isLocal && scheme.elementsEqual("http".utf8) else {
       return .refused("credentials are given for https only")

@@ -11,7 +11,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self):
         path, _, query = self.path.partition("?")
         organisation = path.split("/")[1]
-        given = base64.b64decode(self.headers.get("Authorization", "Basic ").split()[-1]).decode().partition(":")
+        given = base64.b64decode(self.headers.get("Authorization", "Basic Og==").split()[-1]).decode().partition(":")
         if given[0] != "x-access-token" or not given[2].startswith(f"CANARY-git-{organisation}-"):
             self.send_response(401)
             self.send_header("WWW-Authenticate", "Basic realm=\"git\"")

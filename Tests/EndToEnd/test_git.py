@@ -63,7 +63,7 @@ def test_clone_commit_and_push(agent, workspace):
 
 
 def test_what_the_helper_makes_of_odd_questions(agent, workspace):
-    ask = lambda text, how="get": sh(agent, workspace, f"printf {text!r} | /run/carrel/git-credential-carrel {how}", check=False)
+    ask = lambda text, how="get": sh(agent, workspace, f"printf '{text}' | /run/carrel/git-credential-carrel {how}", check=False)
     assert "password=CANARY-git-research-linus" in ask("protocol=http\\nhost=127.0.0.1:3000\\npath=research/survey.git\\n").stdout
     for text in ("protocol=http\\nhost=github.com\\npath=research/x\\n", "protocol=http\\nhost=127.0.0.1:3000.evil.com\\npath=research/x\\n"):
         assert ask(text).stdout == "quit=1\n" and "https only" in ask(text).stderr

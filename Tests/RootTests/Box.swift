@@ -90,9 +90,10 @@ final class Box: Sendable {
       case .created(let created), .waiting(let created):
         if pid != 0 { continue }
         pid = created
-        for (name, text) in secrets { try link.send(.putSecret(name: name, content: Array(text.utf8))) }
-        if secrets.isEmpty { try link.send(.start) }
-      case .done: try link.send(.start)
+        // One that has failed meanwhile hears nothing any more, and its record says why.
+        for (name, text) in secrets { try? link.send(.putSecret(name: name, content: Array(text.utf8))) }
+        if secrets.isEmpty { try? link.send(.start) }
+      case .done: try? link.send(.start)
       case .started: try await onStart(link, pid)
       default: break
       }
