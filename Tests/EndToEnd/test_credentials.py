@@ -239,8 +239,7 @@ def test_variables_that_hide_the_broker_are_found(agent, workspace):
     assert condition[0].startswith("StaleCredentials: sleep (pid ") and "AWS_SECRET_ACCESS_KEY, AWS_PROFILE" in condition[0], condition
     told = [e["attributes"] for e in agent.events(workspace) if e["type"] == "StaleCredentials"]
     assert len(told) == 1 and told[0]["variables"] == "AWS_SECRET_ACCESS_KEY AWS_PROFILE" and "CANARY" not in str(told)
-    agent.exec(workspace, "pkill", "sleep", "--oldest", check=False)
-    agent.exec(workspace, "bash", "-c", "kill $(pgrep -n sleep)", check=False)
+    agent.exec(workspace, "pkill", "-f", "^sleep 60$")
     until(lambda: not agent.json("get", workspace).get("conditions"), 15)
 
 

@@ -4,6 +4,7 @@ with --seed the same choices are made again."""
 
 import argparse
 import collections
+import fcntl
 import os
 import pathlib
 import random
@@ -136,6 +137,12 @@ def main():
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     options = parser.parse_args()
+    # Two would sweep each other's cgroups and links.
+    lock = open("/tmp/carrel-torture.lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("torture: another one runs on this host")
     print(f"torture: seed {options.seed}, {options.minutes:g} minutes", flush=True)
     torture = Torture(options.seed)
     end = time.monotonic() + options.minutes * 60
