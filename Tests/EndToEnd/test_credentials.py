@@ -234,12 +234,12 @@ def test_secrets_are_in_nothing(agent, workspace):
 
 
 def test_variables_that_hide_the_broker_are_found(agent, workspace):
-    agent.python(workspace, "import os, subprocess\nsubprocess.Popen(['sleep', '60'], env={**os.environ, 'AWS_SECRET_ACCESS_KEY': 'CANARY-stale', 'AWS_PROFILE': 'x'}, start_new_session=True, stdout=subprocess.DEVNULL)")
+    pid = agent.python(workspace, "import os, subprocess\nprint(subprocess.Popen(['sleep', '300'], env={**os.environ, 'AWS_SECRET_ACCESS_KEY': 'CANARY-stale', 'AWS_PROFILE': 'x'}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)")
     condition = until(lambda: agent.json("get", workspace).get("conditions"), 15)
     assert condition[0].startswith("StaleCredentials: sleep (pid ") and "AWS_SECRET_ACCESS_KEY, AWS_PROFILE" in condition[0], condition
     told = [e["attributes"] for e in agent.events(workspace) if e["type"] == "StaleCredentials"]
     assert len(told) == 1 and told[0]["variables"] == "AWS_SECRET_ACCESS_KEY AWS_PROFILE" and "CANARY" not in str(told)
-    agent.exec(workspace, "pkill", "-f", "^sleep 60$")
+    agent.exec(workspace, "kill", pid)
     until(lambda: not agent.json("get", workspace).get("conditions"), 15)
 
 

@@ -121,9 +121,9 @@ def test_attached_changed_and_detached_while_it_runs(place):
         assert refused.returncode in (1, 3) and message in refused.stderr, (arguments, refused)
     assert agent.run("dataset", "detach", "w", "/data/none").returncode == 3
     # For a time.
-    assert agent.run("dataset", "attach", "w", "sales", "/data/sales", "--expires", "1s").returncode == 0
+    assert agent.run("dataset", "attach", "w", "sales", "/data/sales", "--expires", "4s").returncode == 0
     assert inside(agent, "w", "cat /data/sales/rows").stdout == "sales 1\n"
-    until(lambda: not agent.get("w").get("datasets"), "its time is over", 5)
+    until(lambda: not agent.get("w").get("datasets"), "its time is over", 15)
     assert inside(agent, "w", "test -e /data/sales/rows").returncode != 0
     kinds = [e["type"] for e in agent.records()[0] if e["type"].startswith("Dataset")]
     assert kinds == ["DatasetAttached", "DatasetChanged", "DatasetDetached", "DatasetAttached", "DatasetDetached", "DatasetAttached", "DatasetDetached"], kinds
@@ -156,13 +156,13 @@ def test_an_agent_that_comes_back_finds_them(place):
     register(agent, "sales", more="readers: [ada]\nwriters: [ada]")
     launch(agent, "w", more="storage: {datasets: [{dataset: sales, target: /data/fixed}]}\n")
     agent.wait("w", "READY")
-    agent.run("dataset", "attach", "w", "sales", "/data/sales", "--write", "--expires", "3s")
+    agent.run("dataset", "attach", "w", "sales", "/data/sales", "--write", "--expires", "8s")
     agent.run("dataset", "detach", "w", "/data/fixed")
     agent.stop()
     agent.start()
     assert [d["target"] for d in agent.get("w")["datasets"]] == ["/data/sales"]
     assert inside(agent, "w", "grep -c /data/ /proc/self/mountinfo").stdout == "1\n"
-    until(lambda: not agent.get("w").get("datasets"), "the new agent ends it in time", 6)
+    until(lambda: not agent.get("w").get("datasets"), "the new agent ends it in time", 20)
     assert inside(agent, "w", "grep -c /data/ /proc/self/mountinfo").stdout == "0\n"
 
 
@@ -438,14 +438,14 @@ def test_credential_files_end(place):
     launch(agent, "w", options=["--credential", f"fixed={agent.directory}/a"])
     agent.wait("w", "READY")
     seen = lambda name: inside(agent, "w", f"cat /run/carrel/credentials/{name}").stdout
-    assert agent.run("credentials", "put", "w", f"short={agent.directory}/a", "--expires", "4s").returncode == 0
+    assert agent.run("credentials", "put", "w", f"short={agent.directory}/a", "--expires", "12s").returncode == 0
     assert seen("short") == seen("fixed") == "alpha" and not agent.get("w").get("conditions")
-    until(lambda: agent.get("w").get("conditions"), "it is told ahead", 5)
+    until(lambda: agent.get("w").get("conditions"), "it is told ahead", 15)
     assert agent.get("w")["conditions"] == ["CredentialsExpiring: soon removed: short"] and seen("short") == "alpha"
     agent.stop()
     agent.start()
-    until(lambda: not seen("short"), "a new agent removes it", 5)
-    until(lambda: not agent.get("w").get("conditions"), "and ends the condition", 3)
+    until(lambda: not seen("short"), "a new agent removes it", 15)
+    until(lambda: not agent.get("w").get("conditions"), "and ends the condition", 10)
     assert [e["name"] for e in events(agent, "CredentialsExpiring")] == ["short"] and events(agent, "CredentialsRemoved") == [{"name": "short", "why": "its time was over"}]
     # Given again it lives longer.
     agent.run("credentials", "put", "w", f"short={agent.directory}/a", "--expires", "2s")
