@@ -315,6 +315,8 @@ extension NodeAgent {
     let suspects = await suspects(managed, reason)
     if !suspects.isEmpty { await setAside(managed, suspects, "the tool did not come up (\(reason.message)), and these may be why") }
     managed.suspects = suspects
+    // Kept for a second start only.
+    if suspects.isEmpty { managed.secondStart = [] }
     managed.cleaning = Task { await clean(managed) }
     await transition(managed, occurrence, suspects.isEmpty ? [:] : ["rescue": "follows"])
   }
