@@ -132,7 +132,7 @@ let package = Package(
     .target(
       name: "Services",
       dependencies: [
-        "Agent", "API", "CLinux", "Images", "Journal", "Linux", "Sandbox", "Storage", "Supervision", "Workspaces",
+        "Agent", "API", "CLinux", "Credentials", "Images", "Journal", "Linux", "Sandbox", "Storage", "Supervision", "Workspaces",
         .product(name: "GRPCCore", package: "grpc-swift-2"),
         .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
         .product(name: "Logging", package: "swift-log"),

@@ -12,7 +12,9 @@ package struct Configuration: Sendable {
   package var state = "/var/lib/carrel"
   package var homes = "/srv/carrel/homes"
   package var homeDriver = WorkspaceSpec.HomeDriver.directory
-  package var homeSize = "10Gi"
+  /// Of images 10Gi where it says nothing, and then of directories none.
+  package var homeSize: String?
+  package var homeFileSystem = WorkspaceSpec.HomeFileSystem.ext4
   /// For how long a removed home can be recovered.
   package var removedHomesDays = 30
   package var tools = "/etc/carrel/tools"
@@ -75,6 +77,7 @@ package struct Configuration: Sendable {
     _ = try reader.section("storage") { (section: inout YAMLReader) throws(InvalidField) in
       homeDriver = try section.choice("driver", WorkspaceSpec.HomeDriver.self) ?? homeDriver
       homeSize = try Configuration.quantity(&section, "size", HomeImages.sizes) ?? homeSize
+      homeFileSystem = try section.choice("fileSystem", WorkspaceSpec.HomeFileSystem.self) ?? homeFileSystem
       removedHomesDays = Int(try section.number("removedHomesDays", in: 0...36_500) ?? UInt64(removedHomesDays))
     }
     tools = try Configuration.path(&reader, "tools") ?? tools
@@ -105,6 +108,10 @@ package struct Configuration: Sendable {
         return (try Configuration.readProvider(&section), arn)
       }
       sshAgent = try Configuration.path(&section, "sshAgent")
+    }
+    for case .controller(let name, _)? in [awsProvider, git?.provider, webIdentity?.provider]
+    where !controllers.contains(where: { $0.name == name }) {
+      throw InvalidField("credentials", "\(printable(name)) is none of the controllers", line: reader.line(of: "credentials"))
     }
     defaults = try reader.section("defaults", WorkspaceSpec.Resources.init(from:)) ?? defaults
     try reader.finish()
@@ -157,8 +164,10 @@ package struct Configuration: Sendable {
     let program = try section.texts("exec")
     let file = try path(&section, "file")
     let seconds = UInt32(try section.number("timeout", in: 1...60) ?? 10)
-    switch (program, file) {
-    case (let program?, nil):
+    let controller = try section.text("controller")
+    switch (program, file, controller) {
+    case (nil, nil, let controller?): return .controller(controller, timeoutSeconds: seconds)
+    case (let program?, nil, nil):
       do throws(InvalidField) {
         guard let first = program.first else { throw InvalidField("exec", "is empty") }
         try WorkspaceSpec.validatePath(first, path: "exec")
@@ -167,8 +176,8 @@ package struct Configuration: Sendable {
         throw InvalidField("exec", error.problem, line: section.line(of: "exec"))
       }
       return .program(program, timeoutSeconds: seconds)
-    case (nil, let file?): return .file(file)
-    default: throw InvalidField("aws", "expected either exec or file")
+    case (nil, let file?, nil): return .file(file)
+    default: throw InvalidField("exec", "expected one of exec, file and controller")
     }
   }
 

@@ -16,7 +16,7 @@ extension NodeAgent {
   static let webIdentityName = "web-identity-token"
 
   /// Something that a provider gives and that is renewed while a workspace runs.
-  enum Brokered: Equatable, Sendable {
+  package enum Brokered: Equatable, Sendable {
     case role(String)
     case git(host: String, organisation: String)
     /// Not the broker's but a file's.
@@ -230,20 +230,28 @@ extension NodeAgent {
     }
     guard let provider else { throw CredentialError("the node's configuration names nobody any more who gives them") }
     let given = values
-    return try await providers.runIfActive {
-      try provider.fetch({ Tool.fill($0, given) }) { (data) throws(CredentialError) in
-        switch one {
-        case .role:
-          let credentials = try AWSCredentials(json: data)
-          return (credentials.body, credentials.expires)
-        case .git:
-          let credentials = try GitCredentials(json: data)
-          return (credentials.body, credentials.expires)
-        case .webIdentity:
-          let identity = try WebIdentity(json: data)
-          return (identity.body, identity.expires)
-        }
-      }
+    let data: Data
+    if case .controller(let name, let seconds) = provider {
+      data = try await desk.ask(name, one, workspace: spec.id, owner: spec.owner.name, seconds: seconds)
+    } else {
+      data = try await providers.runIfActive { try provider.fetch { Tool.fill($0, given) } }
+    }
+    do throws(CredentialError) { return try NodeAgent.parse(data, one) } catch {
+      throw CredentialError("\(provider.name { Tool.fill($0, given) }): \(error)")
+    }
+  }
+
+  private static func parse(_ data: Data, _ one: Brokered) throws(CredentialError) -> (body: [UInt8], expires: Date) {
+    switch one {
+    case .role:
+      let credentials = try AWSCredentials(json: data)
+      return (credentials.body, credentials.expires)
+    case .git:
+      let credentials = try GitCredentials(json: data)
+      return (credentials.body, credentials.expires)
+    case .webIdentity:
+      let identity = try WebIdentity(json: data)
+      return (identity.body, identity.expires)
     }
   }
 }

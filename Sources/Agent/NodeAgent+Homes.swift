@@ -66,6 +66,22 @@ extension NodeAgent {
     try await closing(owner) { [homeStore] in try homeStore.recover(owner, name) }
   }
 
+  /// Returns its size now, in bytes.
+  package func growHome(_ owner: String, to size: String) async throws -> UInt64 {
+    try validate(owner: owner, "owner")
+    guard let bytes = Quantity.whole(size), HomeImages.sizes.contains(bytes) else {
+      throw AgentError(.invalidArgument, "size: \(printable(size)) is not a quantity such as 20Gi")
+    }
+    let whole = bytes / 4096 * 4096
+    return try await copying { [homeStore, homes] in
+      guard homeStore.isImage(owner) == true else {
+        throw StorageError(description: "there is no home \(homeStore.path(owner)).img; a directory has the limit that a launch asks for")
+      }
+      try homes.grow(homeStore.path(owner), to: whole)
+      return whole
+    }
+  }
+
   /// Once an hour: what was removed long ago is deleted.
   func purgeHomes() async {
     while !Task.isCancelled {

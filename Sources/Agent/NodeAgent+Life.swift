@@ -73,8 +73,8 @@ extension NodeAgent {
 
   func shouldRestart(_ record: WorkspaceRecord) -> Bool {
     guard record.stopRequestedBy == nil, record.state.isTerminal, let reason = record.reason, drain == nil else { return false }
-    // Credentials came with the request and are not kept: such a workspace needs a new launch.
-    guard record.spec.credentials.isEmpty, reason.code != .lifetime else { return false }
+    // Credentials, and the key of a home, came with the request and are not kept: such a workspace needs a new launch.
+    guard !record.spec.needsSecrets, reason.code != .lifetime else { return false }
     switch record.spec.lifecycle.restartPolicy {
     case .never: return false
     case .always: return true
@@ -89,6 +89,7 @@ extension NodeAgent {
       let link = try await prepare(managed)
       await supervise(managed, link)
     } catch {
+      managed.forgetSecrets()
       await clean(managed)
       await transition(managed, .preparationFailed(await complete(error.reason, managed)))
     }
@@ -224,8 +225,9 @@ extension NodeAgent {
         throw Refusal(.isolation, "credential \(credential.name) could not be handed over: \(error.sentence)")
       }
     }
-    managed.secondStart = tool(managed.record.spec.tool)?.rescue == nil || managed.record.isRescued == true ? [] : managed.credentials
+    managed.secondStart = managed.credentials
     managed.credentials = []
+    if tool(managed.record.spec.tool)?.rescue == nil || managed.record.isRescued == true { managed.forgetSecrets() }
     return all.count
   }
 
@@ -256,7 +258,7 @@ extension NodeAgent {
       }
       var clock = clock
       clock.lap("ready", managed)
-      managed.secondStart = []
+      managed.forgetSecrets()
       await transition(managed, .becameReady)
     }
   }
@@ -316,7 +318,7 @@ extension NodeAgent {
     if !suspects.isEmpty { await setAside(managed, suspects, "the tool did not come up (\(reason.message)), and these may be why") }
     managed.suspects = suspects
     // Kept for a second start only.
-    if suspects.isEmpty { managed.secondStart = [] }
+    if suspects.isEmpty { managed.forgetSecrets() }
     managed.cleaning = Task { await clean(managed) }
     await transition(managed, occurrence, suspects.isEmpty ? [:] : ["rescue": "follows"])
   }

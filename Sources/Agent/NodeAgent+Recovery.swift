@@ -58,7 +58,7 @@ extension NodeAgent {
   private func resume(_ managed: Managed) async {
     let id = managed.record.spec.id
     if managed.record.state == .pending {
-      guard managed.record.spec.credentials.isEmpty else {
+      guard !managed.record.spec.needsSecrets else {
         logger.warning("workspace cannot be started after a restart", metadata: ["workspace": "\(id)"])
         await transition(
           managed,

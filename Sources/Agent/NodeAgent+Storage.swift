@@ -14,21 +14,39 @@ extension NodeAgent {
 
   func home(_ spec: WorkspaceSpec) -> String { spec.storage.home ?? "\(configuration.homes)/\(spec.owner.name)" }
 
-  /// The size of the image that a spec's home is kept in; nil for a directory.
+  func hasImage(_ spec: WorkspaceSpec) -> Bool { (spec.storage.driver ?? configuration.homeDriver) == .image }
+
+  /// The limit of a spec's home in bytes: an image has one, a directory where somebody asks for it.
   func homeBytes(_ spec: WorkspaceSpec) throws(InvalidField) -> UInt64? {
-    guard (spec.storage.driver ?? configuration.homeDriver) == .image else {
-      guard spec.storage.size == nil else { throw InvalidField("storage.size", "is for homes kept as images (storage.driver: image)") }
-      return nil
+    var sizes = HomeImages.sizes
+    if hasImage(spec) {
+      sizes = (imageFormat(spec)?.floor ?? sizes.lowerBound)...sizes.upperBound
+    } else {
+      let image = "is for homes kept as images (storage.driver: image)"
+      guard spec.storage.fileSystem == nil else { throw InvalidField("storage.fileSystem", image) }
+      guard !spec.hasEncryptedHome else { throw InvalidField("storage.encrypted", image) }
     }
-    let text = spec.storage.size ?? configuration.homeSize
-    guard let bytes = Quantity.whole(text), HomeImages.sizes.contains(bytes) else {
+    guard let text = spec.storage.size ?? configuration.homeSize ?? (hasImage(spec) ? "10Gi" : nil) else { return nil }
+    guard let bytes = Quantity.whole(text), sizes.contains(bytes) else {
       throw InvalidField(
         "storage.size",
-        "\(printable(text)) is not a quantity between \(Quantity.describe(bytes: HomeImages.sizes.lowerBound)) and \(Quantity.describe(bytes: HomeImages.sizes.upperBound))"
+        "\(printable(text)) is not a quantity between \(Quantity.describe(bytes: sizes.lowerBound)) and \(Quantity.describe(bytes: sizes.upperBound))"
       )
     }
     // Whole blocks.
     return bytes / 4096 * 4096
+  }
+
+  /// As it was asked for; nil where it is the node's to say.
+  private func imageFormat(_ spec: WorkspaceSpec) -> ImageFormat? {
+    (spec.hasEncryptedHome ? .ext4 : spec.storage.fileSystem).flatMap { ImageFormat(rawValue: $0.rawValue) }
+  }
+
+  private func homeWish(_ spec: WorkspaceSpec, _ bytes: UInt64, _ key: [UInt8]?) -> HomeImages.Wish {
+    HomeImages.Wish(
+      bytes: bytes, isExact: spec.storage.size != nil,
+      format: imageFormat(spec) ?? ImageFormat(rawValue: configuration.homeFileSystem.rawValue) ?? .ext4,
+      isFormatExact: spec.storage.fileSystem != nil, isEncrypted: spec.hasEncryptedHome, key: key)
   }
 
   func openStorage(_ managed: Managed) async throws(Refusal) {
@@ -43,18 +61,18 @@ extension NodeAgent {
     let (spec, home) = (record.spec, home(record.spec))
     let owner = spec.owner
     guard !closedHomes.contains(home) else { throw Refusal(.storage, "home \(home) is being restored or removed; try again") }
+    let wish = record.homeBytes.map { homeWish(spec, $0, managed.homeKey) }
     let isFull = try await step(.storage) { [homes, datasetImages] in
       for dataset in record.datasets ?? [] { try NodeAgent.open(dataset, datasetImages, by: spec.id) }
-      if let bytes = record.homeBytes {
-        return try homes.acquire(home, by: spec.id, bytes: bytes, uid: owner.uid, gid: owner.gid)
-      }
+      if let wish { return try homes.acquire(home, by: spec.id, wish, uid: owner.uid, gid: owner.gid) }
       try HostFolder.prepareHome(home, uid: owner.uid, gid: owner.gid)
-      return false
+      guard let bytes = record.homeQuota else { return false }
+      return try HomeQuota.apply(home, bytes: bytes, uid: owner.uid, gid: owner.gid)
     }
     if isFull {
       await tellRescue(
         managed, "the home is full; the room that was kept for this was given to it, and files have to be deleted",
-        ["limitBytes": "\(record.homeBytes ?? 0)"])
+        ["limitBytes": "\(record.homeBytes ?? record.homeQuota ?? 0)"])
     }
   }
 
@@ -72,7 +90,10 @@ extension NodeAgent {
     for dataset in record.datasets ?? [] where dataset.isImage { datasetImages.adopt(dataset.source, by: record.spec.id) }
   }
 
-  func homeUse(_ record: WorkspaceRecord) -> HomeImages.Use? { record.homeBytes == nil ? nil : homes.use(home(record.spec)) }
+  func homeUse(_ record: WorkspaceRecord) -> HomeImages.Use? {
+    if record.homeBytes != nil { return homes.use(home(record.spec)) }
+    return record.homeQuota == nil ? nil : HomeImages.Use(at: home(record.spec))
+  }
 
   /// Looks at the homes with a limit of their own, once a second.
   func watchHomes() async {

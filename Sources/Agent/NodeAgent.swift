@@ -40,6 +40,8 @@ package actor NodeAgent {
     var expiries: [String: Task<Void, Never>] = [:]
     /// What came with the request, until the tool is up: it may need a second start.
     var secondStart: [Credential] = []
+    /// Of an encrypted home, as long.
+    var homeKey: [UInt8]?
     /// What of its home may be why the tool does not come up, as found when it ended.
     var suspects: [String] = []
     /// Its mounts are being changed.
@@ -57,6 +59,11 @@ package actor NodeAgent {
       self.folder = folder
       self.credentials = credentials
     }
+
+    func forgetSecrets() {
+      secondStart = []
+      homeKey = nil
+    }
   }
 
   package nonisolated let configuration: Configuration
@@ -64,6 +71,7 @@ package actor NodeAgent {
   package nonisolated let journal: Journal
   package nonisolated let images: ImageStore
   package nonisolated let feed = EventFeed()
+  package nonisolated let desk = CredentialDesk()
   package nonisolated let started = wallTime()
   nonisolated let logger: Logger
   nonisolated let network: NetworkDriver
@@ -138,9 +146,12 @@ package actor NodeAgent {
   // ----------------------------------------------------------------- launching
 
   /// Accepts a workspace: durable when this returns. The same spec again returns the same workspace.
-  package func launch(_ spec: WorkspaceSpec, credentials: [Credential]) async throws -> (record: WorkspaceRecord, created: Bool) {
+  package func launch(
+    _ spec: WorkspaceSpec, credentials: [Credential], homeKey: [UInt8]? = nil
+  ) async throws -> (record: WorkspaceRecord, created: Bool) {
     let spec = spec.naming(credentials)
     let (tool, amounts) = try check(spec, credentials)
+    do throws(InvalidField) { try spec.validate(homeKey: homeKey) } catch { throw AgentError(error) }
     guard unsettled.insert(spec.id).inserted else {
       throw AgentError(.unavailable, "workspace \(spec.id) is being accepted or deleted by another call; try again")
     }
@@ -165,6 +176,7 @@ package actor NodeAgent {
       throw AgentError(.internal, "cannot make \(folderPath(spec.id)): \(error.sentence)")
     }
     let managed = Managed(record: record, folder: folder, credentials: credentials)
+    managed.homeKey = homeKey
     if tool.tokenFile != nil { managed.token = NodeAgent.freshToken() }
     // In memory before the first suspension, so that its slot and its memory count for the next caller.
     workspaces[spec.id] = managed
@@ -243,7 +255,8 @@ package actor NodeAgent {
     var record = WorkspaceRecord(
       spec: spec, amounts: amounts, slot: slot, address: network.address(slot).description,
       firstID: configuration.firstID + UInt32(slot) * PlanCompiler.idCount, created: wallTime())
-    record.homeBytes = try homeBytes(spec)
+    let bytes = try homeBytes(spec)
+    if hasImage(spec) { record.homeBytes = bytes } else { record.homeQuota = bytes }
     return record
   }
 

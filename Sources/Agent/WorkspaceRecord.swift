@@ -32,6 +32,8 @@ package struct WorkspaceRecord: Codable, Equatable, Sendable {
   package var startedNanoseconds: Int64?
   /// The size of its home's image in bytes; nil where the home is a directory.
   package var homeBytes: UInt64?
+  /// The limit of a home that is a directory, in bytes; nil where it has none.
+  package var homeQuota: UInt64?
   /// Of its home's limit, the last of 80, 95 and 100 % that was told.
   package var homeFilled: UInt64?
   /// Roles whose credentials were taken away.

@@ -10,24 +10,31 @@ package enum CredentialProvider: Equatable, Sendable {
   case program([String], timeoutSeconds: UInt32)
   /// A file that somebody else keeps fresh, its path with the same placeholders.
   case file(String)
+  /// One of the controllers that the agent dials, which says the same in answer to a question.
+  case controller(String, timeoutSeconds: UInt32)
 
-  private static let sizeLimit = 65_536
+  package static let sizeLimit = 65_536
 
-  /// Waits, for the time-out at the longest. `parse`: what is made of what was printed.
-  package func fetch<T>(_ fill: (String) -> String, _ parse: (Data) throws(CredentialError) -> T) throws(CredentialError) -> T {
-    let (source, data): (String, Data)
+  /// For messages.
+  package func name(_ fill: (String) -> String) -> String {
     switch self {
-    case .file(let template):
-      source = fill(template)
-      guard let file = FileHandle(forReadingAtPath: source), let found = try? file.read(upToCount: CredentialProvider.sizeLimit) else {
-        throw CredentialError("\(source) cannot be read")
-      }
-      data = found
-    case .program(let arguments, let seconds):
-      source = arguments[0]
-      data = try CredentialProvider.run(arguments.map(fill), seconds)
+    case .file(let template): fill(template)
+    case .program(let arguments, _): arguments[0]
+    case .controller(let name, _): "controller \(name)"
     }
-    do throws(CredentialError) { return try parse(data) } catch { throw CredentialError("\(source): \(error)") }
+  }
+
+  /// What a program or a file says. Waits, for the time-out at the longest. Controllers are asked by who speaks with them.
+  package func fetch(_ fill: (String) -> String) throws(CredentialError) -> Data {
+    switch self {
+    case .file:
+      guard let file = FileHandle(forReadingAtPath: name(fill)), let found = try? file.read(upToCount: CredentialProvider.sizeLimit) else {
+        throw CredentialError("\(name(fill)) cannot be read")
+      }
+      return found
+    case .program(let arguments, let seconds): return try CredentialProvider.run(arguments.map(fill), seconds)
+    case .controller: throw CredentialError("\(name(fill)) is not asked here")
+    }
   }
 
   private static func run(_ arguments: [String], _ seconds: UInt32) throws(CredentialError) -> Data {

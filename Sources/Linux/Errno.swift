@@ -25,6 +25,7 @@ package struct Errno: Error, Equatable, Sendable {
   package static let noSpace = Errno(ENOSPC)
   package static let readOnly = Errno(EROFS)
   package static let loop = Errno(ELOOP)
+  package static let notEmpty = Errno(ENOTEMPTY)
   package static let notSupported = Errno(ENOTSUP)
   package static let noSuchProcess = Errno(ESRCH)
   package static let noChild = Errno(ECHILD)

@@ -2,6 +2,7 @@
 
 package import API
 package import Agent
+internal import Credentials
 internal import Foundation
 internal import GRPCCore
 internal import GRPCNIOTransportHTTP2
@@ -10,6 +11,7 @@ internal import Linux
 package import Logging
 internal import SwiftProtobuf
 internal import Synchronization
+internal import Workspaces
 
 /// The call to one controller (proto/carrel/controller/v1): dialled, kept, and dialled again for as long as the agent lives.
 package final class ControllerLink: Sendable {
@@ -72,6 +74,7 @@ package final class ControllerLink: Sendable {
       state.withLock { $0 = (true, "") }
       logger.notice("controller", metadata: ["controller": "\(controller.name)"])
     }
+    defer { agent.desk.close(controller.name) }
     try await withGRPCClient(transport: transport) { client in
       try await Carrel_Controller_V1_Controller.Client(wrapping: client).connect { writer in
         try await writer.write(.with { $0.hello = hello })
@@ -92,7 +95,7 @@ package final class ControllerLink: Sendable {
       $0.streamID = agent.journal.streamID
       $0.bootID = agent.facts.bootID
       $0.version = version
-      $0.capabilities = ["commands", "snapshot"]
+      $0.capabilities = ["commands", "snapshot", "credentials"]
       $0.oldest = UInt64(extent.oldest)
       $0.head = UInt64(extent.head)
       $0.acknowledged = UInt64(acknowledged)
@@ -156,6 +159,7 @@ private final class Conversation: Sendable {
     case .acknowledge(let acknowledge): try take(acknowledge.sequence)
     case .snapshot: answer(try await snapshot())
     case .command(let command): perform(command)
+    case .given(let given): take(given)
     case nil: refuse(.invalidArgument, "message: is of a kind that this agent does not know")
     }
   }
@@ -190,6 +194,7 @@ private final class Conversation: Sendable {
       if welcome.window > 0 { $0.window = Int64(welcome.window) }
     }
     welcomed()
+    agent.desk.open(controller) { [weak self] question in self?.answer(.with { $0.wanted = .init(question) }) }
     wake.yield()
   }
 
@@ -233,6 +238,18 @@ private final class Conversation: Sendable {
       }
       if isDone { return }
     }
+  }
+
+  private func take(_ given: Carrel_Controller_V1_CredentialsGiven) {
+    let result: Result<Data, CredentialError> =
+      if !given.error.isEmpty {
+        .failure(CredentialError("controller \(controller): \(printable(given.error, limit: 200))"))
+      } else if given.content.count > CredentialProvider.sizeLimit {
+        .failure(CredentialError("controller \(controller): \(given.content.count) bytes; expected at most \(CredentialProvider.sizeLimit)"))
+      } else {
+        .success(given.content)
+      }
+    agent.desk.answer(controller, given.id, result)
   }
 
   private func perform(_ command: Carrel_Controller_V1_Command) {
@@ -330,5 +347,23 @@ private final class Conversation: Sendable {
       try await write(.with { $0.event = Carrel_V1_Event(event, stream: agent.journal.streamID) })
     }
     return true
+  }
+}
+
+extension Carrel_Controller_V1_CredentialsWanted {
+  init(_ question: CredentialDesk.Question) {
+    self.init()
+    id = question.id
+    workspace = question.workspace
+    owner = question.owner
+    switch question.wanted {
+    case .role(let role): awsRole = role
+    case .webIdentity(let role): webIdentityRole = role
+    case .git(let host, let organisation):
+      git = .with {
+        $0.host = host
+        $0.name = organisation
+      }
+    }
   }
 }

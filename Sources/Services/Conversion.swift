@@ -31,6 +31,14 @@ extension WorkspaceSpec {
     case .image: storage.driver = .image
     case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "storage.driver: \(value) is not a known value")
     }
+    switch wire.storage.fileSystem {
+    case .unspecified: storage.fileSystem = nil
+    case .ext4: storage.fileSystem = .ext4
+    case .xfs: storage.fileSystem = .xfs
+    case .btrfs: storage.fileSystem = .btrfs
+    case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "storage.file_system: \(value) is not a known value")
+    }
+    storage.encrypted = wire.storage.encrypted ? true : nil
     storage.datasets = wire.storage.datasets.map { Dataset($0) }
     credentials = wire.credentials
     if wire.hasAws { aws = AWS(roles: wire.aws.roles, webIdentity: wire.aws.webIdentity ? true : nil) }
@@ -111,6 +119,14 @@ extension Carrel_V1_WorkspaceSpec {
         case .directory?: .directory
         case .image?: .image
         }
+      $0.fileSystem =
+        switch spec.storage.fileSystem {
+        case nil: .unspecified
+        case .ext4?: .ext4
+        case .xfs?: .xfs
+        case .btrfs?: .btrfs
+        }
+      $0.encrypted = spec.hasEncryptedHome
       $0.datasets = spec.storage.datasets.map { dataset in
         .with {
           $0.source = dataset.source

@@ -16,7 +16,8 @@ extension NodeAgent {
     case nil: throw AgentError(.invalidArgument, "source: expected a spec or a manifest")
     }
     let credentials = request.credentials.map { Credential($0) }
-    let (record, created) = try await launch(spec, credentials: credentials)
+    let (record, created) = try await launch(
+      spec, credentials: credentials, homeKey: request.homeKey.isEmpty ? nil : Array(request.homeKey))
     return .with {
       $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil)
       $0.created = created

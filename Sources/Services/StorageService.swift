@@ -119,6 +119,13 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
     }
   }
 
+  func growHome(request: Carrel_V1_GrowHomeRequest, context: ServerContext) async throws -> Carrel_V1_GrowHomeResponse {
+    try await answering(within: .seconds(600)) {
+      let bytes = try await agent.growHome(request.owner, to: request.size)
+      return .with { $0.bytes = bytes }
+    }
+  }
+
   // ------------------------------------------------------------------ packages
 
   func listEnvironments(

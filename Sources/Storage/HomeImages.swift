@@ -4,11 +4,11 @@ internal import Foundation
 internal import Linux
 internal import Synchronization
 
-/// Homes that are file systems of their own: a sparse ext4 image beside the homes, `<home>.img`, mounted through a loop device while a
+/// Homes that are file systems of their own: a sparse image beside the homes, `<home>.img`, mounted through a loop device while a
 /// workspace of its owner runs. Its size is a hard limit on any host, and what it fills, it fills for its owner alone.
 ///
-/// The work is done by e2fsprogs and mount(8), which know what a kernel lets unprivileged bytes do to them: an image is checked
-/// before it is mounted after an unclean end, and is never mounted twice.
+/// The work is done by mount(8) and the programs of the file system: an ext4 image is checked before it is mounted after an unclean
+/// end (XFS and btrfs mend themselves when they are mounted), and none is ever mounted twice.
 package final class HomeImages: Sendable {
   package struct Use: Equatable, Sendable {
     package let usedBytes: UInt64
@@ -18,10 +18,44 @@ package final class HomeImages: Sendable {
     /// Of blocks or inodes, whichever is nearer to its limit; rounded up, since a last block that fits nothing is none.
     package var percent: UInt64 { max(share(usedBytes, limitBytes), share(usedInodes, limitInodes)) }
     private func share(_ used: UInt64, _ limit: UInt64) -> UInt64 { limit == 0 ? 0 : (used * 100 + limit - 1) / limit }
+
+    /// Of the file system, or of the project with a quota, that a directory is on or in; nil where there is none.
+    package init?(at path: String) {
+      guard let values = try? FileManager.default.attributesOfFileSystem(forPath: path) else { return nil }
+      func number(_ key: FileAttributeKey) -> UInt64 { (values[key] as? NSNumber)?.uint64Value ?? 0 }
+      limitBytes = number(.systemSize)
+      usedBytes = limitBytes - min(limitBytes, number(.systemFreeSize))
+      limitInodes = number(.systemNodes)
+      usedInodes = limitInodes - min(limitInodes, number(.systemFreeNodes))
+    }
   }
 
-  /// Smaller ones leave no room for a journal.
-  package static let sizes: ClosedRange<UInt64> = (16 << 20)...(1 << 46)
+  package static let sizes: ClosedRange<UInt64> = ImageFormat.ext4.floor...(1 << 46)
+
+  /// What is asked of a home.
+  package struct Wish: Sendable {
+    package let bytes: UInt64
+    /// Whether somebody asked for this size, or it is what the node gives; then a larger one is as good.
+    package let isExact: Bool
+    /// Of an image that is to be made.
+    package let format: ImageFormat
+    /// Whether somebody asked for this format; then another one that is there is refused.
+    package let isFormatExact: Bool
+    package let isEncrypted: Bool
+    package let key: [UInt8]?
+
+    package init(
+      bytes: UInt64, isExact: Bool = false, format: ImageFormat = .ext4, isFormatExact: Bool = false, isEncrypted: Bool = false,
+      key: [UInt8]? = nil
+    ) {
+      self.bytes = bytes
+      self.isExact = isExact
+      self.format = format
+      self.isFormatExact = isFormatExact
+      self.isEncrypted = isEncrypted
+      self.key = key
+    }
+  }
 
   private let root: String
   private let holder: String
@@ -56,19 +90,38 @@ package final class HomeImages: Sendable {
 
   /// Mounts a home for a workspace, making or growing it first. Blocks; may take long after an unclean end of a large one. True: it is
   /// full, and the headroom that was kept for this was given to it.
-  package func acquire(_ home: String, by workspace: String, bytes: UInt64, uid: UInt32, gid: UInt32) throws -> Bool {
+  package func acquire(_ home: String, by workspace: String, _ wish: Wish, uid: UInt32, gid: UInt32) throws -> Bool {
     let point = mountPoint(home)
     return try users(point).ids.withLock { ids in
       let isNew = !mounted().contains(point)
-      if isNew { try mount(home, at: point, bytes: bytes) }
+      if isNew {
+        try mount(home, at: point, wish)
+      } else if wish.bytes > size(home + ".img") {
+        // What cannot grow while it is in use does so at the next start.
+        try? growMounted(home, at: point, to: wish.bytes)
+      }
       do {
         try HostFolder.prepareHome(path(home), uid: uid, gid: gid)
+        try HomeEncryption.open(path(home), of: home, isAsked: wish.isEncrypted, key: wish.key)
       } catch {
         if ids.isEmpty { unmount(point, lock: home + ".img.lock") }
         throw error
       }
       ids.insert(workspace)
-      return isNew && headroom(point, of: bytes, percent: use(home)?.percent ?? 0)
+      return isNew && headroom(point, of: size(home + ".img"), percent: use(home)?.percent ?? 0)
+    }
+  }
+
+  /// Makes a home larger: one that is in use while it is, where its file system can, any other at once.
+  package func grow(_ home: String, to bytes: UInt64) throws {
+    let point = mountPoint(home)
+    try users(point).ids.withLock { _ in
+      let size = size(home + ".img")
+      guard size > 0 else { throw StorageError(description: "there is no home \(home).img") }
+      guard bytes > size else { throw StorageError(description: "home \(home).img has \(size) bytes; homes only grow") }
+      if mounted().contains(point) { return try growMounted(home, at: point, to: bytes) }
+      try mount(home, at: point, Wish(bytes: bytes))
+      unmount(point, lock: home + ".img.lock")
     }
   }
 
@@ -143,8 +196,11 @@ package final class HomeImages: Sendable {
     let visitor = "a visit"
     try users(point).ids.withLock { ids in
       if !mounted().contains(point) {
-        let size = (try FileManager.default.attributesOfItem(atPath: home + ".img")[.size] as? NSNumber)?.uint64Value ?? 0
-        try mount(home, at: point, bytes: size)
+        try mount(home, at: point, Wish(bytes: size(home + ".img")))
+        if HomeEncryption.isEncrypted(path(home)) {
+          unmount(point, lock: home + ".img.lock")
+          throw StorageError(description: "home \(home) is encrypted, and can be looked into only while a workspace has it open")
+        }
       }
       ids.insert(visitor)
     }
@@ -153,17 +209,11 @@ package final class HomeImages: Sendable {
   }
 
   /// Nil where it is not mounted.
-  package func use(_ home: String) -> Use? {
-    guard let values = try? FileManager.default.attributesOfFileSystem(forPath: path(home)) else { return nil }
-    func number(_ key: FileAttributeKey) -> UInt64 { (values[key] as? NSNumber)?.uint64Value ?? 0 }
-    return Use(
-      usedBytes: number(.systemSize) - number(.systemFreeSize), limitBytes: number(.systemSize),
-      usedInodes: number(.systemNodes) - number(.systemFreeNodes), limitInodes: number(.systemNodes))
-  }
+  package func use(_ home: String) -> Use? { Use(at: path(home)) }
 
   // ------------------------------------------------------------------ mounting
 
-  private func mount(_ home: String, at point: String, bytes: UInt64) throws {
+  private func mount(_ home: String, at point: String, _ wish: Wish) throws {
     let image = home + ".img"
     guard !Linux.Process.exists(home) else {
       throw StorageError(
@@ -173,11 +223,18 @@ package final class HomeImages: Sendable {
     let file = Handle(try open(image))
     try lock(image)
     do {
-      try ready(image, file, bytes)
+      let format = try ready(image, file, wish)
       try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-      try HostProgram.run(["sh", "-c", HomeImages.mounting, "sh", image, point], on: image, "home \(image) cannot be mounted")
+      try HostProgram.run(
+        ["sh", "-c", HomeImages.mounting, "sh", image, point, format.rawValue, format.mountOptions], on: image,
+        "home \(image) cannot be mounted")
     } catch {
       try? FileManager.default.removeItem(atPath: image + ".lock")
+      throw error
+    }
+    guard wish.bytes > size(image) else { return }
+    do { try growMounted(home, at: point, to: wish.bytes) } catch {
+      unmount(point, lock: image + ".lock")
       throw error
     }
   }
@@ -186,10 +243,27 @@ package final class HomeImages: Sendable {
   /// finds the one that is there already. Its file is let go when the last mount is.
   private static let mounting = """
     device=$(losetup --find --show --nooverlap --direct-io=on "$1") || device=$(losetup --find --show --nooverlap "$1") || exit 1
-    mount -t ext4 -o nosuid,nodev,noatime "$device" "$2"; status=$?
+    mount -t "$3" -o "$4" "$device" "$2"; status=$?
     losetup --detach "$device"
     exit $status
     """
+
+  private func growMounted(_ home: String, at point: String, to bytes: UInt64) throws {
+    let (image, before) = (home + ".img", size(home + ".img"))
+    let format = try ImageFormat.found(in: try open(image), of: image) ?? .ext4
+    let device = try HostProgram.output(["findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", point], "home \(image)")
+    func resize(_ bytes: UInt64) throws {
+      try self.resize(image, bytes)
+      try HostProgram.run(["losetup", "--set-capacity", device], "home \(image) cannot grow")
+    }
+    do {
+      try resize(bytes)
+      try HostProgram.run(format.grow(device, at: point), on: image, "home \(image) cannot grow while it is in use")
+    } catch {
+      try? resize(before)
+      throw error
+    }
+  }
 
   private func open(_ image: String) throws -> Descriptor {
     do throws(Linux.Errno) {
@@ -211,33 +285,41 @@ package final class HomeImages: Sendable {
     guard other == holder else { throw StorageError(description: "home \(image) is in use on node \(other) (\(path))") }
   }
 
-  /// Made, grown, and sound.
-  private func ready(_ image: String, _ file: Handle, _ bytes: UInt64) throws {
-    let size = UInt64((try FileManager.default.attributesOfItem(atPath: image)[.size] as? NSNumber)?.int64Value ?? 0)
-    let block = try? file.descriptor.read(at: 1024, upTo: 1024)
-    guard let block, block.count == 1024, block[56] == 0x53, block[57] == 0xEF else {
-      // Nothing but zeros is no file system yet; anything else is not ours to overwrite.
-      guard size == 0 || block?.allSatisfy({ $0 == 0 }) == true else {
-        throw StorageError(description: "home \(image) holds something that is no ext4 file system")
+  /// Made, sound, and grown, as far as it can be before it is mounted.
+  private func ready(_ image: String, _ file: Handle, _ wish: Wish) throws -> ImageFormat {
+    guard let format = try ImageFormat.found(in: file.descriptor, of: image) else {
+      guard wish.bytes >= wish.format.floor else {
+        throw StorageError(description: "home \(image): \(wish.format.rawValue) needs at least \(wish.format.floor >> 20) MiB")
       }
-      try resize(image, bytes)
-      return try HostProgram.run(
-        ["mkfs.ext4", "-q", "-F", "-m", "0", "-i", "16384", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", image], on: image,
-        "home \(image) cannot be made")
+      try resize(image, wish.bytes)
+      try HostProgram.run(wish.format.make(image, isEncrypted: wish.isEncrypted), on: image, "home \(image) cannot be made")
+      return wish.format
     }
-    guard bytes >= size else {
-      throw StorageError(description: "home \(image) has \(size) bytes, and \(bytes) were asked for; homes only grow")
+    let size = size(image)
+    guard !wish.isFormatExact || format == wish.format else {
+      throw StorageError(description: "home \(image) is \(format.rawValue), and \(wish.format.rawValue) was asked for; it stays what it is")
     }
+    guard wish.bytes >= size || !wish.isExact else {
+      throw StorageError(description: "home \(image) has \(size) bytes, and \(wish.bytes) were asked for; homes only grow")
+    }
+    guard format == .ext4 else { return format }
     // s_state without "clean", or a journal to replay (ext4's on-disk layout).
-    let isUnclean = block[58] & 1 == 0 || block[96] & 4 != 0
-    if isUnclean || bytes > size {
+    let block = try file.descriptor.read(at: 1024, upTo: 1024)
+    let isUnclean = block.count < 1024 || block[58] & 1 == 0 || block[96] & 4 != 0
+    let isSmall = wish.bytes > size
+    if isUnclean || isSmall {
       try HostProgram.run(
         ["e2fsck", "-p", "-f", image], on: image, "home \(image) was not left clean, and cannot be mended without a person", upTo: 1)
     }
-    if bytes > size {
-      try resize(image, bytes)
+    if isSmall {
+      try resize(image, wish.bytes)
       try HostProgram.run(["resize2fs", image], on: image, "home \(image) cannot grow")
     }
+    return format
+  }
+
+  private func size(_ image: String) -> UInt64 {
+    ((try? FileManager.default.attributesOfItem(atPath: image))?[.size] as? NSNumber)?.uint64Value ?? 0
   }
 
   private func resize(_ image: String, _ bytes: UInt64) throws {
@@ -250,6 +332,7 @@ package final class HomeImages: Sendable {
     // What was deleted inside is given back to the host, once its deletion is on the disk.
     try? HostProgram.run(["sync", "--file-system", point], "")
     try? HostProgram.run(["fstrim", point], "")
+    HomeEncryption.close(point + "/home")
     try? HostProgram.run(["umount", point], "")
     if mounted().contains(point) { try? HostProgram.run(["umount", "--lazy", point], "") }
     rmdir(point)

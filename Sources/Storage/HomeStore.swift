@@ -101,8 +101,13 @@ package struct HomeStore: Sendable {
       // Nobody else has it yet.
       let own = ["chown", "--recursive", "--no-dereference", "\(uid):\(gid)"]
       if isImage {
+        let format = try ImageFormat.found(in: try Descriptor.openPlain(temporary, [.readOnly]), of: temporary) ?? .ext4
+        if let renaming = format.rename(temporary) { try HostProgram.run(renaming, "the copy \(temporary) cannot be renamed") }
         try HostProgram.run(
-          ["sh", "-c", HomeStore.chowning, "sh", temporary, "\(root)/.snapshots/\(owner)/.mount-\(other)", "\(uid):\(gid)"],
+          [
+            "sh", "-c", HomeStore.chowning, "sh", temporary, "\(root)/.snapshots/\(owner)/.mount-\(other)", "\(uid):\(gid)",
+            format.rawValue, format.mountOptions,
+          ],
           "the copy \(temporary) cannot be given to \(other)")
       } else {
         try HostProgram.run(own + [temporary], "the copy \(temporary) cannot be given to \(other)")
@@ -115,7 +120,7 @@ package struct HomeStore: Sendable {
   }
 
   private static let chowning = """
-    mkdir -p "$2" && mount -t ext4 -o loop,nosuid,nodev "$1" "$2" || exit 1
+    mkdir -p "$2" && mount -t "$4" -o "loop,$5" "$1" "$2" || exit 1
     chown --recursive --no-dereference "$3" "$2/home"; status=$?
     umount "$2" && rmdir "$2"
     exit $status

@@ -22,6 +22,8 @@ extension WorkspaceSpec {
         storage.home = try section.text("home")
         storage.driver = try section.choice("driver", HomeDriver.self)
         storage.size = try section.text("size")
+        storage.fileSystem = try section.choice("fileSystem", HomeFileSystem.self)
+        storage.encrypted = try section.flag("encrypted")
         storage.datasets = try section.sections("datasets") { (entry: inout YAMLReader) throws(InvalidField) in
           let mode = try entry.choice("mode", DatasetMode.self)
           return Dataset(

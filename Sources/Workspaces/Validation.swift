@@ -97,6 +97,8 @@ extension WorkspaceSpec {
 
   private func validateStorage() throws(InvalidField) {
     if let home = storage.home { try WorkspaceSpec.validatePath(home, path: "storage.home") }
+    try require(
+      !hasEncryptedHome || storage.fileSystem ?? .ext4 == .ext4, "storage.encrypted", "is for ext4 images; no other file system encrypts")
     var targets: Set<String> = []
     try require(storage.datasets.count <= 64, "storage.datasets", "\(storage.datasets.count) datasets; at most 64")
     for (index, dataset) in storage.datasets.enumerated() {
@@ -200,6 +202,13 @@ extension WorkspaceSpec {
         throw InvalidField("credentials[\(index)].lifetime_seconds", "expected 1 to 31536000, or 0 for no end (\(credential.name))")
       }
     }
+  }
+
+  /// What a request brings to open a home with; an error never holds any of it.
+  package func validate(homeKey: [UInt8]?) throws(InvalidField) {
+    guard hasEncryptedHome else { return try require(homeKey == nil, "home_key", "is for homes that are encrypted (storage.encrypted)") }
+    try require(homeKey != nil, "home_key", "is missing; storage.encrypted needs one of 32 to 64 bytes with each launch")
+    try require((32...64).contains(homeKey?.count ?? 0), "home_key", "\(homeKey?.count ?? 0) bytes; expected 32 to 64")
   }
 
   package static func validateCommand(_ command: [String], path: String) throws(InvalidField) {

@@ -49,14 +49,24 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
     package var home: String?
     /// How homes are kept; nil for the node's own way.
     package var driver: HomeDriver?
-    /// Of an image; nil for the node's. A quantity.
+    /// Its limit; nil for the node's. A quantity.
     package var size: String?
+    /// Of an image that is to be made; nil for the node's.
+    package var fileSystem: HomeFileSystem?
+    /// An image whose files are encrypted with a key that comes with each request.
+    package var encrypted: Bool?
     package var datasets: [Dataset] = []
     package init() {}
   }
 
   /// A directory of the host, or a file system in a file, with a hard limit.
   package enum HomeDriver: String, Codable, CaseIterable, Sendable { case directory, image }
+
+  package enum HomeFileSystem: String, Codable, CaseIterable, Sendable { case ext4, xfs, btrfs }
+
+  package var hasEncryptedHome: Bool { storage.encrypted ?? false }
+  /// Whether a start needs what comes with a request and is not kept.
+  package var needsSecrets: Bool { !credentials.isEmpty || hasEncryptedHome }
 
   /// A directory of the host, by its path or by what it is registered as.
   package struct Dataset: Codable, Equatable, Sendable {

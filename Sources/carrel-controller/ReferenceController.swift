@@ -28,6 +28,7 @@ struct ReferenceController: AsyncParsableCommand {
   @Option(name: .long, help: "Ends itself with SIGKILL after so many events, before it remembers the last.") var crashAfter = 0
   @Flag(name: .long, help: "Begins at 0, whatever it remembers.") var forget = false
   @Flag(name: .long, help: "Never acknowledges by itself.") var silent = false
+  @Option(name: .long, help: "What it answers whoever asks for credentials: a file of JSON, read anew each time.") var credentials = ""
   @Option(name: .long, help: "Says this cursor, possible or not.") var cursor: UInt64?
 
   func run() async throws {
@@ -89,6 +90,14 @@ private final class Desk: Sendable {
       return state.events
     }
     if events == options.crashAfter { kill(getpid(), SIGKILL) }
+  }
+
+  func credentials(for wanted: Carrel_Controller_V1_CredentialsWanted) -> Carrel_Controller_V1_CredentialsGiven {
+    .with {
+      $0.id = wanted.id
+      $0.content = FileManager.default.contents(atPath: options.credentials) ?? Data()
+      if $0.content.isEmpty { $0.error = "there are none for \(wanted.owner)" }
+    }
   }
 
   /// What is ordered from now on, for one node.
@@ -185,6 +194,7 @@ private struct Reception: Carrel_Controller_V1_Controller.SimpleServiceProtocol 
         guard snapshot.sequence > place.cursor || place.stream != snapshot.streamID else { continue }
         place = Desk.Place(stream: snapshot.streamID, cursor: snapshot.sequence)
         try acknowledge(node, place, answer)
+      case .wanted(let wanted): answer.yield(.with { $0.given = desk.credentials(for: wanted) })
       case .gap, .result, .refusal, nil: break
       }
     }

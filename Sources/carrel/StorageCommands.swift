@@ -106,7 +106,7 @@ struct Detach: AsyncParsableCommand {
 struct HomeCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "home", abstract: "Homes: snapshots, copies, and what was removed.",
-    subcommands: [Homes.self, SnapshotHome.self, RestoreHome.self, CloneHome.self, RemoveHome.self, RecoverHome.self])
+    subcommands: [Homes.self, SnapshotHome.self, RestoreHome.self, CloneHome.self, RemoveHome.self, RecoverHome.self, GrowHome.self])
 }
 
 struct Homes: AsyncParsableCommand {
@@ -268,6 +268,28 @@ struct RecoverHome: AsyncParsableCommand {
             $0.removed = name
           })
       }
+    }
+  }
+}
+
+struct GrowHome: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "grow", abstract: "Make an image home larger, also while it is in use where its file system can.")
+  @OptionGroup var common: Common
+  @Argument var owner: String
+  @Argument(help: "Its size from now on, such as 20Gi; homes only grow.") var size: String
+
+  func run() async throws {
+    try await reporting {
+      let (owner, size) = (owner, size)
+      let answer = try await common.withAgent {
+        try await Storage(wrapping: $0).growHome(
+          .with {
+            $0.owner = owner
+            $0.size = size
+          })
+      }
+      print(Printer.bytes(answer.bytes))
     }
   }
 }

@@ -13,6 +13,7 @@ struct Launch: AsyncParsableCommand {
   @OptionGroup var common: Common
   @Argument(help: "A spec as YAML; - for standard input.", completion: .file(extensions: ["yaml"])) var file: String
   @Option(name: .long, help: "NAME=FILE: a credential file and where its content is.") var credential: [String] = []
+  @Option(name: .long, help: "The key of an encrypted home: a file of 32 to 64 bytes.", completion: .file()) var homeKey: String?
   @Option(name: .long, help: "Use this id in place of the spec's.") var id: String?
   @Flag(inversion: .prefixedNo, help: "Follow the start until the workspace is ready, or a batch run has ended.") var wait = true
 
@@ -26,6 +27,10 @@ struct Launch: AsyncParsableCommand {
       let request = Carrel_V1_LaunchRequest.with {
         $0.manifest = manifest
         $0.credentials = (try? credential.map(Launch.credential)) ?? []
+        $0.homeKey = homeKey.flatMap { FileManager.default.contents(atPath: $0) } ?? Data()
+      }
+      guard homeKey == nil || !request.homeKey.isEmpty else {
+        throw Failure(code: 2, message: "--home-key \(homeKey ?? ""): cannot be read, or is empty")
       }
       guard request.credentials.count == credential.count else {
         throw Failure(code: 2, message: "--credential: expected NAME=FILE with a file that can be read")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials that cannot go stale: real boto3 in a workspace, against moto (which speaks S3, STS and Athena over HTTP and stands
-beside it in the workspace, since a workspace reaches no service of the host)."""
+"""Credentials that cannot go stale: real boto3 and awswrangler in a workspace, against moto (which speaks S3, STS, Glue and Athena over
+HTTP and stands beside it in the workspace, since a workspace reaches no service of the host)."""
 
 import json
 import pathlib
@@ -45,6 +45,18 @@ def until(condition, seconds=20):
     raise AssertionError(f"not within {seconds} s")
 
 
+MOTO = f"""
+import boto3, subprocess, botocore.exceptions
+subprocess.Popen([sys.executable, '-m', 'moto.server', '-p', '5555'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+session = boto3.Session()
+client = lambda name: session.client(name, endpoint_url={ENDPOINT!r})
+for _ in range(200):
+    try:
+        client('s3').create_bucket(Bucket='research', CreateBucketConfiguration={{'LocationConstraint': 'eu-west-1'}}); break
+    except botocore.exceptions.EndpointConnectionError: time.sleep(0.1)
+"""
+
+
 @pytest.fixture
 def workspace(agent, place, request):
     id = f"aws-{request.node.name[5:25].rstrip('_').replace('_', '-')}"
@@ -53,7 +65,7 @@ def workspace(agent, place, request):
     for name in ("refuse", "hang"):
         if changes.get(name):
             (place / name).touch()
-    agent.launch("batch.yaml", id, "--no-wait", command='["sleep", "1000"]', image="jupyterlab:latest", aws="{roles: [analyst, writer]}",
+    agent.launch("batch.yaml", id, "--no-wait", command='["sleep", "1000"]', image=changes.get("image", "jupyterlab:latest"), aws="{roles: [analyst, writer]}",
                  environment=f"{{PYTHONPATH: {HOME}/aws, PYTHONDONTWRITEBYTECODE: \"1\", AWS_DEFAULT_REGION: eu-west-1}}")
     until(lambda: agent.json("get", id)["state"] == "STATE_READY")
     home = agent.directory / "homes" / "ada"
@@ -86,25 +98,17 @@ def fetch(agent, id, *arguments):
 
 @pytest.mark.parametrize("workspace", [pytest.param({"lifetime": 6}, id="short")], indirect=True)
 def test_boto3_goes_on_across_rotations_until_it_is_revoked(agent, workspace):
-    script = FETCH + f"""
-import boto3, subprocess, botocore.exceptions
-subprocess.Popen([sys.executable, '-m', 'moto.server', '-p', '5555'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-session = boto3.Session()
-client = lambda name: session.client(name, endpoint_url={ENDPOINT!r})
-for _ in range(200):
-    try:
-        client('s3').create_bucket(Bucket='research', CreateBucketConfiguration={{'LocationConstraint': 'eu-west-1'}}); break
-    except botocore.exceptions.EndpointConnectionError: time.sleep(0.1)
+    script = FETCH + MOTO + """
 s3, keys, end = client('s3'), [], time.time() + 15
 while time.time() < end:
-    s3.put_object(Bucket='research', Key=f'row-{{len(keys)}}', Body=b'1,2,3')
+    s3.put_object(Bucket='research', Key=f'row-{len(keys)}', Body=b'1,2,3')
     keys.append(session.get_credentials().get_frozen_credentials().access_key)
     time.sleep(0.3)
 read = [s3.get_object(Bucket='research', Key=o['Key'])['Body'].read() for o in s3.list_objects_v2(Bucket='research')['Contents']]
 athena = client('athena')
-query = athena.start_query_execution(QueryString='SELECT 1', ResultConfiguration={{'OutputLocation': 's3://research/'}})['QueryExecutionId']
+query = athena.start_query_execution(QueryString='SELECT 1', ResultConfiguration={'OutputLocation': 's3://research/'})['QueryExecutionId']
 state = athena.get_query_execution(QueryExecutionId=query)['QueryExecution']['Status']['State']
-print(json.dumps([session.get_credentials().method, sorted(set(keys)), len(read), set(map(bytes.decode, read)) == {{'1,2,3'}}, state, client('sts').get_caller_identity()['Arn']]))
+print(json.dumps([session.get_credentials().method, sorted(set(keys)), len(read), set(map(bytes.decode, read)) == {'1,2,3'}, state, client('sts').get_caller_identity()['Arn']]))
 """
     method, keys, read, whole, state, arn = json.loads(agent.python(workspace, script))
     assert method == "container-role" and read > 10 and whole and state == "SUCCEEDED" and arn
@@ -117,6 +121,48 @@ print(json.dumps([session.get_credentials().method, sorted(set(keys)), len(read)
     issued = [e["attributes"] for e in events if e["type"] == "CredentialsIssued"]
     assert sum(int(i["count"]) for i in issued) > 10 and {i["role"] for i in issued} == {"analyst"}
     assert [e["attributes"] for e in events if e["type"] == "CredentialsRevoked"] == [{"roles": "analyst writer"}]
+
+
+@pytest.mark.parametrize("workspace", [pytest.param({"lifetime": 6}, id="wrangler")], indirect=True)
+def test_tables_with_awswrangler(agent, workspace):
+    """As analysts write it: a table in S3 and Glue, read back and queried, until the role is revoked."""
+    script = FETCH + MOTO + f"""
+import awswrangler as wr, pandas as pd
+for name in ('s3', 'athena', 'glue', 'sts'): setattr(wr.config, name + '_endpoint_url', {ENDPOINT!r})
+boto3.setup_default_session()
+wr.catalog.create_database('justice')
+keys, end = [], time.time() + 10
+while time.time() < end:
+    wr.s3.to_parquet(pd.DataFrame({{'region': ['north', 'south'], 'cases': [3, 4]}}), 's3://research/cases/', dataset=True, database='justice', table='cases')
+    keys.append(boto3.DEFAULT_SESSION.get_credentials().get_frozen_credentials().access_key)
+    time.sleep(0.5)
+read = wr.s3.read_parquet('s3://research/cases/', dataset=True)
+# moto runs no SQL: what a query answers is told to it first.
+column = {{'CatalogName': '', 'SchemaName': '', 'TableName': '', 'Name': 'n', 'Label': 'n', 'Type': 'bigint', 'Precision': 19, 'Scale': 0, 'Nullable': 'UNKNOWN', 'CaseSensitive': False}}
+rows = [{{'Data': [{{'VarCharValue': text}}]}} for text in ('n', str(read.cases.sum()))]
+urllib.request.urlopen(urllib.request.Request({ENDPOINT!r} + '/moto-api/static/athena/query-results',
+    json.dumps({{'results': [{{'rows': rows, 'column_info': [column]}}], 'region': 'eu-west-1'}}).encode(), {{'Content-Type': 'application/json'}}))
+answer = wr.athena.read_sql_query('SELECT sum(cases) AS n FROM cases', 'justice', ctas_approach=False, s3_output='s3://research/out/')
+print(json.dumps([len(set(keys)), len(keys), len(read), list(wr.catalog.table('justice', 'cases')['Column Name']), int(answer.n[0])]))
+"""
+    rotations, writes, rows, columns, answer = json.loads(agent.python(workspace, script).splitlines()[-1])
+    assert rotations >= 3 and rows == 2 * writes and columns == ["region", "cases"] and answer == 7 * writes, (rotations, writes, rows, columns, answer)
+    agent.run("credentials", "revoke", workspace)
+    lost = agent.exec(workspace, "python3", "-c", f"import awswrangler as wr; wr.config.s3_endpoint_url = {ENDPOINT!r}; wr.s3.list_objects('s3://research/')", check=False)
+    assert lost.returncode != 0 and "this role was revoked" in lost.stderr, lost.stderr
+
+
+@pytest.mark.parametrize("workspace", [pytest.param({"lifetime": 6, "image": "r:latest"}, id="r")], indirect=True)
+def test_from_r(agent, workspace):
+    """With a stand-in for paws."""
+    agent.python(workspace, FETCH + MOTO)
+    shutil.copy(ROOT / "Tests/EndToEnd/providers/s3.R", agent.directory / "homes" / "ada" / "s3.R")
+    said = json.loads(agent.exec(workspace, "Rscript", "s3.R", ENDPOINT, "research", "14").stdout)
+    assert len(said["keys"]) >= 3 and said["keys"][0].startswith("ASIAANALYST"), said
+    assert said["count"] > 10 and said["whole"] and said["listed"] == said["count"], said
+    agent.run("credentials", "revoke", workspace)
+    lost = agent.exec(workspace, "Rscript", "s3.R", ENDPOINT, "research", "1", check=False)
+    assert lost.returncode != 0 and "this role was revoked" in lost.stderr, lost
 
 
 def test_the_broker_answers_while_the_agent_is_away(agent, workspace, place):

@@ -22,7 +22,7 @@ ROUNDS = int(sys.argv[1])
 
 def stubs(folder):
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}/proto", f"--python_out={folder}", f"--grpc_python_out={folder}",
-                    "carrel/v1/carrel.proto", "carrel/controller/v1/controller.proto"], check=True)
+                    "carrel/v1/carrel.proto", "carrel/v1/storage.proto", "carrel/controller/v1/controller.proto"], check=True)
     sys.path.insert(0, str(folder))
     from carrel.controller.v1 import controller_pb2, controller_pb2_grpc
     from carrel.v1 import carrel_pb2, carrel_pb2_grpc

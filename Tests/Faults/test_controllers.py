@@ -3,10 +3,12 @@
 
 import json
 import signal
+import subprocess
 import time
 
 import pytest
-from conftest import batch, judge, memory, node_info, one, until
+from conftest import BIN, batch, judge, memory, node_info, one, until
+from test_storage import inside, launch
 
 
 @pytest.mark.parametrize("node", [one(more="journal: {keep: 0}\n")], indirect=True)
@@ -149,3 +151,44 @@ def test_pulling_with_acknowledgement_and_gaps(node):
     assert agent.run("ps", "-o", "cloudevents").returncode == 2
     impossible = agent.run("events", "--cursor", "9999")
     assert impossible.returncode == 1 and f"above the head, {len(lines)}" in impossible.stderr
+
+
+@pytest.mark.parametrize("node", [one(more="credentials: {aws: {controller: panel, timeout: 2}}\n")], indirect=True)
+def test_a_controller_gives_credentials(node):
+    """Asked ahead of their end, over its restarts and silences; the workspace has what it had meanwhile."""
+    agent, (panel,) = node
+    given = agent.directory / "given.json"
+
+    def give(number, seconds):
+        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+        given.write_text(json.dumps({"AccessKeyId": f"ASIA{number}", "SecretAccessKey": f"CANARY-{number}", "SessionToken": "CANARY", "Expiration": end}))
+    give(1, 12)
+    panel.start("--credentials", given)
+    until(lambda: node_info(agent)["controllers"][0].get("connected"), "connected")
+    launch(agent, "w", more="aws: {roles: [analyst]}\n")
+    agent.wait("w", "READY")
+    key = lambda: inside(agent, "w", "wget -qO- --header \"Authorization: $(cat $AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE)\" $AWS_CONTAINER_CREDENTIALS_FULL_URI")
+    assert json.loads(key().stdout)["AccessKeyId"] == "ASIA1"
+    give(2, 20)
+    until(lambda: '"ASIA2"' in key().stdout, "renewed at half their time")
+    failed = lambda: [json.loads(e["attributes"])["error"] for e in agent.records()[0] if e["type"] == "CredentialsFailed"]
+    panel.process.send_signal(signal.SIGSTOP)
+    until(lambda: failed(), "a silence is told", 30)
+    assert "panel: did not answer within 2 s" in failed()[0] and '"ASIA2"' in key().stdout
+    panel.stop()
+    give(3, 3600)
+    panel.start("--credentials", given)
+    until(lambda: '"ASIA3"' in key().stdout, "the next one that answers", 40)
+    asked = [m["wanted"] for m in panel.messages() if "wanted" in m]
+    assert {(a["workspace"], a["owner"], a["awsRole"]) for a in asked} == {("w", "ada", "analyst")} and len({a["id"] for a in asked}) == len(asked) >= 3, asked
+    # One that has none says so; one that nobody asked is not heard.
+    given.unlink()
+    launch(agent, "none", more="aws: {roles: [analyst]}\n")
+    agent.wait("none", "READY")
+    until(lambda: any("panel: there are none for ada" in f for f in failed()), failed)
+    for path in [agent.directory / "carreld.log", panel.log, *agent.state.glob("journal*")]:
+        assert b"CANARY" not in path.read_bytes(), path
+    bad = agent.directory / "bad.yaml"
+    bad.write_text(agent.config.read_text().replace("controller: panel", "controller: nobody"))
+    refused = subprocess.run([BIN / "carreld", "--check-config", "--config", bad], capture_output=True, text=True)
+    assert refused.returncode != 0 and "nobody is none of the controllers" in refused.stdout + refused.stderr, refused

@@ -16,11 +16,11 @@ IMAGES = pytest.param({"more": "storage: {driver: image, size: 32Mi}\n"}, id="im
 pytestmark = pytest.mark.parametrize("node", [IMAGES], indirect=True)
 
 
-def launch(agent, id, script, owner="ada", uid=2001, storage=""):
+def launch(agent, id, script, owner="ada", uid=2001, storage="", options=()):
     path = agent.directory / f"{id}.yaml"
     path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nresources: {{memory: 64Mi}}\nowner: {{name: {owner}, uid: {uid}, gid: {uid}}}\n"
                     + (f"storage: {storage}\n" if storage else "") + f"command: {json.dumps(['/bin/sh', '-c', script])}\n")
-    return agent.do("launch", "--no-wait", path)
+    return agent.do("launch", "--no-wait", *options, path)
 
 
 def run(agent, id, script, **options):
@@ -81,19 +81,25 @@ def test_it_grows_and_never_shrinks(node):
     run(agent, "first", "echo kept > file")
     reason, text = run(agent, "larger", "cat file; df -m . | tail -1", storage="{size: 64Mi}")
     assert "kept" in text and image(agent).stat().st_size == 64 << 20 and int(text.split()[-5]) > 50, text
-    reason, _ = run(agent, "smaller", "true")
+    reason, _ = run(agent, "smaller", "true", storage="{size: 32Mi}")
     assert reason["code"] == "StorageFailed" and "homes only grow" in reason["message"], reason
+    # What the node gives where nobody asks is no wish for less.
+    assert "kept" in run(agent, "silent", "cat file")[1] and image(agent).stat().st_size == 64 << 20
     for size, message in (("1Ki", "is not a quantity between 16Mi"), ("x", "is not a quantity"), ("-1", "is not a quantity")):
         refused = launch(agent, "bad", "true", storage=f"{{size: {size}}}")
         assert refused.returncode == 1 and message in refused.stderr, refused
-    refused = launch(agent, "bad", "true", storage="{driver: directory, size: 64Mi}")
-    assert refused.returncode == 1 and "storage.size: is for homes kept as images" in refused.stderr, refused
+    for field, value in (("fileSystem", "xfs"), ("encrypted", "true")):
+        refused = launch(agent, "bad", "true", storage=f"{{driver: directory, {field}: {value}}}")
+        assert refused.returncode == 1 and f"storage.{field}: is for homes kept as images" in refused.stderr, refused
+    # A directory has a limit where its file system has project quotas (Tests/VM); here it says that it has none.
+    reason, _ = run(agent, "limited", "true", owner="grace", uid=2002, storage="{driver: directory, size: 64Mi}")
+    assert reason["code"] == "StorageFailed" and "project quotas" in reason["message"], reason
     assert not left(agent)
     judge(agent)
 
 
 @pytest.mark.parametrize("thing, message", [
-    ("garbage", "no ext4 file system"), ("symlink", "cannot be opened"), ("directory", "homes as images"), ("locked", "in use on node elsewhere")])
+    ("garbage", "no file system of a home"), ("symlink", "cannot be opened"), ("directory", "homes as images"), ("locked", "in use on node elsewhere")])
 def test_what_is_in_the_way_is_refused_by_name_and_untouched(node, thing, message):
     agent, _ = node
     path = image(agent)

@@ -70,6 +70,50 @@ package nonisolated enum Carrel_V1_HomeDriver: SwiftProtobuf.Enum, Swift.CaseIte
 
 }
 
+package nonisolated enum Carrel_V1_FileSystem: SwiftProtobuf.Enum, Swift.CaseIterable {
+  package typealias RawValue = Int
+
+  /// the node's
+  case unspecified // = 0
+  case ext4 // = 1
+  case xfs // = 2
+  case btrfs // = 3
+  case UNRECOGNIZED(Int)
+
+  package init() {
+    self = .unspecified
+  }
+
+  package init?(rawValue: Int) {
+    switch rawValue {
+    case 0: self = .unspecified
+    case 1: self = .ext4
+    case 2: self = .xfs
+    case 3: self = .btrfs
+    default: self = .UNRECOGNIZED(rawValue)
+    }
+  }
+
+  package var rawValue: Int {
+    switch self {
+    case .unspecified: return 0
+    case .ext4: return 1
+    case .xfs: return 2
+    case .btrfs: return 3
+    case .UNRECOGNIZED(let i): return i
+    }
+  }
+
+  // The compiler won't synthesize support with the UNRECOGNIZED case.
+  package static let allCases: [Carrel_V1_FileSystem] = [
+    .unspecified,
+    .ext4,
+    .xfs,
+    .btrfs,
+  ]
+
+}
+
 package nonisolated enum Carrel_V1_RestartPolicy: SwiftProtobuf.Enum, Swift.CaseIterable {
   package typealias RawValue = Int
 
@@ -208,102 +252,6 @@ package nonisolated enum Carrel_V1_State: SwiftProtobuf.Enum, Swift.CaseIterable
     .stopping,
     .stopped,
     .failed,
-  ]
-
-}
-
-package nonisolated enum Carrel_V1_HolderPolicy: SwiftProtobuf.Enum, Swift.CaseIterable {
-  package typealias RawValue = Int
-
-  /// refuse
-  case unspecified // = 0
-
-  /// it stays, and FAILED_PRECONDITION names them
-  case refuse // = 1
-
-  /// what is open stays open until they close it
-  case lazy // = 2
-
-  /// SIGTERM, and after two seconds SIGKILL
-  case stop // = 3
-  case UNRECOGNIZED(Int)
-
-  package init() {
-    self = .unspecified
-  }
-
-  package init?(rawValue: Int) {
-    switch rawValue {
-    case 0: self = .unspecified
-    case 1: self = .refuse
-    case 2: self = .lazy
-    case 3: self = .stop
-    default: self = .UNRECOGNIZED(rawValue)
-    }
-  }
-
-  package var rawValue: Int {
-    switch self {
-    case .unspecified: return 0
-    case .refuse: return 1
-    case .lazy: return 2
-    case .stop: return 3
-    case .UNRECOGNIZED(let i): return i
-    }
-  }
-
-  // The compiler won't synthesize support with the UNRECOGNIZED case.
-  package static let allCases: [Carrel_V1_HolderPolicy] = [
-    .unspecified,
-    .refuse,
-    .lazy,
-    .stop,
-  ]
-
-}
-
-package nonisolated enum Carrel_V1_EnvironmentChange: SwiftProtobuf.Enum, Swift.CaseIterable {
-  package typealias RawValue = Int
-  case unspecified // = 0
-  case snapshot // = 1
-
-  /// what was there becomes a snapshot
-  case restore // = 2
-
-  /// the same, and then there is nothing
-  case reset // = 3
-  case UNRECOGNIZED(Int)
-
-  package init() {
-    self = .unspecified
-  }
-
-  package init?(rawValue: Int) {
-    switch rawValue {
-    case 0: self = .unspecified
-    case 1: self = .snapshot
-    case 2: self = .restore
-    case 3: self = .reset
-    default: self = .UNRECOGNIZED(rawValue)
-    }
-  }
-
-  package var rawValue: Int {
-    switch self {
-    case .unspecified: return 0
-    case .snapshot: return 1
-    case .restore: return 2
-    case .reset: return 3
-    case .UNRECOGNIZED(let i): return i
-    }
-  }
-
-  // The compiler won't synthesize support with the UNRECOGNIZED case.
-  package static let allCases: [Carrel_V1_EnvironmentChange] = [
-    .unspecified,
-    .snapshot,
-    .restore,
-    .reset,
   ]
 
 }
@@ -506,8 +454,14 @@ package nonisolated struct Carrel_V1_Storage: Sendable {
 
   package var driver: Carrel_V1_HomeDriver = .unspecified
 
-  /// of an image; empty: the node's
+  /// a limit; empty: the node's
   package var size: String = String()
+
+  /// of an image that is made; as it is, where there is one
+  package var fileSystem: Carrel_V1_FileSystem = .unspecified
+
+  /// an ext4 image, by fscrypt; the key comes with the request
+  package var encrypted: Bool = false
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -958,6 +912,9 @@ package nonisolated struct Carrel_V1_LaunchRequest: Sendable {
   }
 
   package var credentials: [Carrel_V1_Credential] = []
+
+  /// of an encrypted home: 32 to 64 bytes; kept nowhere
+  package var homeKey: Data = Data()
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1496,7 +1453,7 @@ package nonisolated struct Carrel_V1_WorkspaceStats: Sendable {
 
   package var oomKills: UInt64 = 0
 
-  /// Of a home with a limit of its own (driver: image).
+  /// Of a home with a limit of its own.
   package var home: Carrel_V1_HomeUse {
     get {_home ?? Carrel_V1_HomeUse()}
     set {_home = newValue}
@@ -1598,429 +1555,6 @@ package nonisolated struct Carrel_V1_RemoveCredentialsResponse: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_ListDatasetsRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_ListDatasetsResponse: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var datasets: [Carrel_V1_RegisteredDataset] = []
-
-  /// registrations that cannot be read
-  package var problems: [String] = []
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_RegisteredDataset: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var name: String = String()
-
-  package var version: String = String()
-
-  package var path: String = String()
-
-  package var readers: [String] = []
-
-  package var writers: [String] = []
-
-  /// of a project's folder
-  package var members: Dictionary<String,UInt32> = [:]
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_AttachDatasetRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var id: String = String()
-
-  package var dataset: Carrel_V1_Dataset {
-    get {_dataset ?? Carrel_V1_Dataset()}
-    set {_dataset = newValue}
-  }
-  /// Returns true if `dataset` has been explicitly set.
-  package var hasDataset: Bool {self._dataset != nil}
-  /// Clears the value of `dataset`. Subsequent reads from it will return its default value.
-  package mutating func clearDataset() {self._dataset = nil}
-
-  /// 0: as long as the workspace
-  package var lifetimeSeconds: UInt64 = 0
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-
-  fileprivate var _dataset: Carrel_V1_Dataset? = nil
-}
-
-package nonisolated struct Carrel_V1_AttachDatasetResponse: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var workspace: Carrel_V1_Workspace {
-    get {_workspace ?? Carrel_V1_Workspace()}
-    set {_workspace = newValue}
-  }
-  /// Returns true if `workspace` has been explicitly set.
-  package var hasWorkspace: Bool {self._workspace != nil}
-  /// Clears the value of `workspace`. Subsequent reads from it will return its default value.
-  package mutating func clearWorkspace() {self._workspace = nil}
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-
-  fileprivate var _workspace: Carrel_V1_Workspace? = nil
-}
-
-package nonisolated struct Carrel_V1_DetachDatasetRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var id: String = String()
-
-  package var target: String = String()
-
-  package var holders: Carrel_V1_HolderPolicy = .unspecified
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_DetachDatasetResponse: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var holders: [Carrel_V1_Holder] = []
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_Holder: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  /// as the host numbers it
-  package var pid: Int32 = 0
-
-  package var name: String = String()
-
-  /// a path, or "working directory"
-  package var what: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_Home: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  /// directory, image
-  package var driver: String = String()
-
-  /// on the host
-  package var bytes: UInt64 = 0
-
-  package var inUse: Bool = false
-
-  package var snapshots: [Carrel_V1_HomeSnapshot] = []
-
-  /// homes of this owner that can be recovered
-  package var removed: [Carrel_V1_HomeSnapshot] = []
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_HomeSnapshot: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var name: String = String()
-
-  package var created: String = String()
-
-  package var bytes: UInt64 = 0
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_ListHomesRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_ListHomesResponse: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var homes: [Carrel_V1_Home] = []
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_HomeProgress: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  /// copied so far
-  package var bytes: UInt64 = 0
-
-  /// the last message
-  package var done: Carrel_V1_HomeSnapshot {
-    get {_done ?? Carrel_V1_HomeSnapshot()}
-    set {_done = newValue}
-  }
-  /// Returns true if `done` has been explicitly set.
-  package var hasDone: Bool {self._done != nil}
-  /// Clears the value of `done`. Subsequent reads from it will return its default value.
-  package mutating func clearDone() {self._done = nil}
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-
-  fileprivate var _done: Carrel_V1_HomeSnapshot? = nil
-}
-
-package nonisolated struct Carrel_V1_SnapshotHomeRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  package var label: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_RestoreHomeRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  package var snapshot: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_CloneHomeRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  package var snapshot: String = String()
-
-  package var to: Carrel_V1_Owner {
-    get {_to ?? Carrel_V1_Owner()}
-    set {_to = newValue}
-  }
-  /// Returns true if `to` has been explicitly set.
-  package var hasTo: Bool {self._to != nil}
-  /// Clears the value of `to`. Subsequent reads from it will return its default value.
-  package mutating func clearTo() {self._to = nil}
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-
-  fileprivate var _to: Carrel_V1_Owner? = nil
-}
-
-package nonisolated struct Carrel_V1_RemoveHomeRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  package var again: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_RemoveHomeResponse: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var removed: Carrel_V1_HomeSnapshot {
-    get {_removed ?? Carrel_V1_HomeSnapshot()}
-    set {_removed = newValue}
-  }
-  /// Returns true if `removed` has been explicitly set.
-  package var hasRemoved: Bool {self._removed != nil}
-  /// Clears the value of `removed`. Subsequent reads from it will return its default value.
-  package mutating func clearRemoved() {self._removed = nil}
-
-  package var until: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-
-  fileprivate var _removed: Carrel_V1_HomeSnapshot? = nil
-}
-
-package nonisolated struct Carrel_V1_RecoverHomeRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  package var removed: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_RecoverHomeResponse: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_Environment: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  /// digest that the packages are for
-  package var image: String = String()
-
-  /// of the image, where it is still there
-  package var name: String = String()
-
-  package var bytes: UInt64 = 0
-
-  package var snapshots: [String] = []
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_ListEnvironmentsRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_ListEnvironmentsResponse: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var environments: [Carrel_V1_Environment] = []
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_ChangeEnvironmentRequest: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var owner: String = String()
-
-  /// digest or name; empty: the only one
-  package var image: String = String()
-
-  package var change: Carrel_V1_EnvironmentChange = .unspecified
-
-  /// to restore
-  package var snapshot: String = String()
-
-  package var unknownFields = SwiftProtobuf.UnknownStorage()
-
-  package init() {}
-}
-
-package nonisolated struct Carrel_V1_ChangeEnvironmentResponse: Sendable {
-  // SwiftProtobuf.Message conformance is added in an extension below. See the
-  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
-  // methods supported on all messages.
-
-  package var snapshot: String = String()
 
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -2472,6 +2006,10 @@ nonisolated extension Carrel_V1_HomeDriver: SwiftProtobuf._ProtoNameProviding {
   package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0HOME_DRIVER_UNSPECIFIED\0\u{1}HOME_DRIVER_DIRECTORY\0\u{1}HOME_DRIVER_IMAGE\0")
 }
 
+nonisolated extension Carrel_V1_FileSystem: SwiftProtobuf._ProtoNameProviding {
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0FILE_SYSTEM_UNSPECIFIED\0\u{1}FILE_SYSTEM_EXT4\0\u{1}FILE_SYSTEM_XFS\0\u{1}FILE_SYSTEM_BTRFS\0")
+}
+
 nonisolated extension Carrel_V1_RestartPolicy: SwiftProtobuf._ProtoNameProviding {
   package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0RESTART_POLICY_UNSPECIFIED\0\u{1}RESTART_POLICY_NEVER\0\u{1}RESTART_POLICY_ON_FAILURE\0\u{1}RESTART_POLICY_ALWAYS\0")
 }
@@ -2482,14 +2020,6 @@ nonisolated extension Carrel_V1_NetworkPolicy: SwiftProtobuf._ProtoNameProviding
 
 nonisolated extension Carrel_V1_State: SwiftProtobuf._ProtoNameProviding {
   package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0STATE_UNSPECIFIED\0\u{1}STATE_PENDING\0\u{1}STATE_PREPARING\0\u{1}STATE_STARTING\0\u{1}STATE_READY\0\u{1}STATE_STOPPING\0\u{1}STATE_STOPPED\0\u{1}STATE_FAILED\0")
-}
-
-nonisolated extension Carrel_V1_HolderPolicy: SwiftProtobuf._ProtoNameProviding {
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0HOLDER_POLICY_UNSPECIFIED\0\u{1}HOLDER_POLICY_REFUSE\0\u{1}HOLDER_POLICY_LAZY\0\u{1}HOLDER_POLICY_STOP\0")
-}
-
-nonisolated extension Carrel_V1_EnvironmentChange: SwiftProtobuf._ProtoNameProviding {
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{2}\0ENVIRONMENT_CHANGE_UNSPECIFIED\0\u{1}ENVIRONMENT_CHANGE_SNAPSHOT\0\u{1}ENVIRONMENT_CHANGE_RESTORE\0\u{1}ENVIRONMENT_CHANGE_RESET\0")
 }
 
 nonisolated extension Carrel_V1_WorkspaceSpec: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
@@ -2822,7 +2352,7 @@ nonisolated extension Carrel_V1_Resources: SwiftProtobuf.Message, SwiftProtobuf.
 
 nonisolated extension Carrel_V1_Storage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".Storage"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}home\0\u{1}datasets\0\u{1}driver\0\u{1}size\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}home\0\u{1}datasets\0\u{1}driver\0\u{1}size\0\u{3}file_system\0\u{1}encrypted\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2834,6 +2364,8 @@ nonisolated extension Carrel_V1_Storage: SwiftProtobuf.Message, SwiftProtobuf._M
       case 2: try { try decoder.decodeRepeatedMessageField(value: &self.datasets) }()
       case 3: try { try decoder.decodeSingularEnumField(value: &self.driver) }()
       case 4: try { try decoder.decodeSingularStringField(value: &self.size) }()
+      case 5: try { try decoder.decodeSingularEnumField(value: &self.fileSystem) }()
+      case 6: try { try decoder.decodeSingularBoolField(value: &self.encrypted) }()
       default: break
       }
     }
@@ -2852,6 +2384,12 @@ nonisolated extension Carrel_V1_Storage: SwiftProtobuf.Message, SwiftProtobuf._M
     if !self.size.isEmpty {
       try visitor.visitSingularStringField(value: self.size, fieldNumber: 4)
     }
+    if self.fileSystem != .unspecified {
+      try visitor.visitSingularEnumField(value: self.fileSystem, fieldNumber: 5)
+    }
+    if self.encrypted != false {
+      try visitor.visitSingularBoolField(value: self.encrypted, fieldNumber: 6)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2860,6 +2398,8 @@ nonisolated extension Carrel_V1_Storage: SwiftProtobuf.Message, SwiftProtobuf._M
     if lhs.datasets != rhs.datasets {return false}
     if lhs.driver != rhs.driver {return false}
     if lhs.size != rhs.size {return false}
+    if lhs.fileSystem != rhs.fileSystem {return false}
+    if lhs.encrypted != rhs.encrypted {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3574,7 +3114,7 @@ nonisolated extension Carrel_V1_Gap: SwiftProtobuf.Message, SwiftProtobuf._Messa
 
 nonisolated extension Carrel_V1_LaunchRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".LaunchRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}spec\0\u{1}manifest\0\u{1}credentials\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}spec\0\u{1}manifest\0\u{1}credentials\0\u{3}home_key\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3604,6 +3144,7 @@ nonisolated extension Carrel_V1_LaunchRequest: SwiftProtobuf.Message, SwiftProto
         }
       }()
       case 3: try { try decoder.decodeRepeatedMessageField(value: &self.credentials) }()
+      case 4: try { try decoder.decodeSingularBytesField(value: &self.homeKey) }()
       default: break
       }
     }
@@ -3628,12 +3169,16 @@ nonisolated extension Carrel_V1_LaunchRequest: SwiftProtobuf.Message, SwiftProto
     if !self.credentials.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.credentials, fieldNumber: 3)
     }
+    if !self.homeKey.isEmpty {
+      try visitor.visitSingularBytesField(value: self.homeKey, fieldNumber: 4)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   package static func ==(lhs: Carrel_V1_LaunchRequest, rhs: Carrel_V1_LaunchRequest) -> Bool {
     if lhs.source != rhs.source {return false}
     if lhs.credentials != rhs.credentials {return false}
+    if lhs.homeKey != rhs.homeKey {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -4879,930 +4424,6 @@ nonisolated extension Carrel_V1_RemoveCredentialsResponse: SwiftProtobuf.Message
   }
 
   package static func ==(lhs: Carrel_V1_RemoveCredentialsResponse, rhs: Carrel_V1_RemoveCredentialsResponse) -> Bool {
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_ListDatasetsRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".ListDatasetsRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_ListDatasetsRequest, rhs: Carrel_V1_ListDatasetsRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_ListDatasetsResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".ListDatasetsResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}datasets\0\u{1}problems\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.datasets) }()
-      case 2: try { try decoder.decodeRepeatedStringField(value: &self.problems) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.datasets.isEmpty {
-      try visitor.visitRepeatedMessageField(value: self.datasets, fieldNumber: 1)
-    }
-    if !self.problems.isEmpty {
-      try visitor.visitRepeatedStringField(value: self.problems, fieldNumber: 2)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_ListDatasetsResponse, rhs: Carrel_V1_ListDatasetsResponse) -> Bool {
-    if lhs.datasets != rhs.datasets {return false}
-    if lhs.problems != rhs.problems {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_RegisteredDataset: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".RegisteredDataset"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}version\0\u{1}path\0\u{1}readers\0\u{1}writers\0\u{1}members\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.version) }()
-      case 3: try { try decoder.decodeSingularStringField(value: &self.path) }()
-      case 4: try { try decoder.decodeRepeatedStringField(value: &self.readers) }()
-      case 5: try { try decoder.decodeRepeatedStringField(value: &self.writers) }()
-      case 6: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufUInt32>.self, value: &self.members) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.name.isEmpty {
-      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
-    }
-    if !self.version.isEmpty {
-      try visitor.visitSingularStringField(value: self.version, fieldNumber: 2)
-    }
-    if !self.path.isEmpty {
-      try visitor.visitSingularStringField(value: self.path, fieldNumber: 3)
-    }
-    if !self.readers.isEmpty {
-      try visitor.visitRepeatedStringField(value: self.readers, fieldNumber: 4)
-    }
-    if !self.writers.isEmpty {
-      try visitor.visitRepeatedStringField(value: self.writers, fieldNumber: 5)
-    }
-    if !self.members.isEmpty {
-      try visitor.visitMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufUInt32>.self, value: self.members, fieldNumber: 6)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_RegisteredDataset, rhs: Carrel_V1_RegisteredDataset) -> Bool {
-    if lhs.name != rhs.name {return false}
-    if lhs.version != rhs.version {return false}
-    if lhs.path != rhs.path {return false}
-    if lhs.readers != rhs.readers {return false}
-    if lhs.writers != rhs.writers {return false}
-    if lhs.members != rhs.members {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_AttachDatasetRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".AttachDatasetRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}dataset\0\u{3}lifetime_seconds\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.id) }()
-      case 2: try { try decoder.decodeSingularMessageField(value: &self._dataset) }()
-      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.lifetimeSeconds) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    if !self.id.isEmpty {
-      try visitor.visitSingularStringField(value: self.id, fieldNumber: 1)
-    }
-    try { if let v = self._dataset {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
-    } }()
-    if self.lifetimeSeconds != 0 {
-      try visitor.visitSingularUInt64Field(value: self.lifetimeSeconds, fieldNumber: 3)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_AttachDatasetRequest, rhs: Carrel_V1_AttachDatasetRequest) -> Bool {
-    if lhs.id != rhs.id {return false}
-    if lhs._dataset != rhs._dataset {return false}
-    if lhs.lifetimeSeconds != rhs.lifetimeSeconds {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_AttachDatasetResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".AttachDatasetResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}workspace\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularMessageField(value: &self._workspace) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    try { if let v = self._workspace {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
-    } }()
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_AttachDatasetResponse, rhs: Carrel_V1_AttachDatasetResponse) -> Bool {
-    if lhs._workspace != rhs._workspace {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_DetachDatasetRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".DetachDatasetRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}target\0\u{1}holders\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.id) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.target) }()
-      case 3: try { try decoder.decodeSingularEnumField(value: &self.holders) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.id.isEmpty {
-      try visitor.visitSingularStringField(value: self.id, fieldNumber: 1)
-    }
-    if !self.target.isEmpty {
-      try visitor.visitSingularStringField(value: self.target, fieldNumber: 2)
-    }
-    if self.holders != .unspecified {
-      try visitor.visitSingularEnumField(value: self.holders, fieldNumber: 3)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_DetachDatasetRequest, rhs: Carrel_V1_DetachDatasetRequest) -> Bool {
-    if lhs.id != rhs.id {return false}
-    if lhs.target != rhs.target {return false}
-    if lhs.holders != rhs.holders {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_DetachDatasetResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".DetachDatasetResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}holders\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.holders) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.holders.isEmpty {
-      try visitor.visitRepeatedMessageField(value: self.holders, fieldNumber: 1)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_DetachDatasetResponse, rhs: Carrel_V1_DetachDatasetResponse) -> Bool {
-    if lhs.holders != rhs.holders {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_Holder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".Holder"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}pid\0\u{1}name\0\u{1}what\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularInt32Field(value: &self.pid) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.name) }()
-      case 3: try { try decoder.decodeSingularStringField(value: &self.what) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if self.pid != 0 {
-      try visitor.visitSingularInt32Field(value: self.pid, fieldNumber: 1)
-    }
-    if !self.name.isEmpty {
-      try visitor.visitSingularStringField(value: self.name, fieldNumber: 2)
-    }
-    if !self.what.isEmpty {
-      try visitor.visitSingularStringField(value: self.what, fieldNumber: 3)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_Holder, rhs: Carrel_V1_Holder) -> Bool {
-    if lhs.pid != rhs.pid {return false}
-    if lhs.name != rhs.name {return false}
-    if lhs.what != rhs.what {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_Home: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".Home"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0\u{1}driver\0\u{1}bytes\0\u{3}in_use\0\u{1}snapshots\0\u{1}removed\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.driver) }()
-      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.bytes) }()
-      case 4: try { try decoder.decodeSingularBoolField(value: &self.inUse) }()
-      case 5: try { try decoder.decodeRepeatedMessageField(value: &self.snapshots) }()
-      case 6: try { try decoder.decodeRepeatedMessageField(value: &self.removed) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    if !self.driver.isEmpty {
-      try visitor.visitSingularStringField(value: self.driver, fieldNumber: 2)
-    }
-    if self.bytes != 0 {
-      try visitor.visitSingularUInt64Field(value: self.bytes, fieldNumber: 3)
-    }
-    if self.inUse != false {
-      try visitor.visitSingularBoolField(value: self.inUse, fieldNumber: 4)
-    }
-    if !self.snapshots.isEmpty {
-      try visitor.visitRepeatedMessageField(value: self.snapshots, fieldNumber: 5)
-    }
-    if !self.removed.isEmpty {
-      try visitor.visitRepeatedMessageField(value: self.removed, fieldNumber: 6)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_Home, rhs: Carrel_V1_Home) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.driver != rhs.driver {return false}
-    if lhs.bytes != rhs.bytes {return false}
-    if lhs.inUse != rhs.inUse {return false}
-    if lhs.snapshots != rhs.snapshots {return false}
-    if lhs.removed != rhs.removed {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_HomeSnapshot: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".HomeSnapshot"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}created\0\u{1}bytes\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.created) }()
-      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.bytes) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.name.isEmpty {
-      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
-    }
-    if !self.created.isEmpty {
-      try visitor.visitSingularStringField(value: self.created, fieldNumber: 2)
-    }
-    if self.bytes != 0 {
-      try visitor.visitSingularUInt64Field(value: self.bytes, fieldNumber: 3)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_HomeSnapshot, rhs: Carrel_V1_HomeSnapshot) -> Bool {
-    if lhs.name != rhs.name {return false}
-    if lhs.created != rhs.created {return false}
-    if lhs.bytes != rhs.bytes {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_ListHomesRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".ListHomesRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_ListHomesRequest, rhs: Carrel_V1_ListHomesRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_ListHomesResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".ListHomesResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}homes\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.homes) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.homes.isEmpty {
-      try visitor.visitRepeatedMessageField(value: self.homes, fieldNumber: 1)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_ListHomesResponse, rhs: Carrel_V1_ListHomesResponse) -> Bool {
-    if lhs.homes != rhs.homes {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_HomeProgress: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".HomeProgress"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}bytes\0\u{1}done\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.bytes) }()
-      case 2: try { try decoder.decodeSingularMessageField(value: &self._done) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    if self.bytes != 0 {
-      try visitor.visitSingularUInt64Field(value: self.bytes, fieldNumber: 1)
-    }
-    try { if let v = self._done {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
-    } }()
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_HomeProgress, rhs: Carrel_V1_HomeProgress) -> Bool {
-    if lhs.bytes != rhs.bytes {return false}
-    if lhs._done != rhs._done {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_SnapshotHomeRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".SnapshotHomeRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0\u{1}label\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.label) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    if !self.label.isEmpty {
-      try visitor.visitSingularStringField(value: self.label, fieldNumber: 2)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_SnapshotHomeRequest, rhs: Carrel_V1_SnapshotHomeRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.label != rhs.label {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_RestoreHomeRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".RestoreHomeRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0\u{1}snapshot\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.snapshot) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    if !self.snapshot.isEmpty {
-      try visitor.visitSingularStringField(value: self.snapshot, fieldNumber: 2)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_RestoreHomeRequest, rhs: Carrel_V1_RestoreHomeRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.snapshot != rhs.snapshot {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_CloneHomeRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".CloneHomeRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0\u{1}snapshot\0\u{1}to\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.snapshot) }()
-      case 3: try { try decoder.decodeSingularMessageField(value: &self._to) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    if !self.snapshot.isEmpty {
-      try visitor.visitSingularStringField(value: self.snapshot, fieldNumber: 2)
-    }
-    try { if let v = self._to {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
-    } }()
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_CloneHomeRequest, rhs: Carrel_V1_CloneHomeRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.snapshot != rhs.snapshot {return false}
-    if lhs._to != rhs._to {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_RemoveHomeRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".RemoveHomeRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0\u{1}again\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.again) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    if !self.again.isEmpty {
-      try visitor.visitSingularStringField(value: self.again, fieldNumber: 2)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_RemoveHomeRequest, rhs: Carrel_V1_RemoveHomeRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.again != rhs.again {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_RemoveHomeResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".RemoveHomeResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}removed\0\u{1}until\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularMessageField(value: &self._removed) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.until) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    // The use of inline closures is to circumvent an issue where the compiler
-    // allocates stack space for every if/case branch local when no optimizations
-    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
-    // https://github.com/apple/swift-protobuf/issues/1182
-    try { if let v = self._removed {
-      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
-    } }()
-    if !self.until.isEmpty {
-      try visitor.visitSingularStringField(value: self.until, fieldNumber: 2)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_RemoveHomeResponse, rhs: Carrel_V1_RemoveHomeResponse) -> Bool {
-    if lhs._removed != rhs._removed {return false}
-    if lhs.until != rhs.until {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_RecoverHomeRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".RecoverHomeRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0\u{1}removed\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.removed) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    if !self.removed.isEmpty {
-      try visitor.visitSingularStringField(value: self.removed, fieldNumber: 2)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_RecoverHomeRequest, rhs: Carrel_V1_RecoverHomeRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.removed != rhs.removed {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_RecoverHomeResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".RecoverHomeResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap()
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    // Load everything into unknown fields
-    while try decoder.nextFieldNumber() != nil {}
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_RecoverHomeResponse, rhs: Carrel_V1_RecoverHomeResponse) -> Bool {
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_Environment: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".Environment"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}image\0\u{1}name\0\u{1}bytes\0\u{1}snapshots\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.image) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.name) }()
-      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.bytes) }()
-      case 4: try { try decoder.decodeRepeatedStringField(value: &self.snapshots) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.image.isEmpty {
-      try visitor.visitSingularStringField(value: self.image, fieldNumber: 1)
-    }
-    if !self.name.isEmpty {
-      try visitor.visitSingularStringField(value: self.name, fieldNumber: 2)
-    }
-    if self.bytes != 0 {
-      try visitor.visitSingularUInt64Field(value: self.bytes, fieldNumber: 3)
-    }
-    if !self.snapshots.isEmpty {
-      try visitor.visitRepeatedStringField(value: self.snapshots, fieldNumber: 4)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_Environment, rhs: Carrel_V1_Environment) -> Bool {
-    if lhs.image != rhs.image {return false}
-    if lhs.name != rhs.name {return false}
-    if lhs.bytes != rhs.bytes {return false}
-    if lhs.snapshots != rhs.snapshots {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_ListEnvironmentsRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".ListEnvironmentsRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_ListEnvironmentsRequest, rhs: Carrel_V1_ListEnvironmentsRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_ListEnvironmentsResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".ListEnvironmentsResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}environments\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.environments) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.environments.isEmpty {
-      try visitor.visitRepeatedMessageField(value: self.environments, fieldNumber: 1)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_ListEnvironmentsResponse, rhs: Carrel_V1_ListEnvironmentsResponse) -> Bool {
-    if lhs.environments != rhs.environments {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_ChangeEnvironmentRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".ChangeEnvironmentRequest"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}owner\0\u{1}image\0\u{1}change\0\u{1}snapshot\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.owner) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.image) }()
-      case 3: try { try decoder.decodeSingularEnumField(value: &self.change) }()
-      case 4: try { try decoder.decodeSingularStringField(value: &self.snapshot) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.owner.isEmpty {
-      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 1)
-    }
-    if !self.image.isEmpty {
-      try visitor.visitSingularStringField(value: self.image, fieldNumber: 2)
-    }
-    if self.change != .unspecified {
-      try visitor.visitSingularEnumField(value: self.change, fieldNumber: 3)
-    }
-    if !self.snapshot.isEmpty {
-      try visitor.visitSingularStringField(value: self.snapshot, fieldNumber: 4)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_ChangeEnvironmentRequest, rhs: Carrel_V1_ChangeEnvironmentRequest) -> Bool {
-    if lhs.owner != rhs.owner {return false}
-    if lhs.image != rhs.image {return false}
-    if lhs.change != rhs.change {return false}
-    if lhs.snapshot != rhs.snapshot {return false}
-    if lhs.unknownFields != rhs.unknownFields {return false}
-    return true
-  }
-}
-
-nonisolated extension Carrel_V1_ChangeEnvironmentResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  package static let protoMessageName: String = _protobuf_package + ".ChangeEnvironmentResponse"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}snapshot\0")
-
-  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
-    while let fieldNumber = try decoder.nextFieldNumber() {
-      // The use of inline closures is to circumvent an issue where the compiler
-      // allocates stack space for every case branch when no optimizations are
-      // enabled. https://github.com/apple/swift-protobuf/issues/1034
-      switch fieldNumber {
-      case 1: try { try decoder.decodeSingularStringField(value: &self.snapshot) }()
-      default: break
-      }
-    }
-  }
-
-  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
-    if !self.snapshot.isEmpty {
-      try visitor.visitSingularStringField(value: self.snapshot, fieldNumber: 1)
-    }
-    try unknownFields.traverse(visitor: &visitor)
-  }
-
-  package static func ==(lhs: Carrel_V1_ChangeEnvironmentResponse, rhs: Carrel_V1_ChangeEnvironmentResponse) -> Bool {
-    if lhs.snapshot != rhs.snapshot {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -11,6 +11,11 @@
 /// SPDX-License-Identifier: Apache-2.0
 /// The interface of a controller, which agents dial.
 
+#if canImport(FoundationEssentials)
+package import FoundationEssentials
+#else
+package import Foundation
+#endif
 package import SwiftProtobuf
 
 // If the compiler emits an error on this type, it is because this file
@@ -81,6 +86,15 @@ package nonisolated struct Carrel_Controller_V1_NodeMessage: Sendable {
     set {message = .refusal(newValue)}
   }
 
+  /// where the node's configuration makes this controller their provider
+  package var wanted: Carrel_Controller_V1_CredentialsWanted {
+    get {
+      if case .wanted(let v)? = message {return v}
+      return Carrel_Controller_V1_CredentialsWanted()
+    }
+    set {message = .wanted(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Message: Equatable, Sendable {
@@ -93,6 +107,8 @@ package nonisolated struct Carrel_Controller_V1_NodeMessage: Sendable {
     case result(Carrel_Controller_V1_CommandResult)
     /// the last: what the controller said cannot be
     case refusal(Carrel_Controller_V1_Refusal)
+    /// where the node's configuration makes this controller their provider
+    case wanted(Carrel_Controller_V1_CredentialsWanted)
 
   }
 
@@ -113,7 +129,7 @@ package nonisolated struct Carrel_Controller_V1_Hello: Sendable {
 
   package var version: String = String()
 
-  /// "commands", "snapshot"
+  /// "commands", "snapshot", "credentials"
   package var capabilities: [String] = []
 
   /// sequences that are kept
@@ -171,6 +187,14 @@ package nonisolated struct Carrel_Controller_V1_ControllerMessage: Sendable {
     set {message = .command(newValue)}
   }
 
+  package var given: Carrel_Controller_V1_CredentialsGiven {
+    get {
+      if case .given(let v)? = message {return v}
+      return Carrel_Controller_V1_CredentialsGiven()
+    }
+    set {message = .given(newValue)}
+  }
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package nonisolated enum OneOf_Message: Equatable, Sendable {
@@ -179,8 +203,92 @@ package nonisolated struct Carrel_Controller_V1_ControllerMessage: Sendable {
     case acknowledge(Carrel_Controller_V1_Acknowledge)
     case snapshot(Carrel_Controller_V1_RequestSnapshot)
     case command(Carrel_Controller_V1_Command)
+    case given(Carrel_Controller_V1_CredentialsGiven)
 
   }
+
+  package init() {}
+}
+
+/// Asked ahead of the end of those that a workspace has, and again when no answer comes in time.
+package nonisolated struct Carrel_Controller_V1_CredentialsWanted: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// comes back in the answer
+  package var id: String = String()
+
+  package var workspace: String = String()
+
+  package var owner: String = String()
+
+  package var what: Carrel_Controller_V1_CredentialsWanted.OneOf_What? = nil
+
+  package var awsRole: String {
+    get {
+      if case .awsRole(let v)? = what {return v}
+      return String()
+    }
+    set {what = .awsRole(newValue)}
+  }
+
+  package var webIdentityRole: String {
+    get {
+      if case .webIdentityRole(let v)? = what {return v}
+      return String()
+    }
+    set {what = .webIdentityRole(newValue)}
+  }
+
+  package var git: Carrel_Controller_V1_GitOrganisation {
+    get {
+      if case .git(let v)? = what {return v}
+      return Carrel_Controller_V1_GitOrganisation()
+    }
+    set {what = .git(newValue)}
+  }
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package nonisolated enum OneOf_What: Equatable, Sendable {
+    case awsRole(String)
+    case webIdentityRole(String)
+    case git(Carrel_Controller_V1_GitOrganisation)
+
+  }
+
+  package init() {}
+}
+
+package nonisolated struct Carrel_Controller_V1_GitOrganisation: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var host: String = String()
+
+  package var name: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
+package nonisolated struct Carrel_Controller_V1_CredentialsGiven: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var id: String = String()
+
+  /// JSON, as a program under `credentials` in the node's configuration prints it
+  package var content: Data = Data()
+
+  /// why there are none: told to the workspace's owner, so without secrets
+  package var error: String = String()
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
 }
@@ -386,7 +494,7 @@ fileprivate nonisolated let _protobuf_package = "carrel.controller.v1"
 
 nonisolated extension Carrel_Controller_V1_NodeMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".NodeMessage"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}hello\0\u{1}event\0\u{1}gap\0\u{1}snapshot\0\u{1}result\0\u{1}refusal\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}hello\0\u{1}event\0\u{1}gap\0\u{1}snapshot\0\u{1}result\0\u{1}refusal\0\u{1}wanted\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -472,6 +580,19 @@ nonisolated extension Carrel_Controller_V1_NodeMessage: SwiftProtobuf.Message, S
           self.message = .refusal(v)
         }
       }()
+      case 7: try {
+        var v: Carrel_Controller_V1_CredentialsWanted?
+        var hadOneofValue = false
+        if let current = self.message {
+          hadOneofValue = true
+          if case .wanted(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.message = .wanted(v)
+        }
+      }()
       default: break
       }
     }
@@ -506,6 +627,10 @@ nonisolated extension Carrel_Controller_V1_NodeMessage: SwiftProtobuf.Message, S
     case .refusal?: try {
       guard case .refusal(let v)? = self.message else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 6)
+    }()
+    case .wanted?: try {
+      guard case .wanted(let v)? = self.message else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 7)
     }()
     case nil: break
     }
@@ -591,7 +716,7 @@ nonisolated extension Carrel_Controller_V1_Hello: SwiftProtobuf.Message, SwiftPr
 
 nonisolated extension Carrel_Controller_V1_ControllerMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".ControllerMessage"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}welcome\0\u{1}acknowledge\0\u{1}snapshot\0\u{1}command\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}welcome\0\u{1}acknowledge\0\u{1}snapshot\0\u{1}command\0\u{1}given\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -651,6 +776,19 @@ nonisolated extension Carrel_Controller_V1_ControllerMessage: SwiftProtobuf.Mess
           self.message = .command(v)
         }
       }()
+      case 5: try {
+        var v: Carrel_Controller_V1_CredentialsGiven?
+        var hadOneofValue = false
+        if let current = self.message {
+          hadOneofValue = true
+          if case .given(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.message = .given(v)
+        }
+      }()
       default: break
       }
     }
@@ -678,6 +816,10 @@ nonisolated extension Carrel_Controller_V1_ControllerMessage: SwiftProtobuf.Mess
       guard case .command(let v)? = self.message else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 4)
     }()
+    case .given?: try {
+      guard case .given(let v)? = self.message else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
+    }()
     case nil: break
     }
     try unknownFields.traverse(visitor: &visitor)
@@ -685,6 +827,170 @@ nonisolated extension Carrel_Controller_V1_ControllerMessage: SwiftProtobuf.Mess
 
   package static func ==(lhs: Carrel_Controller_V1_ControllerMessage, rhs: Carrel_Controller_V1_ControllerMessage) -> Bool {
     if lhs.message != rhs.message {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_Controller_V1_CredentialsWanted: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".CredentialsWanted"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}workspace\0\u{1}owner\0\u{3}aws_role\0\u{3}web_identity_role\0\u{1}git\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.workspace) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.owner) }()
+      case 4: try {
+        var v: String?
+        try decoder.decodeSingularStringField(value: &v)
+        if let v = v {
+          if self.what != nil {try decoder.handleConflictingOneOf()}
+          self.what = .awsRole(v)
+        }
+      }()
+      case 5: try {
+        var v: String?
+        try decoder.decodeSingularStringField(value: &v)
+        if let v = v {
+          if self.what != nil {try decoder.handleConflictingOneOf()}
+          self.what = .webIdentityRole(v)
+        }
+      }()
+      case 6: try {
+        var v: Carrel_Controller_V1_GitOrganisation?
+        var hadOneofValue = false
+        if let current = self.what {
+          hadOneofValue = true
+          if case .git(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.what = .git(v)
+        }
+      }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if !self.id.isEmpty {
+      try visitor.visitSingularStringField(value: self.id, fieldNumber: 1)
+    }
+    if !self.workspace.isEmpty {
+      try visitor.visitSingularStringField(value: self.workspace, fieldNumber: 2)
+    }
+    if !self.owner.isEmpty {
+      try visitor.visitSingularStringField(value: self.owner, fieldNumber: 3)
+    }
+    switch self.what {
+    case .awsRole?: try {
+      guard case .awsRole(let v)? = self.what else { preconditionFailure() }
+      try visitor.visitSingularStringField(value: v, fieldNumber: 4)
+    }()
+    case .webIdentityRole?: try {
+      guard case .webIdentityRole(let v)? = self.what else { preconditionFailure() }
+      try visitor.visitSingularStringField(value: v, fieldNumber: 5)
+    }()
+    case .git?: try {
+      guard case .git(let v)? = self.what else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 6)
+    }()
+    case nil: break
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_Controller_V1_CredentialsWanted, rhs: Carrel_Controller_V1_CredentialsWanted) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.workspace != rhs.workspace {return false}
+    if lhs.owner != rhs.owner {return false}
+    if lhs.what != rhs.what {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_Controller_V1_GitOrganisation: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".GitOrganisation"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}host\0\u{1}name\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.host) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.host.isEmpty {
+      try visitor.visitSingularStringField(value: self.host, fieldNumber: 1)
+    }
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_Controller_V1_GitOrganisation, rhs: Carrel_Controller_V1_GitOrganisation) -> Bool {
+    if lhs.host != rhs.host {return false}
+    if lhs.name != rhs.name {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Carrel_Controller_V1_CredentialsGiven: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".CredentialsGiven"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}content\0\u{1}error\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.content) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.error) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.id.isEmpty {
+      try visitor.visitSingularStringField(value: self.id, fieldNumber: 1)
+    }
+    if !self.content.isEmpty {
+      try visitor.visitSingularBytesField(value: self.content, fieldNumber: 2)
+    }
+    if !self.error.isEmpty {
+      try visitor.visitSingularStringField(value: self.error, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: Carrel_Controller_V1_CredentialsGiven, rhs: Carrel_Controller_V1_CredentialsGiven) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.content != rhs.content {return false}
+    if lhs.error != rhs.error {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Linux
+
+/// Homes that are encrypted with a key of their owner's. It comes with a request and is given to the kernel alone, which holds it
+/// while the home is mounted.
+enum HomeEncryption {
+  /// Opens a home that was just mounted, or that others have open: whoever asks for an encrypted one needs its key.
+  static func open(_ path: String, of home: String, isAsked: Bool, key: [UInt8]?) throws(StorageError) {
+    func refusal(_ why: String) -> StorageError { StorageError(description: "home \(home) \(why)") }
+    guard let folder = try? Descriptor.openPlain(path, [.readOnly, .directory]) else { throw refusal("cannot be opened") }
+    let policy = folder.encryptionPolicy
+    guard isAsked else {
+      if policy == nil { return }
+      throw refusal("is encrypted; it needs storage.encrypted, and its key with the request")
+    }
+    guard let key else { throw refusal("is encrypted, and no key came with the request") }
+    let identifier: [UInt8]
+    do throws(Errno) { identifier = try folder.addEncryptionKey(key) } catch {
+      throw refusal(
+        error == .notSupported
+          ? "was not made for encryption, and stays as it is" : "cannot be encrypted by this kernel and its file system: \(error.sentence)")
+    }
+    do throws(Errno) {
+      if policy == nil { try folder.setEncryptionPolicy(identifier) }
+    } catch {
+      try? folder.removeEncryptionKey(identifier)
+      throw refusal(
+        error == .notEmpty ? "holds files that are not encrypted, and stays as it is" : "cannot be encrypted: \(error.sentence)")
+    }
+    guard policy == nil || policy == identifier else {
+      try? folder.removeEncryptionKey(identifier)
+      throw refusal("is encrypted with another key than the one that came with the request")
+    }
+  }
+
+  static func isEncrypted(_ path: String) -> Bool {
+    guard let folder = try? Descriptor.openPlain(path, [.readOnly, .directory]) else { return false }
+    return folder.encryptionPolicy != nil
+  }
+
+  /// The kernel forgets the key.
+  static func close(_ path: String) {
+    guard let folder = try? Descriptor.openPlain(path, [.readOnly, .directory]), let policy = folder.encryptionPolicy else { return }
+    try? folder.removeEncryptionKey(policy)
+  }
+}
