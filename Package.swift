@@ -156,7 +156,7 @@ let package = Package(
     .executableTarget(
       name: "carreld",
       dependencies: [
-        "Agent", "CLinux", "CSystemd", "Services", "Workspaces",
+        "Agent", "CLinux", "CSystemd", "Linux", "Services", "Workspaces",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),

@@ -17,6 +17,8 @@ package enum Defence: String, Sendable {
   case resolveInRoot = "resolve-in-root"
   /// What joins a container cannot be traced from inside (CVE-2016-9962).
   case undumpable = "undumpable"
+  /// What is read of a configuration is bounded.
+  case boundedConfiguration = "bounded-configuration"
 
   package var isOn: Bool {
     #if WITHOUT_DEFENCES
@@ -24,6 +26,18 @@ package enum Defence: String, Sendable {
       return !String(cString: off).split(separator: ",").contains { $0 == rawValue }
     #else
       return true
+    #endif
+  }
+
+  /// Where `undumpable` is off, what the kernel does for it is off as well, and for long enough to be looked at: as in a program that
+  /// changes no ids and has more to do before it executes another.
+  package static func standExposed() {
+    #if WITHOUT_DEFENCES
+      if undumpable.isOn { return }
+      _ = clx_prctl(Int32(CLX_PR_SET_DUMPABLE), 1, 0)
+      var now = Clock.monotonic
+      let end = now + 20_000_000
+      while now < end { now = Clock.monotonic }
     #endif
   }
 }

@@ -87,6 +87,12 @@ package enum Process {
 
   package static func setName(_ name: String) { _ = name.withCString { clx_set_process_name($0) } }
   package static func becomeUndumpable() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_DUMPABLE), 0, 0)) }
+  /// What this process holds in memory from now on goes to no swap and into no core file. Only pages that are used are locked
+  /// (MCL_ONFAULT), children and programs that are executed are not. Where the host does not let it, it does without.
+  package static func keepSecrets() {
+    _ = clx_mlockall_on_fault()
+    _ = clx_prctl(Int32(CLX_PR_SET_DUMPABLE), 0, 0)
+  }
   package static func forbidNewPrivileges() throws(Errno) {
     try check(clx_prctl(Int32(CLX_PR_SET_NO_NEW_PRIVS), 1, 0))
   }

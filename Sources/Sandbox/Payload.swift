@@ -119,6 +119,7 @@ package struct Payload {
 
   /// Calls nothing but execve(2) until none is left to try: a filter need not allow more. Returns only if none can be executed.
   func execute() -> StepFailure {
+    Defence.standExposed()
     var worst = Errno.noEntry
     for path in candidates {
       do throws(Errno) {

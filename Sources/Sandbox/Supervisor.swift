@@ -91,6 +91,7 @@ package final class Supervisor {
     }
     let pid = process.pid
     let socket = MessageSocket(control.0)
+    Process.keepSecrets()
     // A child that waits for `proceed` for ever must not be left behind.
     do throws(StepFailure) {
       try host.complete(child: process)

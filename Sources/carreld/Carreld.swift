@@ -4,6 +4,7 @@ internal import Agent
 internal import ArgumentParser
 internal import CLinux
 internal import Foundation
+internal import Linux
 internal import Logging
 internal import ServiceLifecycle
 internal import Services
@@ -40,6 +41,7 @@ struct Carreld: AsyncParsableCommand {
       print("\(config): valid")
       return
     }
+    Process.keepSecrets()
     LoggingSystem.bootstrap { _ in AgentLogHandler() }
     var logger = Logger(label: "carreld")
     logger.logLevel = Logger.Level(rawValue: logLevel) ?? .info

@@ -1,27 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 """What storage and credentials cost: the drivers take turns in every round; the same program writes inside and outside."""
 
+import base64
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
+import grpc
 from conftest import ROOT, Agent
 from test_credentials import FETCH
 
 ROUNDS = int(sys.argv[1])
-WRITE = """
-import os, sys, time
-path, block, begun = sys.argv[1], os.urandom(1 << 20), time.monotonic()
-file = os.open(path, os.O_WRONLY | os.O_CREAT)
-for _ in range(256): os.write(file, block)
-os.fsync(file); took = time.monotonic() - begun
-os.close(file); os.unlink(path)
-print(256 / took)
-"""
+# What fio does, each time in a file that is new: MB/s, and requests a second.
+JOBS = {
+    "sequential write and fsync, 256 MB": (["--rw=write", "--bs=1M", "--size=256M", "--end_fsync=1"], lambda job: job["write"]["bw"]),
+    "sequential read, nothing cached, 256 MB": (["--rw=read", "--bs=1M", "--size=256M", "--invalidate=1"], lambda job: job["read"]["bw"]),
+    "random reads and writes of 4 KB, 3 s": (["--rw=randrw", "--rwmixread=70", "--bs=4k", "--size=64M", "--time_based", "--runtime=3", "--end_fsync=1"],
+                                             lambda job: job["read"]["iops"] + job["write"]["iops"]),
+}
+
+
+def fio(run, folder, arguments):
+    said = run(["--name=x", f"--directory={folder}", "--output-format=json", "--unlink=1", *arguments])
+    return json.loads(said[said.index("{"):])["jobs"][0]
+
+
+def bundle():
+    """fio with what it is linked against, for an image that lacks it: a tar archive as base64."""
+    program = shutil.which("fio")
+    libraries = [part for line in subprocess.run(["ldd", program], capture_output=True, text=True).stdout.splitlines() for part in line.split() if part.startswith("/")]
+    packed = subprocess.run(["tar", "-C", "/", "--create", "--dereference", "--transform=s|.*/||", program, *libraries], capture_output=True, check=True).stdout
+    return base64.b64encode(packed).decode()
+
+
+def stubs(folder):
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}/proto", f"--python_out={folder}", f"--grpc_python_out={folder}",
+                    "carrel/v1/carrel.proto", "carrel/v1/storage.proto"], check=True)
+    sys.path.insert(0, str(folder))
+    from carrel.v1 import storage_pb2, storage_pb2_grpc
+    return storage_pb2, storage_pb2_grpc
+
+
+def attachments(agent, id, count):
+    """How long each attachment, and each detachment, takes its caller, in milliseconds."""
+    pb, rpc = stubs(agent.directory)
+    took = {"attach": [], "detach": []}
+    with grpc.insecure_channel(f"unix:{agent.socket}") as channel:
+        service = rpc.StorageServiceStub(channel)
+        for _ in range(count):
+            for what, call in (("attach", lambda: service.AttachDataset(pb.AttachDatasetRequest(id=id, dataset={"dataset": "sales", "target": "/data/sales"}))),
+                               ("detach", lambda: service.DetachDataset(pb.DetachDatasetRequest(id=id, target="/data/sales")))):
+                begun = time.monotonic()
+                call()
+                took[what].append((time.monotonic() - begun) * 1000)
+    return took
 
 
 def row(name, values, unit, digits=1):
@@ -35,29 +73,42 @@ def main():
     agent.start()
     try:
         agent.run("image", "import", str(ROOT / ".cache/images/jupyterlab.tar"), "--name", "jupyterlab:latest", timeout=300)
+        (directory / "datasets/sales").mkdir(parents=True)
+        (directory / "datasets/sales.yaml").write_text(f"name: sales\npath: {directory}/datasets/sales\nreaders: [\"*\"]\n")
+        key = directory / "key"
+        key.write_bytes(os.urandom(64))
+        storage = {"directory": "driver: directory", "image": "driver: image, size: 2Gi", "image, encrypted": "driver: image, size: 2Gi, encrypted: true",
+                   "image, XFS": "driver: image, size: 2Gi, fileSystem: xfs", "image, btrfs": "driver: image, size: 2Gi, fileSystem: btrfs"}
         phase, rates = {}, {}
 
-        def launch(id, owner, driver, command="[sleep, \"1000\"]", options=[], **changes):
-            size = ", size: 2Gi" if driver == "image" else ""
+        def launch(id, owner, driver, *options, command="[sleep, \"1000\"]", **changes):
+            options += ("--home-key", str(key)) if "encrypted" in driver else ()
             agent.launch("batch.yaml", id, *options, command=command, image="jupyterlab:latest", owner=f"{{name: {owner}, uid: 2001, gid: 2001}}",
-                         storage=f"{{driver: {driver}{size}}}", resources="{memory: 1Gi}", check=False, **changes)
+                         storage=f"{{{storage[driver]}}}", resources="{memory: 1Gi}", check=False, **changes)
             return {p["name"]: p["milliseconds"] for p in agent.json("get", id).get("phases", [])}
 
         for round in range(ROUNDS):
-            for driver in ("directory", "image"):
+            for number, driver in enumerate(storage):
                 for kind in ("first", "warm"):
-                    took = launch("x", f"{driver}-{round}", driver, command="[\"true\"]")
+                    took = launch("x", f"o{number}-{round}", driver, command="[\"true\"]")
                     phase.setdefault((driver, kind), []).append(took["storage"])
                     agent.remove("x")
-        for driver in ("directory", "image"):
-            launch("io", f"io-{driver}", driver, options=["--no-wait"], aws="{roles: [analyst]}")
+        program = bundle()
+        outside = directory / "outside"
+        outside.mkdir()
+        for number, driver in enumerate(storage):
+            launch("io", f"io{number}", driver, "--no-wait", aws="{roles: [analyst]}")
             while agent.json("get", "io")["state"] != "STATE_READY":
                 pass
+            agent.exec("io", "sh", "-c", "mkdir fio && base64 -d | tar -C fio -x", input=program)
+            inside = lambda arguments: agent.exec("io", "sh", "-c", "cd fio && exec ./ld-linux-x86-64.so.2 --library-path . ./fio \"$@\"", "sh", *arguments).stdout
             for _ in range(max(3, ROUNDS // 3)):
-                inside = float(agent.exec("io", "python3", "-c", WRITE, "/home/analyst/big").stdout)
-                outside = float(subprocess.run([sys.executable, "-c", WRITE, str(directory / "homes" / "big")], capture_output=True, text=True, check=True).stdout)
-                rates.setdefault(driver, []).append(inside / outside)
-            if driver == "image":
+                for job, (arguments, figure) in JOBS.items():
+                    there = figure(fio(inside, "/home/analyst", arguments))
+                    here = figure(fio(lambda arguments: subprocess.run(["fio", *arguments], capture_output=True, text=True, check=True).stdout, outside, arguments))
+                    rates.setdefault((driver, job), []).append(there / here)
+            if driver == "directory":
+                took = attachments(agent, "io", 50)
                 times = json.loads(agent.python("io", FETCH + """
 took = []
 for _ in range(2000):
@@ -68,8 +119,10 @@ print(json.dumps(took))
         print(f"\n{ROUNDS} rounds, kernel {os.uname().release}, {os.cpu_count()} CPUs\n\n| storage | median | range |\n|---|---|---|")
         for (driver, kind), values in phase.items():
             row(f"`{driver}`, {kind} start: added to it", values, "ms")
-        for driver, values in rates.items():
-            row(f"`{driver}`: sequential write and fsync of 256 MB, inside ÷ outside", values, "×", 2)
+        for (driver, job), values in rates.items():
+            row(f"`{driver}`: {job}, inside ÷ outside", values, "×", 2)
+        for what, values in took.items():
+            row(f"{what} a dataset, the workspace running", values, "ms")
         times.sort()
         print(f"| a credential request, 2000 of them, 200 a second at the most | {times[1000]:.1f} ms | p99 {times[1980]:.1f} |")
     finally:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import time
 
 import pytest
@@ -93,6 +94,98 @@ def test_secrets_are_on_memory_that_is_never_swapped(host):
     host.carrel("credentials secret key=/tmp/secret")
     assert host.carrel("exec secret -- cat /run/carrel/credentials/key").stdout == "plugh"
     host.carrel("rm --force secret")
+
+
+def holds(path, needle):
+    """Whether a file, or what is left of a page of it, holds it; in pieces, since it may be large."""
+    before = b""
+    with open(path, "rb") as file:
+        while block := file.read(8 << 20):
+            if needle in before + block:
+                return True
+            before = block[-len(needle):]
+    return False
+
+
+@v2
+def test_secrets_are_in_no_swap_and_in_no_core_file(host):
+    """Files and what the broker holds, in the memory of the agent and of the supervisor; the control is a process that takes no care."""
+    mark = os.urandom(8).hex()
+    secret, control = f"CANARY-{mark}-secret", f"CANARY-{mark}-control"
+    pathlib.Path("/tmp/secret").write_text(secret * 200)
+    pathlib.Path("/tmp/given.json").write_text(json.dumps({"AccessKeyId": "ASIA", "SecretAccessKey": secret * 20, "SessionToken": secret, "Expiration": "2099-01-01T00:00:00Z"}))
+    config = pathlib.Path("/etc/carrel/carreld.yaml")
+    config.write_text(config.read_text().replace("credentials: {}", "credentials: {aws: {file: /tmp/given.json}}"))
+    sh("systemctl restart carreld")
+    host.launch("secret", "sleep 600", options="--credential key=/tmp/secret", aws={"roles": ["analyst"]})
+    host.running("secret")
+    careless = subprocess.Popen(["python3", "-c", "import sys, time; text = sys.stdin.read(); kept = [text + str(n) for n in range(1000)]; time.sleep(600)"], stdin=subprocess.PIPE, text=True)
+    careless.stdin.write(control * 20)
+    careless.stdin.close()
+    shims = [int(p) for p in sh("pgrep -f '^carrel-shim secret$'").stdout.split()]
+    sh("dd if=/dev/zero of=/swap bs=1M count=512 && chmod 600 /swap && mkswap /swap && swapon /swap")
+    try:
+        free = int(next(l for l in open("/proc/meminfo") if l.startswith("MemAvailable")).split()[1]) // 1024
+        hog = subprocess.Popen(["python3", "-c", f"import time; kept = [bytearray(b'x' * (1 << 20)) for _ in range({free + 150})]; print('full', flush=True); time.sleep(600)"], stdout=subprocess.PIPE, text=True)
+        assert hog.stdout.readline() == "full\n"
+        swapped = lambda pid: int(next(l for l in open(f"/proc/{pid}/status") if l.startswith("VmSwap")).split()[1])
+        until(lambda: swapped(careless.pid) > 100, "the host swaps")
+        assert holds("/swap", control.encode()), "control"
+        assert [swapped(pid) for pid in (host.agent(), *shims[:1])] == [0, 0]
+        assert not holds("/swap", secret.encode())
+        hog.kill()
+        hog.wait()
+    finally:
+        sh("swapoff /swap; rm /swap")
+    # Core files, where everybody may leave them.
+    sh("mkdir -p /tmp/cores && echo '/tmp/cores/%p' > /proc/sys/kernel/core_pattern")
+    agent = host.agent()
+    for pid in (careless.pid, agent, *shims):
+        sh(f"prlimit --pid {pid} --core=unlimited:unlimited")
+        os.kill(pid, signal.SIGABRT)
+    careless.wait()
+    until(lambda: host.agent() not in (0, agent), "systemd starts another")
+    host.serves()
+    host.ended("secret")
+    assert (pathlib.Path("/tmp/cores") / str(careless.pid)).exists(), "control"
+    assert not any(holds(path, secret.encode()) for path in pathlib.Path("/tmp/cores").iterdir())
+    config.write_text(config.read_text().replace("credentials: {aws: {file: /tmp/given.json}}", "credentials: {}"))
+    sh("systemctl restart carreld; rm -r /tmp/cores")
+    host.carrel("rm secret")
+
+
+def test_a_home_that_is_a_directory_has_a_limit_where_its_file_system_has_project_quotas(host):
+    sh("truncate -s 256M /limited.img && mkfs.ext4 -q -O quota,project /limited.img && mkdir -p /srv/limited && mount -o loop,prjquota /limited.img /srv/limited")
+    sh("truncate -s 64M /plain.img && mkfs.ext4 -q /plain.img && mkdir -p /srv/plain && mount -o loop /plain.img /srv/plain")
+    sh("chmod 711 /srv/limited /srv/plain")
+    storage = lambda owner, size="32Mi", place="limited": {"home": f"/srv/{place}/{owner}", "driver": "directory", "size": size}
+    host.launch("plain", "true", storage=storage("ada", place="plain"))
+    assert "keeps no project quotas" in host.ended("plain")["message"]
+    host.launch("grace", "sleep 600", owner={"name": "grace", "uid": 2002, "gid": 2002}, storage=storage("grace"))
+    host.running("grace")
+    host.launch("first", "mkdir old; echo x > old/file; exit 0", storage={"home": "/srv/limited/ada", "driver": "directory"})
+    host.ended("first")
+    host.launch("fill", "dd if=/dev/zero of=big bs=1M count=100 2>/dev/null; du -m big; sleep 4; exit 5", storage=storage("ada"))
+    assert host.ended("fill")["exit_code"] == 5
+    written = int(host.carrel("logs fill").stdout.split()[-2])
+    assert 28 <= written <= 32, written
+    # What was there before belongs to it as well, and Stats and events know its limit.
+    assert sh("lsattr -p /srv/limited/ada/old/file").stdout.split()[0] == sh("lsattr -dp /srv/limited/ada").stdout.split()[0]
+    filling = [json.loads(l)["event"] for l in host.carrel("events -o json --workspace fill").stdout.splitlines()]
+    assert any(e["type"] == "HomeFilling" and e["attributes"]["percent"] == "100" for e in filling), filling
+    use = host.json("top grace")[0]["home"]
+    assert int(use["limit_bytes"]) == 32 << 20 and int(use["used_bytes"]) < 1 << 20, use
+    assert host.carrel("exec grace -- dd if=/dev/zero of=x bs=1M count=20").returncode == 0, "it hurts its owner alone"
+    # Full: a little more, once, as with images; and its limit again when there is room.
+    host.launch("tight", "head -c 100000 /dev/zero > more && echo wrote; rm big; exit 0", storage=storage("ada"))
+    assert host.ended("tight")["exit_code"] == 0 and "wrote" in host.carrel("logs tight").stdout
+    assert any(c.startswith("Rescue: the home is full") for c in host.json("get tight")["conditions"])
+    host.launch("room", "exit 0", storage=storage("ada"))
+    host.ended("room")
+    assert "limit" not in str(host.json("get room").get("conditions", []))
+    assert sh("df --output=size -B1 /srv/limited/ada").stdout.split()[-1] == str(32 << 20)
+    host.carrel("rm --force plain grace first fill tight room")
+    sh("umount /srv/limited /srv/plain; rm /limited.img /plain.img")
 
 
 def test_the_journal_has_fields(host):

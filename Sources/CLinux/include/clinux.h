@@ -241,6 +241,7 @@ static inline long clx_clone3_sibling(uint64_t flags, int cgroup) {
   if (cgroup >= 0) { args.flags |= 1ULL << CLX_CLONE_INTO_CGROUP_BIT; args.cgroup = (uint64_t)cgroup; }
   return clx_result(syscall(435, &args, sizeof args));
 }
+static inline long clx_mlockall_on_fault(void) { return clx_result(syscall(SYS_mlockall, 1 | 2 | 4)); }  // MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT
 static inline long clx_fork(void) { return clx_result(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0)); }
 static inline long clx_unshare(unsigned long flags) { return clx_result(syscall(SYS_unshare, flags)); }
 static inline long clx_setns(int fd, int flags) { return clx_result(syscall(SYS_setns, fd, flags)); }
