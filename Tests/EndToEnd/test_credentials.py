@@ -153,8 +153,7 @@ print(json.dumps([len(set(keys)), len(keys), len(read), list(wr.catalog.table('j
 
 
 @pytest.mark.parametrize("workspace", [pytest.param({"lifetime": 6, "image": "r:latest"}, id="r")], indirect=True)
-def test_from_r(agent, workspace):
-    """With a stand-in for paws."""
+def test_from_r_with_a_stand_in_for_paws(agent, workspace):
     agent.python(workspace, FETCH + MOTO)
     shutil.copy(ROOT / "Tests/EndToEnd/providers/s3.R", agent.directory / "homes" / "ada" / "s3.R")
     said = json.loads(agent.exec(workspace, "Rscript", "s3.R", ENDPOINT, "research", "14").stdout)

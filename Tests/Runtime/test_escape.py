@@ -278,9 +278,10 @@ def test_devices_and_terminals_of_the_image(runtime, directory):
         config["process"]["args"] = ["sh", "-c", "grep /proc/version /proc/self/mountinfo >/found"]
     bundle, found = runtime.bundle(masked, root), root / "found"
     runtime.run("run", "--bundle", bundle, runtime.id(), check=False)
-    held = "hostname" not in found.read_text()
+    # A root that is like this may be refused.
+    held = not found.exists() or "hostname" not in found.read_text()
     # Debian's runc is open to it.
-    found.unlink()
+    found.unlink(missing_ok=True)
     shutil.rmtree(root / "dev")
     (root / "dev").mkdir()
     (root / "dev" / "null").symlink_to("/proc/sys/kernel/hostname")

@@ -38,7 +38,7 @@ request <- function(method, path, body = "") {
   signature <- hmac(signing, text, "sha256")
   handle <- new_handle(customrequest = method)
   if (nzchar(body)) handle_setopt(handle, postfields = body)
-  handle_setheaders(handle, .list = as.list(c(headers[-1], Authorization = paste0(
+  handle_setheaders(handle, .list = as.list(c(headers[-1], "Content-Type" = "text/csv", Authorization = paste0(
     "AWS4-HMAC-SHA256 Credential=", key$AccessKeyId, "/", scope, ", SignedHeaders=", names, ", Signature=", signature))))
   answer <- curl_fetch_memory(paste0(endpoint, path), handle)
   if (answer$status_code >= 300) stop(rawToChar(answer$content))
