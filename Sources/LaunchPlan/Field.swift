@@ -64,6 +64,13 @@ extension Operation {
           ("path", .text(path)), ("mode", .number(UInt64(mode))), ("major", .number(UInt64(major))),
           ("minor", .number(UInt64(minor))), ("uid", .number(UInt64(uid))), ("gid", .number(UInt64(gid))),
         ])
+    case .outerNode(let path, let mode, let major, let minor, let uid, let gid):
+      Shape(
+        52, "outer device node",
+        [
+          ("path", .text(path)), ("mode", .number(UInt64(mode))), ("major", .number(UInt64(major))),
+          ("minor", .number(UInt64(minor))), ("uid", .number(UInt64(uid))), ("gid", .number(UInt64(gid))),
+        ])
     case .domainname(let name): Shape(40, "domain name", [("name", .text(name))])
     case .rendezvous: Shape(41, "rendezvous")
     case .hook(let arguments, let environment, let seconds, let input):

@@ -36,6 +36,8 @@ package enum Operation: Equatable, Sendable {
   case cgroupFileSystem(hierarchies: [String], target: String, attributes: UInt64)
   /// The host's device node of this path, after proof that it is this device.
   case device(path: String, major: UInt32, minor: UInt32)
+  /// A new device node that is made outside, where a user namespace may make none; the ids are the host's.
+  case outerNode(path: String, mode: UInt32, major: UInt32, minor: UInt32, uid: UInt32, gid: UInt32)
   /// A new device node or FIFO; `mode` with the file type, as mknod(2) takes it.
   case node(path: String, mode: UInt32, major: UInt32, minor: UInt32, uid: UInt32, gid: UInt32)
   case symlink(path: String, target: String)

@@ -71,7 +71,7 @@ struct Configuration {
     let root = try root()
     steps.append(.rootDirectory(path: root.path))
     steps += mountSteps(cgroup)
-    steps += deviceSteps()
+    steps += try deviceSteps()
     if !hooks.runtime.isEmpty { steps.append(.rendezvous) }
     steps += hooks.createContainer.map { $0.operation(states.parts(.creating)) }
     steps += try sysctls()
@@ -150,14 +150,14 @@ struct Configuration {
     return steps
   }
 
-  private func deviceSteps() -> [Operation] {
+  private func deviceSteps() throws(RuntimeError) -> [Operation] {
     // With the host's own /dev bound in, there is nothing to make.
     if mounts.contains(where: { $0.isBind && $0.target == "/dev" }) { return [] }
     var steps: [Operation] = []
     for device in Device.defaults where !devices.contains(where: { $0.path == device.path }) {
-      steps.append(device.operation(isMapped: space.isMapped))
+      steps.append(try device.operation(space))
     }
-    steps += devices.map { $0.operation(isMapped: space.isMapped) }
+    for device in devices { steps.append(try device.operation(space)) }
     // config-linux.md and runc's practice: the standard links.
     for (path, target) in [
       ("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"), ("/dev/stdout", "/proc/self/fd/1"),
@@ -182,7 +182,9 @@ struct Configuration {
         kind = .network
       } else if dotted.utf8.starts(with: "fs.mqueue.".utf8) || Configuration.ipcSysctls.contains(dotted) {
         kind = .ipc
-      } else if dotted == "kernel.hostname" || dotted == "kernel.domainname" {
+      } else if dotted == "kernel.hostname" {
+        throw sysctl.error(key, "is what hostname is for")
+      } else if dotted == "kernel.domainname" {
         kind = .uts
       } else if dotted.utf8.starts(with: "user.".utf8) {
         kind = .user

@@ -97,7 +97,7 @@ extension Containers {
     guard !options.arguments.isEmpty else { throw RuntimeError("exec: no program to run") }
     specification.arguments = options.arguments
     specification.terminal = options.terminal
-    specification.environment += options.environment
+    specification.override(environment: options.environment)
     if !options.directory.isEmpty { specification.directory = options.directory }
     try specification.labels.override(profile: options.profile, context: options.context)
     if options.forbidsNewPrivileges { specification.forbidsNewPrivileges = true }
@@ -115,7 +115,10 @@ extension Containers {
       specification.groups.append(gid)
     }
     for name in options.capabilities {
-      guard let number = Capabilities.number(name) else { throw RuntimeError("--cap \(name): is no capability") }
+      guard let number = Capabilities.number(name) else {
+        warn("--cap \(name): is no capability of this kernel")
+        continue
+      }
       specification.capabilities.bounding |= 1 << number
       specification.capabilities.effective |= 1 << number
       specification.capabilities.permitted |= 1 << number

@@ -55,6 +55,15 @@ package struct ProcessSpecification {
     scheduling = try Scheduling(json)
   }
 
+  /// What is given later takes the place of what has its name.
+  mutating func override(environment more: [String]) {
+    for entry in more {
+      let name = Array(entry.utf8.prefix { $0 != UInt8(ascii: "=") }) + [UInt8(ascii: "=")]
+      environment.removeAll { $0.utf8.starts(with: name) }
+      environment.append(entry)
+    }
+  }
+
   /// Never an id that wraps: 4294967295 is "no change" to the kernel, and above 2^31 tools disagree (CVE-2024-40635).
   static func id(_ json: JSON, _ name: String) throws(RuntimeError) -> UInt32? {
     guard let number = try json.unsigned(name) else { return nil }

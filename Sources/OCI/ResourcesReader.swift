@@ -188,9 +188,19 @@ struct Device {
     gid = try ProcessSpecification.id(json, "gid") ?? 0
   }
 
-  /// A user namespace may not make nodes: the host's own of the same path is shown instead.
-  func operation(isMapped: Bool) -> Operation {
-    if isMapped && mode & 0o170000 != Device.fifo { return .device(path: path, major: major, minor: minor) }
-    return .node(path: path, mode: mode, major: major, minor: minor, uid: uid, gid: gid)
+  /// A user namespace may not make nodes: those that every container has are the host's own, which any user may open; others are made
+  /// outside, with the owner that they have inside.
+  func operation(_ space: NamespaceSet) throws(RuntimeError) -> Operation {
+    guard space.isMapped, mode & 0o170000 != Device.fifo else {
+      return .node(path: path, mode: mode, major: major, minor: minor, uid: uid, gid: gid)
+    }
+    // What a joined namespace maps is not known here.
+    guard !space.uids.isEmpty, !Device.defaults.contains(where: { $0.path == path && $0.major == major && $0.minor == minor }) else {
+      return .device(path: path, major: major, minor: minor)
+    }
+    guard let owner = space.uids.outside(uid), let group = space.gids.outside(gid) else {
+      throw RuntimeError("linux.devices: \(path): uid \(uid) or gid \(gid) is not mapped")
+    }
+    return .outerNode(path: path, mode: mode, major: major, minor: minor, uid: owner, gid: group)
   }
 }

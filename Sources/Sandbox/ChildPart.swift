@@ -171,7 +171,7 @@ struct ChildPart {
       try mount(type, source, target, options, change, copyUp: copyUp)
     case .cgroupFileSystem(let hierarchies, let target, let attributes):
       try mountCgroups(hierarchies, at: target, MountAttributes(rawValue: attributes))
-    case .device(let path, _, _):
+    case .device(let path, _, _), .outerNode(let path, _, _, _, _, _):
       guard let node = host.opened[index] else { throw .invalid }
       try Mount.attach(node.descriptor, to: try makeFile(path, mode: 0o666))
     case .node(let path, let mode, let major, let minor, let uid, let gid):
@@ -207,7 +207,8 @@ struct ChildPart {
     case .user(let uid, let gid, let groups, let mask, let sets):
       // Dropping from the bounding set needs a capability, so it comes before the change of user that ends all.
       try Process.limitBoundingCapabilities(to: sets.bounding)
-      if sets.permitted != 0 { try Process.keepPermittedCapabilities() }
+      // A set that only inherits can only be made of permitted ones, too.
+      if sets.permitted | sets.inheritable != 0 { try Process.keepPermittedCapabilities() }
       try Process.setIDs(uid: uid, gid: gid, groups: groups)
       // After the ids: leaving uid 0 needs CAP_SETUID, and the ambient set can only be set now.
       try Process.setCapabilities(

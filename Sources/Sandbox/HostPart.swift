@@ -55,6 +55,8 @@ final class HostPart {
     case .label: return Handle(try Descriptor.open("/proc", [.path, .directory]))
     case .secrets(_, let bytes): return Handle(try makeSecrets(bytes))
     case .device(let path, let major, let minor): return Handle(try device(path, major, minor))
+    case .outerNode(_, let mode, let major, let minor, let uid, let gid):
+      return Handle(try makeNode(mode, major, minor, uid, gid))
     case .mask:
       if null == nil { null = Handle(try device("/dev/null", 1, 3)) }
       return nil
@@ -85,6 +87,28 @@ final class HostPart {
     return mount
   }
 
+  /// On a file system of its own that nobody else sees.
+  private func makeNode(_ mode: UInt32, _ major: UInt32, _ minor: UInt32, _ uid: UInt32, _ gid: UInt32) throws(Errno) -> Descriptor {
+    let mount = try Mount.make("tmpfs", [("mode", "0700"), ("size", "0"), ("nr_inodes", "2")], attributes: [.noSetuid, .noExec])
+    try mount.makeNode("node", mode: mode, major: major, minor: minor)
+    try mount.setOwner(uid, gid, "node")
+    try mount.setMode(mode & 0o7777, "node")
+    return try Mount.clone(try HostPart.attached(mount).open("node", [.path, .noFollow]))
+  }
+
+  /// Before Linux 6.15 only what is attached can be cloned: then it is, out of everybody's sight.
+  private static func attached(_ mount: consuming Descriptor) throws(Errno) -> Descriptor {
+    do throws(Errno) {
+      _ = try Mount.clone(mount)
+      return mount
+    } catch {
+      try Process.unshare(.mount)
+      try Mount.makeSlave()
+      try Mount.attach(mount, to: try Descriptor.open("/mnt", [.path, .directory, .noFollow]))
+      return mount
+    }
+  }
+
   private func makeSecrets(_ bytes: UInt64) throws(Errno) -> Descriptor {
     let hardening: MountAttributes = [.noSetuid, .noDevices, .noExec]
     let mount: Descriptor
@@ -97,16 +121,7 @@ final class HostPart {
       mount = try Mount.make("ramfs", [("mode", "0755")], attributes: hardening)
     }
     secrets = Handle(try mount.open(".", [.readOnly, .directory]))
-    let twin: Descriptor
-    do throws(Errno) {
-      twin = try Mount.clone(mount)
-    } catch {
-      // Before 6.15 only attached mounts can be cloned: attach it out of everybody's sight.
-      try Process.unshare(.mount)
-      try Mount.makeSlave()
-      try Mount.attach(mount, to: try Descriptor.open("/mnt", [.path, .directory, .noFollow]))
-      twin = try Mount.clone(mount)
-    }
+    let twin = try Mount.clone(try HostPart.attached(mount))
     try Mount.setAttributes(twin, [.readOnly])
     return twin
   }
@@ -274,7 +289,7 @@ extension Operation {
   var label: String {
     switch self {
     case .cgroup(let path), .layer(let path), .rootDirectory(let path), .directory(let path, _, _, _), .device(let path, _, _),
-      .node(let path, _, _, _, _, _), .symlink(let path, _), .file(let path, _, _), .mask(let path), .readOnly(let path),
+      .node(let path, _, _, _, _, _), .outerNode(let path, _, _, _, _, _), .symlink(let path, _), .file(let path, _, _), .mask(let path), .readOnly(let path),
       .joinNamespace(_, let path), .terminal(let path, _, _):
       name + " " + path
     case .bind(let source, let target, _): name + " " + source + " at " + target

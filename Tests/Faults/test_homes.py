@@ -181,7 +181,7 @@ def test_agents_come_and_go_and_it_stays_mounted_while_it_is_used(node):
 
 def test_twenty_owners_again_and_again_leave_nothing(node):
     agent, _ = node
-    rounds = 3
+    rounds = int(os.environ.get("CARREL_ROUNDS", "50"))
 
     def owner(number):
         for round in range(rounds):

@@ -334,3 +334,49 @@ def test_limits_of_a_controller_that_it_was_not_made_with(runtime, sleeper):
     def change(config):
         config["linux"]["resources"]["cpu"] = {"cpus": "0"}
     assert runtime.once("grep Cpus_allowed_list /proc/self/status", change, check=True).stdout.split()[-1] == "0"
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_devices_have_the_owner_and_mode_that_they_are_given(runtime, mapped):
+    """In a user namespace too, where nobody can make a node, and whatever the host has at that path."""
+    def change(config):
+        config["linux"]["devices"] = [{"path": "/dev/mine", "type": "c", "major": 1, "minor": 5, "uid": 10, "gid": 11, "fileMode": 0o640},
+                                      {"path": "/dev/deep/null", "type": "c", "major": 1, "minor": 3}]
+        config["linux"]["resources"]["devices"] = [{"allow": True, "type": "c", "major": 1, "minor": 5, "access": "rw"}]
+        if mapped:
+            in_user_namespace(config)
+    script = "stat -c '%u %g %a %t %T' /dev/mine /dev/deep/null; head -c 3 /dev/mine | wc -c; echo x > /dev/deep/null; mknod /tmp/x c 1 5 || echo refused"
+    said = runtime.once(script, change).stdout.splitlines()
+    assert said[:3] == ["10 11 640 1 5", "0 0 666 1 3", "3"], said
+    if mapped:
+        assert said[-1] == "refused"
+        def unmapped(config):
+            change(config)
+            config["linux"]["devices"][0]["uid"] = 100_000
+        refused = runtime.once("true", unmapped)
+        assert refused.returncode == 1 and "/dev/mine: uid 100000" in refused.stderr, refused
+
+
+def test_what_exec_is_given_takes_the_place_of_what_the_container_has(runtime):
+    id, bundle = runtime.id(), runtime.bundle(lambda c: c["process"].update(args=["sleep", "1000"], env=["PATH=/bin", "A=1", "AB=2"]))
+    runtime.run("run", "--detach", "--bundle", bundle, id)
+    said = runtime.run("exec", "--env", "A=3", "--env", "C=4", "--env", "A=5", id, "env").stdout.split()
+    assert sorted(v for v in said if v[0] in "AC") == ["A=5", "AB=2", "C=4"], said
+    # A capability that this kernel has not: told, and left out.
+    done = runtime.run("exec", "--cap", "CAP_UNKNOWN", "--cap", "CAP_KILL", id, "grep", "CapBnd", "/proc/self/status")
+    assert "CAP_UNKNOWN" in done.stderr and int(done.stdout.split()[1], 16) >> 5 & 1, done
+    runtime.run("delete", "--force", id)
+
+
+def test_capabilities_that_are_only_inherited(runtime):
+    def change(config):
+        config["process"].update(user={"uid": 1000, "gid": 1000}, capabilities={"inheritable": ["CAP_KILL"], "bounding": ["CAP_KILL"]})
+    said = dict(l.split() for l in runtime.once("grep ^Cap /proc/self/status", change, check=True).stdout.splitlines())
+    assert int(said["CapInh:"], 16) == 1 << 5 and int(said["CapPrm:"], 16) == int(said["CapEff:"], 16) == 0, said
+
+
+def test_the_host_name_is_no_sysctl(runtime):
+    for key in ("kernel.hostname", "kernel/hostname"):
+        done = runtime.once("true", lambda c: c["linux"].update(sysctl={key: "x"}))
+        assert done.returncode == 1 and "is what hostname is for" in done.stderr, done
+    assert runtime.once("cat /proc/sys/kernel/domainname", lambda c: c["linux"].update(sysctl={"kernel.domainname": "x"}), check=True).stdout == "x\n"

@@ -38,6 +38,7 @@ import Testing
     .bind(source: "/a", target: "/b", options: BindOptions(change: MountChange(set: 7))), .secrets(target: "/run/s", bytes: 3),
     .fileSystem(type: "tmpfs", source: "t", target: "/t", options: ["size=1", "x"], change: MountChange(set: 3), copyUp: true),
     .cgroupFileSystem(hierarchies: ["memory", "cpu"], target: "/c", attributes: 3), .device(path: "/dev/null", major: 1, minor: 3),
+    .outerNode(path: "/dev/x", mode: 0o20600, major: 1, minor: 5, uid: 10, gid: 11),
     .node(path: "/dev/x", mode: 0o020600, major: 1, minor: 2, uid: 3, gid: 4), .symlink(path: "/a", target: "b"),
     .file(path: "/etc/hosts", mode: 0o644, content: [0, 255, 10]), .mask(path: "/proc/kcore"), .readOnly(path: "/proc/sys"),
     .pivotRoot, .workingDirectory(path: "/w"), .hostname("w"), .domainname("d"), .sysctl(key: "user.max_user_namespaces", value: "0"),
