@@ -89,11 +89,15 @@ final class HostPart {
 
   /// On a file system of its own that nobody else sees.
   private func makeNode(_ mode: UInt32, _ major: UInt32, _ minor: UInt32, _ uid: UInt32, _ gid: UInt32) throws(Errno) -> Descriptor {
-    let mount = try Mount.make("tmpfs", [("mode", "0700"), ("size", "0"), ("nr_inodes", "2")], attributes: [.noSetuid, .noExec])
-    try mount.makeNode("node", mode: mode, major: major, minor: minor)
-    try mount.setOwner(uid, gid, "node")
-    try mount.setMode(mode & 0o7777, "node")
-    return try Mount.clone(try HostPart.attached(mount).open("node", [.path, .noFollow]))
+    let made = try Mount.make("tmpfs", [("mode", "0700"), ("size", "0"), ("nr_inodes", "2")], attributes: [.noSetuid, .noExec])
+    try made.makeNode("node", mode: mode, major: major, minor: minor)
+    try made.setOwner(uid, gid, "node")
+    try made.setMode(mode & 0o7777, "node")
+    let mount = try HostPart.attached(made)
+    let node = try Mount.clone(try mount.open("node", [.path, .noFollow]))
+    // Not earlier: with its last descriptor it comes apart, and cannot be cloned any more.
+    _ = consume mount
+    return node
   }
 
   /// Before Linux 6.15 only what is attached can be cloned: then it is, out of everybody's sight.

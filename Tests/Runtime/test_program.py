@@ -340,14 +340,14 @@ def test_limits_of_a_controller_that_it_was_not_made_with(runtime, sleeper):
 def test_devices_have_the_owner_and_mode_that_they_are_given(runtime, mapped):
     """In a user namespace too, where nobody can make a node, and whatever the host has at that path."""
     def change(config):
-        config["linux"]["devices"] = [{"path": "/dev/mine", "type": "c", "major": 1, "minor": 5, "uid": 10, "gid": 11, "fileMode": 0o640},
+        config["linux"]["devices"] = [{"path": "/dev/mine", "type": "c", "major": 1, "minor": 5, "uid": 10, "gid": 11, "fileMode": 0o644},
                                       {"path": "/dev/deep/null", "type": "c", "major": 1, "minor": 3}]
         config["linux"]["resources"]["devices"] = [{"allow": True, "type": "c", "major": 1, "minor": 5, "access": "rw"}]
         if mapped:
             in_user_namespace(config)
     script = "stat -c '%u %g %a %t %T' /dev/mine /dev/deep/null; head -c 3 /dev/mine | wc -c; echo x > /dev/deep/null; mknod /tmp/x c 1 5 || echo refused"
     said = runtime.once(script, change).stdout.splitlines()
-    assert said[:3] == ["10 11 640 1 5", "0 0 666 1 3", "3"], said
+    assert said[:3] == ["10 11 644 1 5", "0 0 666 1 3", "3"], said
     if mapped:
         assert said[-1] == "refused"
         def unmapped(config):
