@@ -91,6 +91,14 @@ def ticks(pid):
     return int(fields[11]) + int(fields[12])
 
 
+def launch(agent, id):
+    """Small, so that hundreds find room on any machine."""
+    path = agent.directory / f"{id}.yaml"
+    path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nresources: {{memory: 16Mi}}\nowner: {{name: ada, uid: 2001, gid: 2001}}\ncommand: [sleep, \"100000\"]\n")
+    done = agent.do("launch", "--no-wait", path)
+    assert done.returncode == 0, done
+
+
 def comeback(agent, count, rounds=5):
     """From exec of a new agent to its first answer, and to the last adoption, in milliseconds; then what it uses while nothing happens."""
     answers, adoptions = [], []
@@ -140,7 +148,7 @@ def main():
             for count in (0, 100, 500):
                 have = len(json.loads(agent.run("ps", "-o", "json").stdout or "[]"))
                 with concurrent.futures.ThreadPoolExecutor(8) as pool:
-                    list(pool.map(lambda i: agent.launch(f"b-{i}", "sleep 100000"), range(have, count)))
+                    list(pool.map(lambda i: launch(agent, f"b-{i}"), range(have, count)))
                 until(lambda: agent.run("ps").stdout.count("ready") + agent.run("ps").stdout.count("Ready") >= count, f"{count} run", 300)
                 answer, adopted, memory, busy = comeback(agent, count)
                 table.append((f"killed with {count} workspaces: it answers, has adopted all", f"{answer:.0f}, {adopted:.0f} ms", f"then {memory:.0f} MB PSS, {busy:.2f} % of a CPU"))
