@@ -22,11 +22,10 @@ package struct AWSCredentials: Sendable, CustomStringConvertible {
   /// `Expiration` (ISO 8601), in UTF-8.
   package init(json: Data, now: Date = .now) throws(CredentialError) {
     let object = try ProviderOutput(json)
-    func text(_ name: String) throws(CredentialError) -> String { try object.text(name) }
-    accessKeyID = try text("AccessKeyId")
-    secretAccessKey = try text("SecretAccessKey")
-    sessionToken = try text(object.has("SessionToken") ? "SessionToken" : "Token")
-    expiration = try text("Expiration")
+    accessKeyID = try object.text("AccessKeyId")
+    secretAccessKey = try object.text("SecretAccessKey")
+    sessionToken = try object.text(object.has("SessionToken") ? "SessionToken" : "Token")
+    expiration = try object.text("Expiration")
     expires = try object.moment("Expiration", after: now)
   }
 
