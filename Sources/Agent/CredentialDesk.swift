@@ -41,7 +41,8 @@ package final class CredentialDesk: Sendable {
     state.withLock { $0.waiting.removeValue(forKey: key) }?.resume(returning: result)
   }
 
-  func ask(_ controller: String, _ wanted: NodeAgent.Brokered, workspace: String, owner: String, seconds: UInt32) async throws(CredentialError)
+  func ask(_ controller: String, _ wanted: NodeAgent.Brokered, workspace: String, owner: String, seconds: UInt32)
+    async throws(CredentialError)
     -> Data
   {
     let question = Question(id: NodeAgent.freshToken(), workspace: workspace, owner: owner, wanted: wanted)

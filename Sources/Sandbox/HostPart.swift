@@ -293,7 +293,8 @@ extension Operation {
   var label: String {
     switch self {
     case .cgroup(let path), .layer(let path), .rootDirectory(let path), .directory(let path, _, _, _), .device(let path, _, _),
-      .node(let path, _, _, _, _, _), .outerNode(let path, _, _, _, _, _), .symlink(let path, _), .file(let path, _, _), .mask(let path), .readOnly(let path),
+      .node(let path, _, _, _, _, _), .outerNode(let path, _, _, _, _, _), .symlink(let path, _), .file(let path, _, _), .mask(let path),
+      .readOnly(let path),
       .joinNamespace(_, let path), .terminal(let path, _, _):
       name + " " + path
     case .bind(let source, let target, _): name + " " + source + " at " + target

@@ -245,7 +245,8 @@ private final class Conversation: Sendable {
       if !given.error.isEmpty {
         .failure(CredentialError("controller \(controller): \(printable(given.error, limit: 200))"))
       } else if given.content.count > CredentialProvider.sizeLimit {
-        .failure(CredentialError("controller \(controller): \(given.content.count) bytes; expected at most \(CredentialProvider.sizeLimit)"))
+        .failure(
+          CredentialError("controller \(controller): \(given.content.count) bytes; expected at most \(CredentialProvider.sizeLimit)"))
       } else {
         .success(given.content)
       }

@@ -22,7 +22,8 @@ package enum HomeQuota {
     }
     let before = HomeImages.Use(at: home)
     let isOpened = before.map { $0.limitBytes > bytes && $0.limitBytes <= bytes + bytes / 32 } ?? false
-    let isFull = before.map { $0.limitBytes <= bytes + bytes / 32 && max($0.usedBytes * 100 / bytes, $0.percent) >= (isOpened ? 90 : 100) } ?? false
+    let isFull =
+      before.map { $0.limitBytes <= bytes + bytes / 32 && max($0.usedBytes * 100 / bytes, $0.percent) >= (isOpened ? 90 : 100) } ?? false
     try limit(home, project, isFull ? bytes + bytes / 64 : bytes)
     return isFull && !isOpened
   }
