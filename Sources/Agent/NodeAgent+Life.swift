@@ -8,6 +8,7 @@ internal import Linux
 internal import Logging
 internal import Networking
 package import Sandbox
+internal import Storage
 internal import Supervision
 internal import Workspaces
 
@@ -416,6 +417,9 @@ extension NodeAgent {
     return true
   }
 
+  /// Of "bind SOURCE at TARGET".
+  private static func source(of step: String) -> String { step.dropFirst(5).components(separatedBy: " at ").first ?? "" }
+
   /// A failed step as a sentence, with the causes told apart that an analyst can do something about.
   package static func explain(_ failure: StepFailure) -> String {
     let why: String =
@@ -423,6 +427,8 @@ extension NodeAgent {
       case .noEntry where failure.step.hasPrefix("find the interpreter"): "the file is there, the interpreter that it names is not"
       case .noEntry where failure.step.hasPrefix("execute"): "there is no such program in the image"
       case .access where failure.step.hasPrefix("execute"): "it is not executable"
+      case .invalid where failure.step.hasPrefix("bind "):
+        "workspaces need id-mapped mounts, which its file system (\(HostFolder.fileSystem(of: source(of: failure.step)))) has not"
       case .notExecutable: "it is no program for this machine's architecture"
       default: Errno(failure.errno).sentence
       }

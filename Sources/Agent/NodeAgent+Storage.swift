@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Foundation
+internal import Logging
 internal import Storage
 internal import Workspaces
 
@@ -62,18 +63,45 @@ extension NodeAgent {
     let owner = spec.owner
     guard !closedHomes.contains(home) else { throw Refusal(.storage, "home \(home) is being restored or removed; try again") }
     let wish = record.homeBytes.map { homeWish(spec, $0, managed.homeKey) }
-    let isFull = try await step(.storage) { [homes, datasetImages] in
+    // An image may have to be checked, which takes as long as it takes.
+    let limit: Duration? = wish == nil ? .seconds(30) : nil
+    let isFull: Bool? = try await patiently(limit, "home \(home)") { [homes, datasetImages] in
       for dataset in record.datasets ?? [] { try NodeAgent.open(dataset, datasetImages, by: spec.id) }
       if let wish { return try homes.acquire(home, by: spec.id, wish, uid: owner.uid, gid: owner.gid) }
       try HostFolder.prepareHome(home, uid: owner.uid, gid: owner.gid)
       guard let bytes = record.homeQuota else { return false }
-      return try HomeQuota.apply(home, bytes: bytes, uid: owner.uid, gid: owner.gid)
+      do { return try HomeQuota.apply(home, bytes: bytes, uid: owner.uid, gid: owner.gid) } catch {
+        // What the node gives where it can is no reason to refuse where it cannot.
+        guard spec.storage.size == nil else { throw error }
+        return nil
+      }
     }
-    if isFull {
+    if isFull == nil {
+      managed.record.homeQuota = nil
+      logger.notice("home without a limit", metadata: ["workspace": "\(spec.id)", "home": "\(home)"])
+    }
+    if isFull == true {
       await tellRescue(
         managed, "the home is full; the room that was kept for this was given to it, and files have to be deleted",
         ["limitBytes": "\(record.homeBytes ?? record.homeQuota ?? 0)"])
     }
+  }
+
+  /// On a thread of its own, and no longer than `limit`: a file system that does not answer holds up nobody else. What it does once it
+  /// answers again is done in vain.
+  private func patiently<T: Sendable>(
+    _ limit: Duration?, _ what: String, _ body: @escaping @Sendable () throws -> T
+  ) async throws(Refusal) -> T {
+    let answer = Answer<T>()
+    let timer = limit.map { limit in
+      Task {
+        try await Task.sleep(for: limit)
+        answer.give(.failure(StorageError(description: "\(what): its file system does not answer within \(limit.components.seconds) s")))
+      }
+    }
+    defer { timer?.cancel() }
+    Thread.detachNewThread { answer.give(Result { try body() }) }
+    do { return try await answer.value.get() } catch { throw Refusal(.storage, "\(error)") }
   }
 
   /// What gives it back, when nothing of the workspace runs any more. May be done twice.

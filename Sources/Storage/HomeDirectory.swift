@@ -28,7 +28,7 @@ package enum HostFolder {
       }
       status = try folder.status(name)
     } catch {
-      throw refusal(path, "cannot be used: \(error.sentence)")
+      throw refusal(path, "cannot be used: \(error.sentence) (on \(fileSystem(of: path)))")
     }
     guard status.kind == .directory else {
       throw refusal(path, "is a \(status.kind), not a directory; it is not followed")
@@ -36,6 +36,21 @@ package enum HostFolder {
     guard status.uid == uid else {
       throw refusal(path, "belongs to uid \(status.uid), not to the owner's storage uid \(uid)")
     }
+  }
+
+  /// What kind of file system a path is on, as mountinfo (proc(5)) names it.
+  package static func fileSystem(of path: String) -> String {
+    var bytes: [UInt8] = []
+    do throws(Errno) { bytes = try Descriptor.open("/proc/self/mountinfo", [.readOnly]).readAll(limit: 16 << 20) } catch {}
+    var found = (length: 0, type: "an unknown file system")
+    for line in String(decoding: bytes, as: UTF8.self).split(separator: "\n") {
+      let fields = line.split(separator: " ")
+      guard fields.count > 6, let dash = fields.firstIndex(of: "-"), dash + 1 < fields.count else { continue }
+      let point = fields[4]
+      guard point == "/" || path == point || path.hasPrefix(point + "/"), point.utf8.count >= found.length else { continue }
+      found = (point.utf8.count, String(fields[dash + 1]))
+    }
+    return found.type
   }
 
   /// Checks a dataset's folder: there, a directory, no symlink on the way.

@@ -13,7 +13,7 @@ import pytest
 from conftest import judge, until
 
 IMAGES = pytest.param({"more": "storage: {driver: image, size: 32Mi}\n"}, id="images")
-pytestmark = pytest.mark.parametrize("node", [IMAGES], indirect=True)
+images = pytest.mark.parametrize("node", [IMAGES], indirect=True)
 
 
 def launch(agent, id, script, owner="ada", uid=2001, storage="", options=()):
@@ -44,6 +44,7 @@ def left(agent):
            [str(p) for p in (agent.directory / "homes").glob("*.lock*")]
 
 
+@images
 def test_a_full_home_hurts_its_owner_alone_and_still_starts(node):
     agent, _ = node
     launch(agent, "grace", "sleep 1000", owner="grace", uid=2002)
@@ -76,6 +77,7 @@ def test_a_full_home_hurts_its_owner_alone_and_still_starts(node):
     judge(agent)
 
 
+@images
 def test_it_grows_and_never_shrinks(node):
     agent, _ = node
     run(agent, "first", "echo kept > file")
@@ -98,6 +100,7 @@ def test_it_grows_and_never_shrinks(node):
     judge(agent)
 
 
+@images
 @pytest.mark.parametrize("thing, message", [
     ("garbage", "no file system of a home"), ("symlink", "cannot be opened"), ("directory", "homes as images"), ("locked", "in use on node elsewhere")])
 def test_what_is_in_the_way_is_refused_by_name_and_untouched(node, thing, message):
@@ -121,6 +124,7 @@ def test_what_is_in_the_way_is_refused_by_name_and_untouched(node, thing, messag
     assert not left(agent)
 
 
+@images
 def test_a_directory_does_not_hide_an_image(node):
     agent, _ = node
     run(agent, "first", "echo kept > file")
@@ -129,6 +133,7 @@ def test_a_directory_does_not_hide_an_image(node):
     assert "kept" in run(agent, "third", "cat file")[1]
 
 
+@images
 def test_a_power_cut_is_mended_before_it_is_mounted(node):
     """The image as it was at some moment while it was written to, as a cut would leave it."""
     agent, _ = node
@@ -148,6 +153,7 @@ def test_a_power_cut_is_mended_before_it_is_mounted(node):
     judge(agent)
 
 
+@images
 def test_agents_come_and_go_and_it_stays_mounted_while_it_is_used(node):
     agent, _ = node
     launch(agent, "one", "while true; do date > now; sleep 0.1; done")
@@ -179,6 +185,7 @@ def test_agents_come_and_go_and_it_stays_mounted_while_it_is_used(node):
     judge(agent)
 
 
+@images
 def test_twenty_owners_again_and_again_leave_nothing(node):
     agent, _ = node
     rounds = int(os.environ.get("CARREL_ROUNDS", "50"))
@@ -191,3 +198,42 @@ def test_twenty_owners_again_and_again_leave_nothing(node):
         list(pool.map(owner, range(20)))
     until(lambda: not left(agent), lambda: left(agent))
     judge(agent)
+
+
+DIRECTORIES = pytest.param({"more": "storage: {size: 64Mi}\n"}, id="directories")
+
+
+@pytest.mark.parametrize("node", [DIRECTORIES], indirect=True)
+def test_places_that_are_no_good_for_a_home(node):
+    """Read-only, without id-mapped mounts, and one that does not answer, which holds up nobody but who asked for it."""
+    agent, _ = node
+    places = {name: agent.directory / name for name in ("ro", "ramfs", "stale")}
+    for path in places.values():
+        path.mkdir()
+    disk = agent.directory / "disk"
+    subprocess.run(["truncate", "--size", "16M", disk], check=True)
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    for name, options in (("ro", ["-t", "tmpfs", "-o", "ro", "tmpfs"]), ("ramfs", ["-t", "ramfs", "ramfs"]), ("stale", ["-o", "loop", disk])):
+        subprocess.run(["mount", *options, places[name]], check=True)
+    try:
+        (places["ramfs"] / "ada").mkdir(mode=0o700)
+        os.chown(places["ramfs"] / "ada", 2001, 2001)
+        for name, message in (("ro", "Read-only file system (on tmpfs)"), ("ramfs", "id-mapped mounts, which its file system (ramfs) has not")):
+            reason, _ = run(agent, name, "true", storage=f"{{home: {places[name]}/ada}}")
+            assert message in reason["message"], reason
+        subprocess.run(["fsfreeze", "--freeze", places["stale"]], check=True)
+        begun = time.monotonic()
+        for number in range(8):
+            launch(agent, f"stale-{number}", "true", storage=f"{{home: {places['stale']}/h{number}}}")
+        # The node gives directories a limit where it can; this one cannot, and starts all the same.
+        reason, _ = run(agent, "good", "exit 3", owner="grace", uid=2002)
+        assert reason["exit_code"] == 3 and time.monotonic() - begun < 20, reason
+        for number in range(8):
+            ended = agent.wait(f"stale-{number}", "FAILED", "STOPPED", seconds=60)
+            assert "does not answer within 30 s" in ended["reason"]["message"], ended
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", places["stale"]])
+        time.sleep(0.5)
+        for path in places.values():
+            subprocess.run(["umount", path], check=True)
+    assert run(agent, "after", "exit 4")[0]["exit_code"] == 4
