@@ -26,8 +26,19 @@ final class Answer<T: Sendable>: Sendable {
     waiting?.resume(returning: result)
   }
 
-  /// For one who waits.
-  var value: Result<T, any Error> {
+  /// For one who waits; `late` is the answer where none is given within `limit`.
+  func value(within limit: Duration?, late: @autoclosure @escaping @Sendable () -> any Error) async throws -> T {
+    let timer = limit.map { limit in
+      Task {
+        try await Task.sleep(for: limit)
+        give(.failure(late()))
+      }
+    }
+    defer { timer?.cancel() }
+    return try await value.get()
+  }
+
+  private var value: Result<T, any Error> {
     get async {
       await withCheckedContinuation { continuation in
         let given: Result<T, any Error>? = state.withLock { state in

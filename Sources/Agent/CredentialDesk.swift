@@ -18,7 +18,7 @@ package final class CredentialDesk: Sendable {
     /// What passes a question on, by controller.
     var calls: [String: @Sendable (Question) -> Void] = [:]
     /// Who waits, by controller and question: a controller answers its own questions only.
-    var waiting: [[String]: CheckedContinuation<Result<Data, CredentialError>, Never>] = [:]
+    var waiting: [[String]: Answer<Data>] = [:]
   }
 
   private let state = Mutex(State())
@@ -38,28 +38,22 @@ package final class CredentialDesk: Sendable {
   package func answer(_ controller: String, _ id: String, _ result: Result<Data, CredentialError>) { finish([controller, id], result) }
 
   private func finish(_ key: [String], _ result: Result<Data, CredentialError>) {
-    state.withLock { $0.waiting.removeValue(forKey: key) }?.resume(returning: result)
+    state.withLock { $0.waiting[key] }?.give(result.mapError { $0 })
   }
 
-  func ask(_ controller: String, _ wanted: NodeAgent.Brokered, workspace: String, owner: String, seconds: UInt32)
-    async throws(CredentialError)
-    -> Data
-  {
+  func ask(_ controller: String, _ wanted: NodeAgent.Brokered, workspace: String, owner: String, seconds: UInt32) async throws -> Data {
     let question = Question(id: NodeAgent.freshToken(), workspace: workspace, owner: owner, wanted: wanted)
     let key = [controller, question.id]
-    let result = await withCheckedContinuation { (continuation: CheckedContinuation<Result<Data, CredentialError>, Never>) in
-      let pass = state.withLock { state in
-        let pass = state.calls[controller]
-        if pass != nil { state.waiting[key] = continuation }
-        return pass
-      }
-      guard let pass else { return continuation.resume(returning: .failure(CredentialError("controller \(controller): is not connected"))) }
-      pass(question)
-      Task { [weak self] in
-        try? await Task.sleep(for: .seconds(seconds))
-        self?.finish(key, .failure(CredentialError("controller \(controller): did not answer within \(seconds) s")))
-      }
+    let answer = Answer<Data>()
+    let pass = state.withLock { state in
+      let pass = state.calls[controller]
+      if pass != nil { state.waiting[key] = answer }
+      return pass
     }
-    return try result.get()
+    guard let pass else { throw CredentialError("controller \(controller): is not connected") }
+    defer { state.withLock { $0.waiting[key] = nil } }
+    pass(question)
+    return try await answer.value(
+      within: .seconds(seconds), late: CredentialError("controller \(controller): did not answer within \(seconds) s"))
   }
 }

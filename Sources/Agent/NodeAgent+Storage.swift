@@ -93,15 +93,14 @@ extension NodeAgent {
     _ limit: Duration?, _ what: String, _ body: @escaping @Sendable () throws -> T
   ) async throws(Refusal) -> T {
     let answer = Answer<T>()
-    let timer = limit.map { limit in
-      Task {
-        try await Task.sleep(for: limit)
-        answer.give(.failure(StorageError(description: "\(what): its file system does not answer within \(limit.components.seconds) s")))
-      }
-    }
-    defer { timer?.cancel() }
     Thread.detachNewThread { answer.give(Result { try body() }) }
-    do { return try await answer.value.get() } catch { throw Refusal(.storage, "\(error)") }
+    do {
+      return try await answer.value(
+        within: limit,
+        late: StorageError(description: "\(what): its file system does not answer within \(limit?.components.seconds ?? 0) s"))
+    } catch {
+      throw Refusal(.storage, "\(error)")
+    }
   }
 
   /// What gives it back, when nothing of the workspace runs any more. May be done twice.

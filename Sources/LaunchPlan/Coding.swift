@@ -275,11 +275,11 @@ extension Operation {
       return .scheduler(scheduler)
     case 49: return .ioPriority(try reader.number32())
     case 50: return .cpuAffinity(try reader.content())
+    case 51: return .seccompListener(socket: try reader.text(), state: try reader.list())
     case 52:
       return .outerNode(
         path: try reader.text(), mode: try reader.number32(), major: try reader.number32(), minor: try reader.number32(),
         uid: try reader.number32(), gid: try reader.number32())
-    case 51: return .seccompListener(socket: try reader.text(), state: try reader.list())
     default: throw reader.error(.unknownOperation)
     }
   }

@@ -5,8 +5,6 @@ internal import CLinux
 /// Encryption of directories by the file system that they are on (fscrypt, policies of version 2: AES-256-XTS for contents,
 /// AES-256-CTS for names). A key is held by the kernel, for one mounted file system, until it is removed or that is unmounted.
 extension Descriptor {
-  package static let encryptionKeySizes = 32...64
-
   /// Gives a key to this file's file system. Returns the identifier by which policies name it. A file system that cannot encrypt:
   /// `Errno.notSupported`, or that of a foreign ioctl.
   package func addEncryptionKey(_ key: [UInt8]) throws(Errno) -> [UInt8] {

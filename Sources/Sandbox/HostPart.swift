@@ -89,27 +89,21 @@ final class HostPart {
 
   /// On a file system of its own that nobody else sees.
   private func makeNode(_ mode: UInt32, _ major: UInt32, _ minor: UInt32, _ uid: UInt32, _ gid: UInt32) throws(Errno) -> Descriptor {
-    let made = try Mount.make("tmpfs", [("mode", "0700"), ("size", "0"), ("nr_inodes", "2")], attributes: [.noSetuid, .noExec])
-    try made.makeNode("node", mode: mode, major: major, minor: minor)
-    try made.setOwner(uid, gid, "node")
-    try made.setMode(mode & 0o7777, "node")
-    let mount = try HostPart.attached(made)
-    let node = try Mount.clone(try mount.open("node", [.path, .noFollow]))
-    // Not earlier: with its last descriptor it comes apart, and cannot be cloned any more.
-    _ = consume mount
-    return node
+    let mount = try Mount.make("tmpfs", [("mode", "0700"), ("size", "0"), ("nr_inodes", "2")], attributes: [.noSetuid, .noExec])
+    try mount.makeNode("node", mode: mode, major: major, minor: minor)
+    try mount.setOwner(uid, gid, "node")
+    try mount.setMode(mode & 0o7777, "node")
+    return try HostPart.clone(try mount.open("node", [.path, .noFollow]), in: mount)
   }
 
-  /// Before Linux 6.15 only what is attached can be cloned: then it is, out of everybody's sight.
-  private static func attached(_ mount: consuming Descriptor) throws(Errno) -> Descriptor {
-    do throws(Errno) {
-      _ = try Mount.clone(mount)
-      return mount
-    } catch {
+  /// A clone of what is at `file` in a detached mount, which has to be held until then: with its last descriptor it comes apart.
+  private static func clone(_ file: borrowing Descriptor, in mount: borrowing Descriptor) throws(Errno) -> Descriptor {
+    do throws(Errno) { return try Mount.clone(file) } catch {
+      // Before 6.15 only attached mounts can be cloned: attach it out of everybody's sight.
       try Process.unshare(.mount)
       try Mount.makeSlave()
       try Mount.attach(mount, to: try Descriptor.open("/mnt", [.path, .directory, .noFollow]))
-      return mount
+      return try Mount.clone(file)
     }
   }
 
@@ -125,7 +119,7 @@ final class HostPart {
       mount = try Mount.make("ramfs", [("mode", "0755")], attributes: hardening)
     }
     secrets = Handle(try mount.open(".", [.readOnly, .directory]))
-    let twin = try Mount.clone(try HostPart.attached(mount))
+    let twin = try HostPart.clone(mount, in: mount)
     try Mount.setAttributes(twin, [.readOnly])
     return twin
   }
