@@ -93,7 +93,8 @@ extension NodeAgent {
     _ limit: Duration?, _ what: String, _ body: @escaping @Sendable () throws -> T
   ) async throws(Refusal) -> T {
     let answer = Answer<T>()
-    Thread.detachNewThread { answer.give(Result { try body() }) }
+    // A queue has a thread of its own and waits for one where the kernel refuses it; Foundation's Thread says nothing and never runs.
+    DispatchQueue(label: "carrel.storage").async { answer.give(Result { try body() }) }
     do {
       return try await answer.value(
         within: limit,

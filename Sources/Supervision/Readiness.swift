@@ -22,9 +22,8 @@ final class Readiness: Sendable {
 
   private init() {
     do throws(Errno) { queue = try ReadinessQueue() } catch { fatalError("epoll: \(error.sentence)") }
-    let thread = Thread { [self] in while true { turn() } }
-    thread.name = "carrel-ready"
-    thread.start()
+    // A queue and no Thread, which says nothing where the kernel refuses one, and never runs.
+    DispatchQueue(label: "carrel.ready").async { [self] in while true { turn() } }
   }
 
   private func turn() {

@@ -74,3 +74,19 @@ def test_each_call_refused_in_turn(node):
     print(dict(outcomes))
     assert outcomes["injected"] > 60 and outcomes["Exited"] < outcomes["injected"], outcomes
     judge(agent)
+
+
+def test_a_thread_refused_holds_nothing_up(node):
+    """Whoever asks for a thread and does not look whether it came waits for ever. The first that each thread asks for is refused."""
+    agent, _ = node
+    log = agent.directory / "calls"
+    life(agent, "counted")
+    for number in range(5):
+        for error in ("ENOMEM", "EAGAIN"):
+            tracer = traced(agent, log, "-e", "trace=clone3", "-e", f"inject=clone3:error={error}:when=1")
+            try:
+                life(agent, f"x-{error.lower()}-{number}")
+            finally:
+                end(tracer)
+            assert agent.lives and b"INJECTED" in log.read_bytes()
+    judge(agent)
