@@ -19,6 +19,7 @@ package struct Errno: Error, Equatable, Sendable {
   package static let again = Errno(EAGAIN)
   package static let access = Errno(EACCES)
   package static let exists = Errno(EEXIST)
+  package static let noDevice = Errno(ENODEV)
   package static let notDirectory = Errno(ENOTDIR)
   package static let isDirectory = Errno(EISDIR)
   package static let invalid = Errno(EINVAL)

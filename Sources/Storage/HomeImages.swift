@@ -7,7 +7,7 @@ internal import Synchronization
 /// Homes that are file systems of their own: a sparse image beside the homes, `<home>.img`, mounted through a loop device while a
 /// workspace of its owner runs. Its size is a hard limit on any host, and what it fills, it fills for its owner alone.
 ///
-/// The work is done by mount(8) and the programs of the file system: an ext4 image is checked before it is mounted after an unclean
+/// Checks and growth are left to the programs of the file system: an ext4 image is checked before it is mounted after an unclean
 /// end (XFS and btrfs mend themselves when they are mounted), and none is ever mounted twice.
 package final class HomeImages: Sendable {
   package struct Use: Equatable, Sendable {
@@ -225,9 +225,7 @@ package final class HomeImages: Sendable {
     do {
       let format = try ready(image, file, wish)
       try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-      try HostProgram.run(
-        ["sh", "-c", HomeImages.mounting, "sh", image, point, format.rawValue, format.mountOptions], on: image,
-        "home \(image) cannot be mounted")
+      try attach(image, file.descriptor, format, to: point)
     } catch {
       try? FileManager.default.removeItem(atPath: image + ".lock")
       throw error
@@ -239,14 +237,22 @@ package final class HomeImages: Sendable {
     }
   }
 
-  /// A device that reads and writes past the host's page cache, where its file system can, so that nothing is held twice; `--nooverlap`
-  /// finds the one that is there already. Its file is let go when the last mount is.
-  private static let mounting = """
-    device=$(losetup --find --show --nooverlap --direct-io=on "$1") || device=$(losetup --find --show --nooverlap "$1") || exit 1
-    mount -t "$3" -o "$4" "$device" "$2"; status=$?
-    losetup --detach "$device"
-    exit $status
-    """
+  /// Through a device of the kernel's, which goes when the last mount does. By descriptors and not by mount(8), since this is what a
+  /// start waits for.
+  private func attach(_ image: String, _ file: borrowing Descriptor, _ format: ImageFormat, to point: String) throws {
+    do throws(Errno) {
+      // An agent that ended in the middle may have left a program at work on it: not before that ends.
+      try Descriptor.openPlain(image, [.readOnly]).lock(waiting: true)
+      let loop = try LoopDevice.attach(file, named: image)
+      let mount = try Mount.make(
+        format.rawValue, [("source", loop.path)] + format.mountOptions, attributes: [.noSetuid, .noDevices, .noAccessTime])
+      try Mount.attach(mount, to: Descriptor.openPlain(point, [.path, .directory]))
+    } catch {
+      throw StorageError(
+        description: "home \(image) cannot be mounted: "
+          + (error == .noDevice ? "this kernel has no \(format.rawValue), or no loop devices" : error.sentence))
+    }
+  }
 
   private func growMounted(_ home: String, at point: String, to bytes: UInt64) throws {
     let (image, before) = (home + ".img", size(home + ".img"))

@@ -106,7 +106,7 @@ package struct HomeStore: Sendable {
         try HostProgram.run(
           [
             "sh", "-c", HomeStore.chowning, "sh", temporary, "\(root)/.snapshots/\(owner)/.mount-\(other)", "\(uid):\(gid)",
-            format.rawValue, format.mountOptions,
+            format.rawValue, format.mountOptions.map(\.0).joined(separator: ","),
           ],
           "the copy \(temporary) cannot be given to \(other)")
       } else {
@@ -120,7 +120,7 @@ package struct HomeStore: Sendable {
   }
 
   private static let chowning = """
-    mkdir -p "$2" && mount -t "$4" -o "loop,$5" "$1" "$2" || exit 1
+    mkdir -p "$2" && mount -t "$4" -o "loop,nosuid,nodev${5:+,$5}" "$1" "$2" || exit 1
     chown --recursive --no-dereference "$3" "$2/home"; status=$?
     umount "$2" && rmdir "$2"
     exit $status

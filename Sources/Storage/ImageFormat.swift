@@ -45,12 +45,9 @@ package enum ImageFormat: String, CaseIterable, Sendable {
     }
   }
 
-  var mountOptions: String {
-    switch self {
-    case .ext4, .btrfs: "nosuid,nodev,noatime"
+  var mountOptions: [(String, String)] {
     // A copy has the name of what it was copied from, and both may be mounted.
-    case .xfs: "nosuid,nodev,noatime,nouuid"
-    }
+    self == .xfs ? [("nouuid", "")] : []
   }
 
   /// While it is mounted. ext4 needs CAP_SYS_RESOURCE for it.

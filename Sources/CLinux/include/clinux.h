@@ -33,7 +33,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include <linux/fscrypt.h>
 #include <linux/sched.h>
 
 int clx_argument_count(void);
@@ -159,45 +158,6 @@ static inline long clx_super_readonly(int fd) {
   struct statfs s;
   long r = clx_result(syscall(SYS_fstatfs, fd, &s));
   return r < 0 ? r : (s.f_flags & 1);
-}
-
-// fscrypt of version 2 (linux/fscrypt.h): a key belongs to a file system and is known by an identifier that the kernel derives.
-static inline long clx_encryption_add_key(int fd, const void *key, size_t n, uint8_t identifier[FSCRYPT_KEY_IDENTIFIER_SIZE]) {
-  union { struct fscrypt_add_key_arg argument; uint8_t room[sizeof(struct fscrypt_add_key_arg) + FSCRYPT_MAX_KEY_SIZE]; } u;
-  if (n > FSCRYPT_MAX_KEY_SIZE) return -EINVAL;
-  memset(&u, 0, sizeof u);
-  u.argument.key_spec.type = FSCRYPT_KEY_SPEC_TYPE_IDENTIFIER;
-  u.argument.raw_size = (uint32_t)n;
-  memcpy(u.room + sizeof(struct fscrypt_add_key_arg), key, n);
-  long r = clx_result(ioctl(fd, FS_IOC_ADD_ENCRYPTION_KEY, &u));
-  memcpy(identifier, u.argument.key_spec.u.identifier, FSCRYPT_KEY_IDENTIFIER_SIZE);
-  explicit_bzero(&u, sizeof u);
-  return r;
-}
-static inline long clx_encryption_remove_key(int fd, const uint8_t identifier[FSCRYPT_KEY_IDENTIFIER_SIZE]) {
-  struct fscrypt_remove_key_arg a;
-  memset(&a, 0, sizeof a);
-  a.key_spec.type = FSCRYPT_KEY_SPEC_TYPE_IDENTIFIER;
-  memcpy(a.key_spec.u.identifier, identifier, FSCRYPT_KEY_IDENTIFIER_SIZE);
-  return clx_result(ioctl(fd, FS_IOC_REMOVE_ENCRYPTION_KEY, &a));
-}
-static inline long clx_encryption_set_policy(int fd, const uint8_t identifier[FSCRYPT_KEY_IDENTIFIER_SIZE]) {
-  struct fscrypt_policy_v2 p;
-  memset(&p, 0, sizeof p);
-  p.version = FSCRYPT_POLICY_V2;
-  p.contents_encryption_mode = FSCRYPT_MODE_AES_256_XTS;
-  p.filenames_encryption_mode = FSCRYPT_MODE_AES_256_CTS;
-  p.flags = FSCRYPT_POLICY_FLAGS_PAD_32;
-  memcpy(p.master_key_identifier, identifier, FSCRYPT_KEY_IDENTIFIER_SIZE);
-  return clx_result(ioctl(fd, FS_IOC_SET_ENCRYPTION_POLICY, &p));
-}
-static inline long clx_encryption_policy(int fd, uint8_t identifier[FSCRYPT_KEY_IDENTIFIER_SIZE]) {
-  struct fscrypt_get_policy_ex_arg a;
-  memset(&a, 0, sizeof a);
-  a.policy_size = sizeof a.policy;
-  long r = clx_result(ioctl(fd, FS_IOC_GET_ENCRYPTION_POLICY_EX, &a));
-  if (r == 0) memcpy(identifier, a.policy.v2.master_key_identifier, FSCRYPT_KEY_IDENTIFIER_SIZE);
-  return r;
 }
 
 // ------------------------------------------------------------------- mounts
