@@ -163,6 +163,8 @@ package struct Resources: Equatable, Sendable {
       values.append(CgroupValue(controller, controller + "." + file, text, ifPresent: ifPresent, isReadBack: isReadBack))
     }
     // The memory limit may never pass the one with swap: raised, the latter comes first; a new cgroup has none.
+    // One that goes takes the one with swap along.
+    if memory == -1 && memoryAndSwap == nil { add("memory", "memsw.limit_in_bytes", "-1", ifPresent: true) }
     if let memory { add("memory", "limit_in_bytes", "\(memory)", isReadBack: memory >= 0) }
     if let memoryAndSwap {
       add("memory", "memsw.limit_in_bytes", "\(memoryAndSwap)", ifPresent: true, isReadBack: memoryAndSwap >= 0)

@@ -235,6 +235,8 @@ private let updateOptions: [(option: Arguments.Option, section: String, field: S
   (.value("memory-reservation", help: "bytes"), "memory", "reservation"),
   (.value("cpu-share", "cpu-shares", help: "2 to 262144"), "cpu", "shares"),
   (.value("cpu-quota", help: "microseconds in a period"), "cpu", "quota"), (.value("cpu-period", help: "microseconds"), "cpu", "period"),
+  (.value("cpu-rt-runtime", help: "microseconds in a period"), "cpu", "realtimeRuntime"),
+  (.value("cpu-rt-period", help: "microseconds"), "cpu", "realtimePeriod"),
   (.value("cpuset-cpus", help: "list"), "cpu", "cpus"), (.value("cpuset-mems", help: "list"), "cpu", "mems"),
   (.value("pids-limit", help: "processes"), "pids", "limit"), (.value("blkio-weight", help: "10 to 1000"), "blockIO", "weight"),
 ]

@@ -165,6 +165,12 @@ def supervisors(carrel, pb, count=20):
     return sizes
 
 
+def in_process():
+    """The bare system calls of a start up to its exec, three times. Milliseconds."""
+    done = subprocess.run([sys.executable, ROOT / "Tests/Runtime/bench.py", "3", "--in-process"], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
 def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="carrel-bench-", dir="/tmp"))
     folder.chmod(0o711)
@@ -178,15 +184,17 @@ def main():
         carrel = Carrel(agent, pb, rpc)
         agent.run("image", "import", str(layout), "--name", "tiny:latest")
         agent.run("image", "import", str(ROOT / ".cache/images/jupyterlab.tar"), "--name", "jupyterlab:latest", timeout=300)
-        times = {name: [] for name in ("carrel, to exec", "carrel, to exit known", "crun", "podman")}
+        times = {name: [] for name in ("floor", "carrel, to exec", "carrel, to exit known", "crun", "podman")}
         for index in range(ROUNDS + 2):
             id = f"t{index}"
             seen = carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/true"]), {"Stopped"})
             carrel.remove(id)
             crun = peers.clock(["crun", "run", "--bundle", str(folder / "bundle"), f"bench-{index}"])
             podman = peers.clock(["podman", "--cgroup-manager=cgroupfs", "run", "--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--memory=64m", "--pids-limit=64", "--rootfs", str(root), "/bin/true"]) if index % 3 == 0 else None
+            floor = in_process() if index % 3 == 0 else []
             if index < 2:
                 continue  # warm-up
+            times["floor"] += floor
             times["carrel, to exec"].append(seen["Starting"])
             times["carrel, to exit known"].append(seen["Stopped"])
             times["crun"].append(crun)
@@ -239,6 +247,7 @@ def report(times, labs):
     print("| a static program | median ms | range | ratio |\n|---|---|---|---|")
     base = statistics.median(times["carrel, to exec"])
     row("carrel: API call → program runs (event received)", times["carrel, to exec"], base)
+    row("floor: the system calls of `Tests/Runtime/floor.c` up to the exec", times["floor"], base)
     row("carrel: API call → exit known (event received)", times["carrel, to exit known"], base)
     row("crun run", times["crun"], base)
     row("podman run", times["podman"], base)

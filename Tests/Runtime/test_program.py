@@ -320,6 +320,7 @@ def test_words_of_the_command_line(runtime, sleeper):
         assert json.loads(runtime.run("events", "--stats", id).stdout)["data"]["memory"]["usage"]["limit"] == size
     for text in ("50Q", "M", "", "9999999T"):
         assert runtime.run("update", "--memory", text, id, check=False).returncode == 1
+    assert "expected a number" in runtime.run("update", "--cpu-rt-runtime", "x", "--cpu-rt-period", "1000000", id, check=False).stderr
 
 
 @pytest.mark.skipif(not HYBRID, reason="v2 has one hierarchy")

@@ -134,6 +134,13 @@ def test_pause_resume_update_events_list(runtime, sleeper):
     runtime.run("update", "--memory", str(48 << 20), "--memory-swap", str(48 << 20), "--pids-limit", "33", "--cpu-quota", "40000", "--cpu-period", "100000", id)
     told = json.loads(runtime.run("events", "--stats", id).stdout)
     assert told["data"]["memory"]["usage"]["limit"] == 48 << 20 and told["data"]["pids"] == {"current": 1, "limit": 33}
+    limit = lambda: json.loads(runtime.run("events", "--stats", id).stdout)["data"]["memory"]["usage"].get("limit", 0)
+    # Raised past the one with swap, which was as small, and taken away, which takes that along.
+    runtime.run("update", "--memory", str(96 << 20), "--memory-swap", str(128 << 20), id)
+    assert limit() == 96 << 20
+    runtime.run("update", "--memory", "-1", id)
+    assert limit() == 0 or limit() > 1 << 60
+    runtime.run("update", "--memory", str(48 << 20), id)
     subprocess.run([RUNTIME, "--root", runtime.state, "update", "--resources", "-", id], input=json.dumps({"pids": {"limit": 44}}), text=True, check=True)
     assert json.loads(runtime.run("events", "--stats", id).stdout)["data"]["pids"]["limit"] == 44
     assert id in runtime.run("list").stdout and id in runtime.run("list", "-q").stdout.split()
@@ -142,7 +149,7 @@ def test_pause_resume_update_events_list(runtime, sleeper):
 
 def test_console_socket_and_size(runtime):
     def change(config):
-        config["process"].update(terminal=True, consoleSize={"height": 33, "width": 44}, args=["sh", "-c", "test -t 0 && stat -c %t:%T /dev/console; read x; echo got $x"])
+        config["process"].update(terminal=True, consoleSize={"height": 33, "width": 44}, args=["sh", "-c", "test -t 0 && stat -c %t:%T,%g /dev/console; read x; echo got $x"])
     bundle, id = runtime.bundle(change), runtime.id()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{bundle}/console")
@@ -160,7 +167,7 @@ def test_console_socket_and_size(runtime):
     output = b""
     while b"got word" not in output:
         output += os.read(master, 100)
-    assert b"88:0" in output
+    assert b"88:0,5\r\n" in output, "the group of terminals"
     os.close(master)
     runtime.run("delete", "--force", id)
 

@@ -162,8 +162,9 @@ open("/tmp/given.json", "w").write(json.dumps({"AccessKeyId": "ASIA", "SecretAcc
     host.carrel("rm secret")
 
 
-def test_a_home_that_is_a_directory_has_a_limit_where_its_file_system_has_project_quotas(host):
-    sh("truncate -s 256M /limited.img && mkfs.ext4 -q -O quota,project /limited.img && mkdir -p /srv/limited && mount -o loop,prjquota /limited.img /srv/limited")
+@pytest.mark.parametrize("make", ["mkfs.ext4 -q -O quota,project", "mkfs.xfs -q"])
+def test_a_home_that_is_a_directory_has_a_limit_where_its_file_system_has_project_quotas(host, make):
+    sh(f"truncate -s 400M /limited.img && {make} /limited.img && mkdir -p /srv/limited && mount -o loop,prjquota /limited.img /srv/limited")
     sh("truncate -s 64M /plain.img && mkfs.ext4 -q /plain.img && mkdir -p /srv/plain && mount -o loop /plain.img /srv/plain")
     sh("chmod 711 /srv/limited /srv/plain")
     storage = lambda owner, size="32Mi", place="limited": {"home": f"/srv/{place}/{owner}", "driver": "directory", "size": size}
