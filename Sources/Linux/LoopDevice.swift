@@ -32,7 +32,8 @@ package struct LoopDevice: ~Copyable {
     let blocks = try Descriptor.open("/sys/block", [.readOnly, .directory])
     // Those with a file have a directory that the others do not.
     for name in try blocks.entries() where name.hasPrefix("loop") && blocks.exists(name + "/loop") {
-      guard let device = try? Descriptor.open("/dev/" + name, [.readWrite]) else { continue }
+      // For reading: udev looks anew at whatever was open for writing.
+      guard let device = try? Descriptor.open("/dev/" + name, [.readOnly]) else { continue }
       var (fileDevice, inode): (UInt64, UInt64) = (0, 0)
       if clx_loop_file(device.number, &fileDevice, &inode) == 0, fileDevice == status.device, inode == status.inode {
         return LoopDevice(device: device, path: "/dev/" + name)

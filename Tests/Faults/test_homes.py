@@ -237,3 +237,25 @@ def test_places_that_are_no_good_for_a_home(node):
         for path in places.values():
             subprocess.run(["umount", path], check=True)
     assert run(agent, "after", "exit 4")[0]["exit_code"] == 4
+
+
+@images
+def test_an_image_that_somebody_of_the_host_still_holds_has_one_device(node):
+    """Two devices of one file would be two file systems that write over each other."""
+    agent, _ = node
+    launch(agent, "first", "echo first > file; sleep 1000")
+    agent.wait("first", "READY")
+    point = next(line.split()[4] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if str(agent.directory) in line and "ada" in line.split()[4])
+    until((pathlib.Path(point) / "home/file").exists, "the file")
+    with open(pathlib.Path(point) / "home/held", "w") as held:
+        agent.do("rm", "--force", "first")
+        until(lambda: point not in pathlib.Path("/proc/self/mountinfo").read_text(), "it is taken away, though held")
+        launch(agent, "second", "echo second >> file; sleep 1000")
+        agent.wait("second", "READY")
+        devices = [line for line in left(agent) if line.endswith("ada.img")]
+        assert len(devices) == 1, devices
+        held.write("written late")
+    agent.do("rm", "--force", "second")
+    until(lambda: not left(agent), lambda: left(agent))
+    assert run(agent, "third", "cat file held")[1] == "first\nsecond\nwritten late"
+    judge(agent)
