@@ -162,8 +162,8 @@ package struct Resources: Equatable, Sendable {
     func add(_ controller: String, _ file: String, _ text: String, ifPresent: Bool = false, isReadBack: Bool = false) {
       values.append(CgroupValue(controller, controller + "." + file, text, ifPresent: ifPresent, isReadBack: isReadBack))
     }
-    // The memory limit may never pass the one with swap: raised, the latter comes first; a new cgroup has none.
-    // One that goes takes the one with swap along.
+    // The memory limit may never pass the one with swap. One that goes takes that along; where both are raised in a cgroup that has them
+    // already, whoever applies them turns the order round.
     if memory == -1 && memoryAndSwap == nil { add("memory", "memsw.limit_in_bytes", "-1", ifPresent: true) }
     if let memory { add("memory", "limit_in_bytes", "\(memory)", isReadBack: memory >= 0) }
     if let memoryAndSwap {

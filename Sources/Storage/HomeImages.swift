@@ -241,7 +241,8 @@ package final class HomeImages: Sendable {
   /// start waits for.
   private func attach(_ image: String, _ file: borrowing Descriptor, _ format: ImageFormat, to point: String) throws {
     do throws(Errno) {
-      // An agent that ended in the middle may have left a program at work on it: not before that ends.
+      // An agent that ended in the middle may have left a program at work on it: not before that ends. By another descriptor than the
+      // device's, which would hold the lock as long as it is there.
       try Descriptor.openPlain(image, [.readOnly]).lock(waiting: true)
       let loop = try LoopDevice.attach(file, named: image)
       let mount = try Mount.make(
