@@ -35,10 +35,15 @@ final class Answer<T: Sendable>: Sendable {
       }
     }
     defer { timer?.cancel() }
-    return try await value.get()
+    return try await value
   }
 
-  private var value: Result<T, any Error> {
+  /// For one who waits.
+  var value: T {
+    get async throws { try await result.get() }
+  }
+
+  private var result: Result<T, any Error> {
     get async {
       await withCheckedContinuation { continuation in
         let given: Result<T, any Error>? = state.withLock { state in

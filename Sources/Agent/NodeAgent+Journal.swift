@@ -13,20 +13,26 @@ extension NodeAgent {
     let entry: Journal.Entry
     /// Tried again until the disk takes it: what has happened to a workspace cannot be refused any more, only told late.
     let insists: Bool
-    let done: CheckedContinuation<Void, any Error>
+    let done: Answer<Void>
   }
 
   /// The record and its event, in one transaction; then the watchers hear of it. Without `insist`, a disk that is full or fails
   /// is the caller's to tell of.
   func commit(_ managed: Managed, _ type: EventType, _ attributes: [String: String] = [:], insist: Bool = true) async throws {
+    let done = try submit(managed, type, attributes, insist: insist)
+    defer { Fault.at("after \(type.rawValue)") }
+    try await done.value
+  }
+
+  /// The same up to its place among the events, which it has when this returns; the answer comes when it is on disk.
+  func submit(_ managed: Managed, _ type: EventType, _ attributes: [String: String], insist: Bool = true) throws -> Answer<Void> {
     // What comes late must not bring the record of a deleted workspace back.
     guard workspaces[managed.record.spec.id] === managed else { throw AgentError.noWorkspace(managed.record.spec.id) }
     let event = try event(type, managed.record, after: managed.told, attributes)
     managed.told = managed.record.state
     let entry = Journal.Entry(event, .record(try managed.record.journalRecord()))
     Fault.at("before \(type.rawValue)")
-    defer { Fault.at("after \(type.rawValue)") }
-    try await write(entry, insist: insist)
+    return submit(entry, insist: insist)
   }
 
   /// An event of the node itself, with a setting that it is about.
@@ -51,15 +57,18 @@ extension NodeAgent {
       phases: try phases.map { try encodedText($0) })
   }
 
-  /// Returns when the entry is on disk. Entries get there in the order in which they are asked for; those that come while the
+  func write(_ entry: Journal.Entry, insist: Bool) async throws { try await submit(entry, insist: insist).value }
+
+  /// Answers when the entry is on disk. Entries get there in the order in which they are submitted; those that come while the
   /// disk is busy share the next transaction, and with it the fsync, which is what a commit costs.
-  func write(_ entry: Journal.Entry, insist: Bool) async throws {
-    try await withCheckedThrowingContinuation { done in
-      waiting.append(Commit(entry: entry, insists: insist, done: done))
-      guard !isCommitting else { return }
+  private func submit(_ entry: Journal.Entry, insist: Bool) -> Answer<Void> {
+    let done = Answer<Void>()
+    waiting.append(Commit(entry: entry, insists: insist, done: done))
+    if !isCommitting {
       isCommitting = true
       Task { await commitWaiting() }
     }
+    return done
   }
 
   private func commitWaiting() async {
@@ -68,7 +77,7 @@ extension NodeAgent {
       waiting = []
       do {
         try await put(together.map(\.entry))
-        for commit in together { commit.done.resume() }
+        for commit in together { commit.done.give(.success(())) }
       } catch {
         // Whoever may be refused is refused alone.
         for commit in together { await commitAlone(commit) }
@@ -81,9 +90,9 @@ extension NodeAgent {
     while true {
       do {
         try await put([commit.entry])
-        return commit.done.resume()
+        return commit.done.give(.success(()))
       } catch {
-        guard commit.insists else { return commit.done.resume(throwing: error) }
+        guard commit.insists else { return commit.done.give(.failure(error)) }
         logger.critical("journal does not take an event; trying again", metadata: ["error": "\(error)"])
         try? await Task.sleep(for: .seconds(1))
       }

@@ -85,11 +85,12 @@ extension NodeAgent {
 
   private func attempt(_ managed: Managed) async {
     await managed.cleaning?.value
-    guard await transition(managed, .preparationBegan) else { return }
+    guard let began = enter(managed, .preparationBegan) else { return }
     do {
-      let link = try await prepare(managed)
+      let link = try await prepare(managed, began)
       await supervise(managed, link)
     } catch {
+      await arrive(managed, began)
       managed.forgetSecrets()
       await clean(managed)
       await transition(managed, .preparationFailed(await complete(error.reason, managed)))
@@ -98,12 +99,13 @@ extension NodeAgent {
 
   // ---------------------------------------------------------------- preparing
 
-  private func prepare(_ managed: Managed) async throws(Refusal) -> SupervisorLink {
+  private func prepare(_ managed: Managed, _ began: Entry) async throws(Refusal) -> SupervisorLink {
     let spec = managed.record.spec
     guard let tool = tool(spec.tool) else { throw Refusal(.internal, "there is no tool \(spec.tool) any more") }
     var clock = PhaseClock()
 
-    let image = try await step(.imageNotFound) { [images] in try images.find(spec.image) }
+    let image: StoredImage
+    do { image = try await self.image(spec.image) } catch { throw Refusal(.imageNotFound, "\(error)") }
     managed.record.imageDigest = image.digest
     clock.lap("image", managed)
 
@@ -127,9 +129,13 @@ extension NodeAgent {
     let copy = try? managed.record.encoded()
     let plan = compile(managed.record, tool, image)
     let (folder, helper) = (managed.folder, configuration.helper)
-    folder.reset()
-    try await step(.isolation) { if let copy { try folder.keep(record: Array(copy.utf8)) } }
-    let link = try await step(.isolation) { try folder.spawn(plan, id: spec.id, helper: helper, errors: 2) }
+    // What is made from here on outlives this agent: the next one has to know.
+    await arrive(managed, began)
+    let link = try await step(.isolation) {
+      folder.reset()
+      if let copy { try folder.keep(record: Array(copy.utf8)) }
+      return try folder.spawn(plan, id: spec.id, helper: helper, errors: 2)
+    }
     managed.link = link
     clock.lap("supervisor", managed)
     Fault.at(.spawned)
@@ -328,13 +334,11 @@ extension NodeAgent {
   func clean(_ managed: Managed) async {
     managed.link?.close()
     managed.link = nil
-    let attachment = attachment(managed.record)
     let group = managed.record.cgroup.isEmpty ? nil : cgroup(of: managed.record)
     let closeStorage = closingStorage(managed.record)
     Fault.at(.cleaning)
     defer { Fault.at(.cleaned) }
-    try? await blocking { [network] in
-      network.detach(attachment)
+    try? await blocking {
       defer { closeStorage() }
       guard let group else { return }
       for attempt in 0..<50 where !group.remove() {
@@ -349,32 +353,49 @@ extension NodeAgent {
   /// overtaken, and the one that overtook it stands.
   @discardableResult
   func transition(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) async -> Bool {
-    do {
-      let next = try StateMachine.apply(occurrence, to: managed.record.state)
-      managed.record.state = next.state
-      managed.record.reason = next.reason
-      if next.state.isTerminal { managed.token = managed.record.spec.lifecycle.restartPolicy == .never ? nil : managed.token }
-      var attributes = more
-      attributes["attempt"] = "\(managed.record.attempt)"
-      if next.event == .ready {
-        let total = managed.record.phases.map(\.milliseconds).reduce(0, +)
-        attributes["milliseconds"] = String(format: "%.1f", total)
-      }
-      logger.info(
-        "workspace \(next.event.rawValue.lowercased())",
-        metadata: [
-          "workspace": "\(managed.record.spec.id)", "state": "\(next.state.rawValue)",
-          "reason": "\(next.reason?.message ?? "")",
-        ])
-      try await commit(managed, next.event, attributes)
-      if next.state.isTerminal {
-        for waiter in managed.endWaiters { waiter.resume() }
-        managed.endWaiters = []
-      }
-      return true
-    } catch {
-      return false
+    guard let entry = enter(managed, occurrence, more) else { return false }
+    return await arrive(managed, entry)
+  }
+
+  /// A transition that is made in memory and on its way to the disk.
+  struct Entry {
+    let event: EventType
+    let isEnd: Bool
+    let done: Answer<Void>
+  }
+
+  /// The first half of a transition: what comes after it acts on the new state, and is told after it.
+  private func enter(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) -> Entry? {
+    guard let next = try? StateMachine.apply(occurrence, to: managed.record.state) else { return nil }
+    managed.record.state = next.state
+    managed.record.reason = next.reason
+    if next.state.isTerminal { managed.token = managed.record.spec.lifecycle.restartPolicy == .never ? nil : managed.token }
+    var attributes = more
+    attributes["attempt"] = "\(managed.record.attempt)"
+    if next.event == .ready {
+      let total = managed.record.phases.map(\.milliseconds).reduce(0, +)
+      attributes["milliseconds"] = String(format: "%.1f", total)
     }
+    logger.info(
+      "workspace \(next.event.rawValue.lowercased())",
+      metadata: [
+        "workspace": "\(managed.record.spec.id)", "state": "\(next.state.rawValue)",
+        "reason": "\(next.reason?.message ?? "")",
+      ])
+    guard let done = try? submit(managed, next.event, attributes) else { return nil }
+    return Entry(event: next.event, isEnd: next.state.isTerminal, done: done)
+  }
+
+  /// The second half: returns when it is on disk.
+  @discardableResult
+  private func arrive(_ managed: Managed, _ entry: Entry) async -> Bool {
+    defer { Fault.at("after \(entry.event.rawValue)") }
+    guard (try? await entry.done.value) != nil else { return false }
+    if entry.isEnd {
+      for waiter in managed.endWaiters { waiter.resume() }
+      managed.endWaiters = []
+    }
+    return true
   }
 
   // ----------------------------------------------------------------- stopping

@@ -118,7 +118,9 @@ package actor NodeAgent {
     homeStore = HomeStore(root: configuration.homes, images: homes)
     datasetImages = try DatasetImages(root: configuration.state + "/datasets")
     images = try ImageStore(path: configuration.state + "/images")
-    network = try NetworkDriver(subnet: configuration.subnet, table: configuration.firewallTable, linkPrefix: configuration.linkPrefix)
+    network = try NetworkDriver(
+      subnet: configuration.subnet, slots: configuration.maxWorkspaces, table: configuration.firewallTable,
+      linkPrefix: configuration.linkPrefix)
     seccomp = try SeccompCompiler.compileDefaultProfile()
     pool = NIOThreadPool(numberOfThreads: 4)
     pool.start()
@@ -162,8 +164,8 @@ package actor NodeAgent {
       }
       return (present.record, false)
     }
-    try await checkJournal()
-    _ = try await blocking { [images] in try images.find(spec.image) }
+    try checkJournal()
+    _ = try await image(spec.image)
     // From here to where it is in memory nothing suspends: two launches never take the same room.
     try admit(amounts)
     let slot = try freeSlot()
@@ -219,8 +221,8 @@ package actor NodeAgent {
     }
   }
 
-  private func checkJournal() async throws {
-    let used = try await journal.extent().bytes
+  private func checkJournal() throws {
+    let used = journal.bytesInUse
     guard used <= journalRoom else {
       throw AgentError(
         .resourceExhausted,
@@ -319,7 +321,7 @@ package actor NodeAgent {
   /// The launch plan that a spec would get, compiled with the first id range.
   package func plan(_ spec: WorkspaceSpec) async throws -> [String] {
     let (tool, amounts) = try check(spec, [])
-    let image = try await blocking { [images] in try images.find(spec.image) }
+    let image = try await image(spec.image)
     var record = try newRecord(spec, amounts, slot: 0)
     record.cgroup = "\(spec.id)-example"
     return compile(record, tool, image).operations.map(\.description)
@@ -366,6 +368,11 @@ package actor NodeAgent {
   /// Runs image work on a thread that may wait.
   package nonisolated func imageWork<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
     try await blocking { [images] in try body(images) }
+  }
+
+  func image(_ reference: String) async throws -> StoredImage {
+    if let image = images.known(reference) { return image }
+    return try await blocking { [images] in try images.find(reference) }
   }
 
   package func removeImage(_ reference: String) async throws {

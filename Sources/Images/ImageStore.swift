@@ -64,6 +64,17 @@ package final class ImageStore: Sendable {
     throw ImageError(.notFound, "there is no image \(reference); see `carrel image ls`")
   }
 
+  /// The same where it is in memory already, as it is after the first time; does not wait for the disk.
+  package func known(_ reference: String) -> StoredImage? {
+    known.withLock { known in
+      guard let known else { return nil }
+      for candidate in [reference, reference + ":latest"] {
+        if let digest = known.names[candidate] { return known.images[candidate].flatMap { $0.digest == digest ? $0 : nil } }
+      }
+      return nil
+    }
+  }
+
   /// Directories of an image's layers, the topmost first, as overlayfs wants them.
   package func layerPaths(_ image: StoredImage) -> [String] {
     image.layers.reversed().map { "\(path)/layers/\($0.dropFirst(7))" }

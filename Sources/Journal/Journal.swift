@@ -2,6 +2,7 @@
 
 internal import Foundation
 internal import GRDB
+internal import Synchronization
 
 /// A fact about a workspace's life, as it is kept and delivered.
 package struct JournalEvent: Codable, Equatable, Sendable, FetchableRecord, PersistableRecord {
@@ -87,6 +88,7 @@ package enum JournalError: Error, Sendable, CustomStringConvertible {
 package final class Journal: Sendable {
   let pool: DatabasePool
   private let markPath: String
+  private let inUse: Mutex<UInt64>
   /// Made with the journal; another id means that the history before is lost.
   package let streamID: String
   /// Why the history before this stream is lost; nil where this is the first.
@@ -120,13 +122,15 @@ package final class Journal: Sendable {
     }
     markPath = path + ".mark"
     let head: Int64
-    (streamID, self.loss, head) = try pool.write { database in
+    let bytes: UInt64
+    (streamID, self.loss, head, bytes) = try pool.write { database in
       try JournalSchema.migrate(database, loss: loss)
       guard let row = try Row.fetchOne(database, sql: "SELECT id, loss, head FROM stream") else {
         throw JournalError.corrupt("it has no stream")
       }
-      return (row["id"], row["loss"], row["head"])
+      return (row["id"], row["loss"], row["head"], try Journal.bytes(database))
     }
+    inUse = Mutex(bytes)
     self.pool = pool
     if let marked = marked(), marked > head {
       // Before its name is another's: the last connection takes the log that lies there with it.
@@ -194,23 +198,30 @@ package final class Journal: Sendable {
   /// Writes all entries with one fsync, or none of them. Returns their events, in the same order, with their sequence numbers.
   package func commit(_ entries: [Entry]) async throws -> [JournalEvent] {
     try await pool.write { database in
-      try entries.map { entry in
+      let events = try entries.map { entry in
         switch entry.change {
         case .none: break
         case .record(let record): try record.save(database)
-        case .deletion(let id): try database.execute(sql: "DELETE FROM workspace WHERE id = ?", arguments: [id])
+        case .deletion(let id): try Journal.run("DELETE FROM workspace WHERE id = ?", [id], database)
         case .setting(let name, let value): try Journal.set(name, to: value, database)
         }
         return try Journal.append(entry.event, database)
       }
+      try self.measure(database)
+      return events
     }
+  }
+
+  /// What is run at each commit, compiled once.
+  private static func run(_ sql: String, _ arguments: StatementArguments, _ database: Database) throws {
+    try database.cachedStatement(sql: sql).execute(arguments: arguments)
   }
 
   package func set(_ name: String, to value: String?) async throws { try await pool.write { try Journal.set(name, to: value, $0) } }
 
   private static func set(_ name: String, to value: String?, _ database: Database) throws {
-    try database.execute(sql: "DELETE FROM setting WHERE name = ?", arguments: [name])
-    if let value { try database.execute(sql: "INSERT INTO setting VALUES (?, ?)", arguments: [name, value]) }
+    try run("DELETE FROM setting WHERE name = ?", [name], database)
+    if let value { try run("INSERT INTO setting VALUES (?, ?)", [name, value], database) }
   }
 
   private static func append(_ event: JournalEvent, _ database: Database) throws -> JournalEvent {
@@ -218,11 +229,30 @@ package final class Journal: Sendable {
     // Within a write transaction there is one writer: dense by construction, whatever has been trimmed.
     event.sequence = try Journal.head(database) + 1
     try event.insert(database)
-    try database.execute(sql: "UPDATE stream SET head = ?", arguments: [event.sequence])
+    try run("UPDATE stream SET head = ?", [event.sequence], database)
     return event
   }
 
-  static func head(_ database: Database) throws -> Int64 { try Int64.fetchOne(database, sql: "SELECT head FROM stream") ?? 0 }
+  static func head(_ database: Database) throws -> Int64 { try number("SELECT head FROM stream", database) }
+
+  static func number(_ sql: String, _ database: Database) throws -> Int64 {
+    try Int64.fetchOne(try database.cachedStatement(sql: sql)) ?? 0
+  }
+
+  // -------------------------------------------------------------------- extent
+
+  /// How much the journal holds after the last write: the pages in use; free ones are used again.
+  package var bytesInUse: UInt64 { inUse.withLock { $0 } }
+
+  func measure(_ database: Database) throws {
+    let bytes = try Journal.bytes(database)
+    inUse.withLock { $0 = bytes }
+  }
+
+  static func bytes(_ database: Database) throws -> UInt64 {
+    let pages = try number("PRAGMA page_count", database) - number("PRAGMA freelist_count", database)
+    return UInt64(pages * (try number("PRAGMA page_size", database)))
+  }
 
   // ------------------------------------------------------------------- reading
 

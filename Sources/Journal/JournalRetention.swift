@@ -15,10 +15,8 @@ extension Journal {
 
   package func extent() async throws -> Extent {
     try await pool.read { database in
-      func number(_ sql: String) throws -> Int64 { try Int64.fetchOne(database, sql: sql) ?? 0 }
-      let pages = try number("PRAGMA page_count") - number("PRAGMA freelist_count")
-      return Extent(
-        bytes: UInt64(pages * (try number("PRAGMA page_size"))), oldest: try number("SELECT trimmed FROM stream") + 1,
+      Extent(
+        bytes: try Journal.bytes(database), oldest: try Journal.number("SELECT trimmed FROM stream", database) + 1,
         head: try Journal.head(database))
     }
   }
@@ -60,9 +58,10 @@ extension Journal {
     let head = try await pool.write { database in
       let head = try Journal.head(database)
       let end = min(sequence, head - kept)
-      guard end > (try Int64.fetchOne(database, sql: "SELECT trimmed FROM stream") ?? 0) else { return head }
+      guard end > (try Journal.number("SELECT trimmed FROM stream", database)) else { return head }
       try database.execute(sql: "DELETE FROM event WHERE sequence <= ?", arguments: [end])
       try database.execute(sql: "UPDATE stream SET trimmed = ?", arguments: [end])
+      try self.measure(database)
       return head
     }
     mark(head)

@@ -7,12 +7,14 @@ internal import Synchronization
 ///
 /// What it says, in words: a workspace speaks only with its own address and only on its own link; it never
 /// reaches another workspace, the host, a link-local or a metadata address; it reaches the rest if its policy
-/// is open. The host reaches every workspace.
+/// is open, which the group of its link says. The host reaches every workspace.
+///
+/// It knows every link that there may be, and so need not change when a workspace comes or goes: there is no moment in
+/// which a link is there without its rules.
 final class Firewall: Sendable {
   struct Member: Sendable {
     let link: String
     let address: IPv4Address
-    let open: Bool
   }
 
   /// SAFETY: libnftables keeps no thread-bound state; the lock gives the context to one caller at a time.
@@ -32,19 +34,17 @@ final class Firewall: Sendable {
 
   deinit { context.withLock { nft_ctx_free($0.pointer) } }
 
-  /// Replaces the whole table with these members.
-  func replace(subnet: Subnet, members: [Member]) throws {
+  /// Replaces the whole table with these members; `openGroup`: of the links whose workspaces reach the outside.
+  func replace(subnet: Subnet, members: [Member], openGroup: UInt32) throws {
     let links = "\"\(linkPrefix)*\""
     let sources = members.map { "\"\($0.link)\" . \($0.address)" }.joined(separator: ", ")
-    let open = members.filter(\.open).map { "\"\($0.link)\"" }.joined(separator: ", ")
     // Counters come before verdicts that end the rule, so that they count every packet.
     try run(
       """
       add table inet \(table)
       delete table inet \(table)
       table inet \(table) {
-        set sources { type ifname . ipv4_addr; \(sources.isEmpty ? "" : "elements = { \(sources) }") }
-        set open { type ifname; \(open.isEmpty ? "" : "elements = { \(open) }") }
+        set sources { type ifname . ipv4_addr; elements = { \(sources) } }
         chain forward {
           type filter hook forward priority filter; policy accept;
           iifname \(links) jump outbound
@@ -55,7 +55,7 @@ final class Firewall: Sendable {
           iifname . ip saddr != @sources counter drop
           ip daddr 169.254.0.0/16 counter drop
           oifname \(links) counter drop
-          iifname @open accept
+          iifgroup \(openGroup) accept
           ct state established,related accept
           counter drop
         }
@@ -78,18 +78,6 @@ final class Firewall: Sendable {
         }
       }
       """)
-  }
-
-  func add(_ member: Member) throws {
-    var commands = "add element inet \(table) sources { \"\(member.link)\" . \(member.address) }\n"
-    if member.open { commands += "add element inet \(table) open { \"\(member.link)\" }\n" }
-    try run(commands)
-  }
-
-  /// A member that is not there is no error: what is asked is that it be gone.
-  func remove(_ member: Member) {
-    try? run("delete element inet \(table) sources { \"\(member.link)\" . \(member.address) }\n")
-    if member.open { try? run("delete element inet \(table) open { \"\(member.link)\" }\n") }
   }
 
   func destroy() throws { try run("add table inet \(table)\ndelete table inet \(table)\n") }

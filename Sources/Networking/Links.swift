@@ -38,8 +38,8 @@ final class RouteSocket {
   /// A socket that acts in the namespace of `file`.
   static func inside(_ file: borrowing Descriptor) throws -> RouteSocket { try withNamespace(file) { try RouteSocket() } }
 
-  /// Makes a veth pair, its far end in the namespace of `file`.
-  func addPair(_ name: String, peer peerName: String, in file: borrowing Descriptor) throws {
+  /// Makes a veth pair, both ends up, its far end with this index in the namespace of `file`.
+  func addPair(_ name: String, group: UInt32, peer peerName: String, index: Int32, in file: borrowing Descriptor) throws {
     guard let link = rtnl_link_veth_alloc(), let peer = rtnl_link_veth_get_peer(link) else {
       throw NetworkError(description: "netlink: out of memory")
     }
@@ -48,20 +48,38 @@ final class RouteSocket {
       rtnl_link_veth_release(link)
     }
     rtnl_link_set_name(link, name)
+    rtnl_link_set_group(link, group)
     rtnl_link_set_flags(link, 1 /* IFF_UP */)
     rtnl_link_set_name(peer, peerName)
+    rtnl_link_set_ifindex(peer, index)
+    rtnl_link_set_flags(peer, 1 /* IFF_UP */)
     rtnl_link_set_ns_fd(peer, file.number)
     try succeed(rtnl_link_add(socket, link, 0x400 | 0x200 /* CREATE | EXCL */), "make the link \(name)")
   }
 
+  /// Puts a link that is there into a group.
+  func setGroup(_ group: UInt32, of name: String) throws {
+    try change("put the link \(name) into group \(group)") { present, change in
+      rtnl_link_set_name(present, name)
+      rtnl_link_set_group(change, group)
+    }
+  }
+
   func index(of name: String) throws -> Int32 {
-    var link: OpaquePointer?
-    try succeed(rtnl_link_get_kernel(socket, 0, name, &link), "find the link \(name)")
-    defer { rtnl_link_put(link) }
-    return rtnl_link_get_ifindex(link)
+    // Not over netlink, which answers with everything that there is to say about a link.
+    let index = if_nametoindex(name)
+    guard index != 0 else { throw NetworkError(description: "cannot find the link \(name)") }
+    return Int32(index)
   }
 
   func setUp(_ index: Int32) throws {
+    try change("set link \(index) up") { present, change in
+      rtnl_link_set_ifindex(present, index)
+      rtnl_link_set_flags(change, 1)
+    }
+  }
+
+  private func change(_ what: String, _ describe: (_ present: OpaquePointer, _ change: OpaquePointer) -> Void) throws {
     guard let present = rtnl_link_alloc(), let change = rtnl_link_alloc() else {
       throw NetworkError(description: "netlink: out of memory")
     }
@@ -69,9 +87,8 @@ final class RouteSocket {
       rtnl_link_put(present)
       rtnl_link_put(change)
     }
-    rtnl_link_set_ifindex(present, index)
-    rtnl_link_set_flags(change, 1)
-    try succeed(rtnl_link_change(socket, present, change, 0), "set link \(index) up")
+    describe(present, change)
+    try succeed(rtnl_link_change(socket, present, change, 0), what)
   }
 
   func remove(_ name: String) throws {
@@ -83,33 +100,38 @@ final class RouteSocket {
     if result != -12 /* NLE_OBJ_NOTFOUND */ && result != -31 /* NLE_NODEV */ { try succeed(result, "remove the link \(name)") }
   }
 
-  func addAddress(_ address: IPv4Address, to index: Int32) throws {
+  /// Gives a link an address, and with it the route to the one at its other end.
+  func addAddress(_ address: IPv4Address, facing peer: IPv4Address, to index: Int32) throws {
     guard let entry = rtnl_addr_alloc() else { throw NetworkError(description: "netlink: out of memory") }
     defer { rtnl_addr_put(entry) }
     let local = try netlinkAddress(address, 32)
-    defer { nl_addr_put(local) }
+    let other = try netlinkAddress(peer, 32)
+    defer {
+      nl_addr_put(local)
+      nl_addr_put(other)
+    }
     rtnl_addr_set_ifindex(entry, index)
     rtnl_addr_set_local(entry, local)
+    rtnl_addr_set_peer(entry, other)
     try succeed(rtnl_addr_add(socket, entry, 0), "give link \(index) the address \(address)")
   }
 
-  /// A route to `destination` (nil: everywhere) through a link, and through a gateway on it.
-  func addRoute(to destination: IPv4Address?, through index: Int32, gateway: IPv4Address? = nil) throws {
+  /// The route to everywhere, through a gateway on a link.
+  func addDefaultRoute(through index: Int32, gateway: IPv4Address) throws {
     guard let route = rtnl_route_alloc(), let hop = rtnl_route_nh_alloc() else {
       throw NetworkError(description: "netlink: out of memory")
     }
     defer { rtnl_route_put(route) }
-    let target = try netlinkAddress(destination ?? IPv4Address(0), destination == nil ? 0 : 32)
-    defer { nl_addr_put(target) }
-    rtnl_route_set_family(route, 2 /* AF_INET */)
-    rtnl_route_set_dst(route, target)
-    rtnl_route_set_scope(route, gateway == nil ? 253 /* link */ : 0 /* universe */)
-    rtnl_route_nh_set_ifindex(hop, index)
-    if let gateway {
-      let via = try netlinkAddress(gateway, 32)
-      defer { nl_addr_put(via) }
-      rtnl_route_nh_set_gateway(hop, via)
+    let everywhere = try netlinkAddress(IPv4Address(0), 0)
+    let via = try netlinkAddress(gateway, 32)
+    defer {
+      nl_addr_put(everywhere)
+      nl_addr_put(via)
     }
+    rtnl_route_set_family(route, 2 /* AF_INET */)
+    rtnl_route_set_dst(route, everywhere)
+    rtnl_route_nh_set_ifindex(hop, index)
+    rtnl_route_nh_set_gateway(hop, via)
     rtnl_route_add_nexthop(route, hop)
     try succeed(rtnl_route_add(socket, route, 0x400 | 0x100 /* CREATE | REPLACE */), "add a route through link \(index)")
   }

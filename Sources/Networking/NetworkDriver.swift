@@ -17,56 +17,60 @@ package final class NetworkDriver: Sendable {
   package let subnet: Subnet
   private let firewall: Firewall
   private let linkPrefix: String
+  private let slots: Int
 
-  /// Two agents on one host need tables, subnets and link prefixes of their own: the rules speak of every link with
-  /// the prefix.
-  package init(subnet: Subnet, table: String, linkPrefix: String) throws {
+  /// The group (IFLA_GROUP) of links whose workspaces reach the outside; the others stay in 0, as every link of a host does.
+  private static let openGroup: UInt32 = 0xca88e1
+  /// Of a workspace's own link. Far from where the kernel puts what a new namespace may have by itself (`lo`, tunnels).
+  private static let innerIndex: Int32 = 1000
+
+  /// For `slots` workspaces at the most. Two agents on one host need tables, subnets and link prefixes of their own: the
+  /// rules speak of every link with the prefix.
+  package init(subnet: Subnet, slots: Int, table: String, linkPrefix: String) throws {
     self.subnet = subnet
+    self.slots = slots
     self.linkPrefix = linkPrefix
     firewall = try Firewall(table: table, linkPrefix: linkPrefix)
   }
 
   package func address(_ slot: Int) -> IPv4Address { subnet.address(slot) }
   private func link(_ slot: Int) -> String { "\(linkPrefix)\(slot)" }
+  private func group(_ attachment: Attachment) -> UInt32 { attachment.open ? NetworkDriver.openGroup : 0 }
 
-  private func member(_ attachment: Attachment) -> Firewall.Member {
-    Firewall.Member(
-      link: link(attachment.slot), address: address(attachment.slot), open: attachment.open)
-  }
-
-  /// Puts the table in place, for these workspaces that already run, and lets packets pass to the uplinks.
+  /// Puts the table in place, with these workspaces that already run, and lets packets pass to the uplinks.
   package func prepare(running: [Attachment]) throws {
-    try firewall.replace(subnet: subnet, members: running.map(member))
+    let host = try RouteSocket()
+    // Whoever made their links. One that is gone needs no group.
+    for attachment in running { try? host.setGroup(group(attachment), of: link(attachment.slot)) }
+    // A slot above what an agent now gives is of one that gave more.
+    let slots = max(slots, (running.map(\.slot).max() ?? 0) + 1)
+    try firewall.replace(
+      subnet: subnet, members: (0..<slots).map { Firewall.Member(link: link($0), address: address($0)) },
+      openGroup: NetworkDriver.openGroup)
     // Per link and not the global switch, which would reset every other link's settings.
     for uplink in NetworkDriver.uplinks() { try? NetworkDriver.setSysctl("ipv4/conf/\(uplink)/forwarding", "1") }
   }
 
-  /// Connects the network namespace of a workspace: link, address, routes, rules.
+  /// Connects the network namespace of a workspace: link, address, routes. Its rules are there already. The link goes with the
+  /// namespace: to remove it from here would cost a grace period of some 20 ms.
   package func attach(_ attachment: Attachment, namespace: borrowing Descriptor) throws {
-    let link = self.link(attachment.slot)
+    let (link, address) = (link(attachment.slot), address(attachment.slot))
     let host = try RouteSocket()
     // What an earlier workspace of this slot may have left: the kernel removes links a little after their namespace.
     if Process.exists("/sys/class/net/\(link)") { try? host.remove(link) }
-    // The rule first: there is no moment in which packets pass unfiltered.
-    try firewall.add(member(attachment))
     do {
-      try host.addPair(link, peer: "eth0", in: namespace)
+      let far = NetworkDriver.innerIndex
+      try host.addPair(link, group: group(attachment), peer: "eth0", index: far, in: namespace)
       try? NetworkDriver.setSysctl("ipv6/conf/\(link)/disable_ipv6", "1")
       try NetworkDriver.setSysctl("ipv4/conf/\(link)/rp_filter", "1")
       try NetworkDriver.setSysctl("ipv4/conf/\(link)/forwarding", "1")
-      let near = try host.index(of: link)
-      try host.addAddress(subnet.gateway, to: near)
-      try host.addRoute(to: address(attachment.slot), through: near)
+      try host.addAddress(subnet.gateway, facing: address, to: try host.index(of: link))
 
       let inside = try RouteSocket.inside(namespace)
       try inside.setUp(1)
-      let far = try inside.index(of: "eth0")
-      try inside.addAddress(address(attachment.slot), to: far)
-      try inside.setUp(far)
-      try inside.addRoute(to: subnet.gateway, through: far)
-      try inside.addRoute(to: nil, through: far, gateway: subnet.gateway)
+      try inside.addAddress(address, facing: subnet.gateway, to: far)
+      try inside.addDefaultRoute(through: far, gateway: subnet.gateway)
     } catch {
-      detach(attachment)
       try? host.remove(link)
       throw error
     }
@@ -75,12 +79,6 @@ package final class NetworkDriver: Sendable {
   /// A socket that listens at 127.0.0.1 of a workspace.
   package func listen(loopback port: UInt16, namespace: borrowing Descriptor) throws -> Handle {
     Handle(try withNamespace(namespace) { try Socket.listen(loopback: port) })
-  }
-
-  /// Takes the rules away. The link goes with the workspace's namespace; to remove it here as well would cost a
-  /// grace period of some 20 ms.
-  package func detach(_ attachment: Attachment) {
-    firewall.remove(member(attachment))
   }
 
   package func destroy() throws { try firewall.destroy() }
