@@ -35,11 +35,13 @@ final class RouteSocket {
 
   deinit { nl_socket_free(socket) }
 
-  /// A socket that acts in the namespace of `file`.
-  static func inside(_ file: borrowing Descriptor) throws -> RouteSocket { try withNamespace(file) { try RouteSocket() } }
+  /// A socket that acts in the namespace of `file`, and the index that a link has there.
+  static func inside(_ file: borrowing Descriptor, link: String) throws -> (socket: RouteSocket, index: Int32) {
+    try withNamespace(file) { (try RouteSocket(), try RouteSocket.index(of: link)) }
+  }
 
-  /// Makes a veth pair, both ends up, its far end with this index in the namespace of `file`.
-  func addPair(_ name: String, group: UInt32, peer peerName: String, index: Int32, in file: borrowing Descriptor) throws {
+  /// Makes a veth pair, its far end in the namespace of `file`.
+  func addPair(_ name: String, group: UInt32, peer peerName: String, in file: borrowing Descriptor) throws {
     guard let link = rtnl_link_veth_alloc(), let peer = rtnl_link_veth_get_peer(link) else {
       throw NetworkError(description: "netlink: out of memory")
     }
@@ -51,8 +53,6 @@ final class RouteSocket {
     rtnl_link_set_group(link, group)
     rtnl_link_set_flags(link, 1 /* IFF_UP */)
     rtnl_link_set_name(peer, peerName)
-    rtnl_link_set_ifindex(peer, index)
-    rtnl_link_set_flags(peer, 1 /* IFF_UP */)
     rtnl_link_set_ns_fd(peer, file.number)
     try succeed(rtnl_link_add(socket, link, 0x400 | 0x200 /* CREATE | EXCL */), "make the link \(name)")
   }
@@ -65,7 +65,8 @@ final class RouteSocket {
     }
   }
 
-  func index(of name: String) throws -> Int32 {
+  /// In the namespace of this thread.
+  static func index(of name: String) throws -> Int32 {
     // Not over netlink, which answers with everything that there is to say about a link.
     let index = if_nametoindex(name)
     guard index != 0 else { throw NetworkError(description: "cannot find the link \(name)") }

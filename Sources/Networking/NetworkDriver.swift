@@ -21,8 +21,6 @@ package final class NetworkDriver: Sendable {
 
   /// The group (IFLA_GROUP) of links whose workspaces reach the outside; the others stay in 0, as every link of a host does.
   private static let openGroup: UInt32 = 0xca88e1
-  /// Of a workspace's own link. Far from where the kernel puts what a new namespace may have by itself (`lo`, tunnels).
-  private static let innerIndex: Int32 = 1000
 
   /// For `slots` workspaces at the most. Two agents on one host need tables, subnets and link prefixes of their own: the
   /// rules speak of every link with the prefix.
@@ -59,15 +57,15 @@ package final class NetworkDriver: Sendable {
     // What an earlier workspace of this slot may have left: the kernel removes links a little after their namespace.
     if Process.exists("/sys/class/net/\(link)") { try? host.remove(link) }
     do {
-      let far = NetworkDriver.innerIndex
-      try host.addPair(link, group: group(attachment), peer: "eth0", index: far, in: namespace)
+      try host.addPair(link, group: group(attachment), peer: "eth0", in: namespace)
       try? NetworkDriver.setSysctl("ipv6/conf/\(link)/disable_ipv6", "1")
       try NetworkDriver.setSysctl("ipv4/conf/\(link)/rp_filter", "1")
       try NetworkDriver.setSysctl("ipv4/conf/\(link)/forwarding", "1")
-      try host.addAddress(subnet.gateway, facing: address, to: try host.index(of: link))
+      try host.addAddress(subnet.gateway, facing: address, to: try RouteSocket.index(of: link))
 
-      let inside = try RouteSocket.inside(namespace)
+      let (inside, far) = try RouteSocket.inside(namespace, link: "eth0")
       try inside.setUp(1)
+      try inside.setUp(far)
       try inside.addAddress(address, facing: subnet.gateway, to: far)
       try inside.addDefaultRoute(through: far, gateway: subnet.gateway)
     } catch {

@@ -91,6 +91,9 @@ package final class Supervisor {
     }
     let pid = process.pid
     let socket = MessageSocket(control.0)
+    // The agent connects the network while ids are mapped and the child makes its mounts.
+    status = .created(pid: pid)
+    acceptWaiting()
     Process.keepSecrets()
     // A child that waits for `proceed` for ever must not be left behind.
     do throws(StepFailure) {
@@ -105,7 +108,6 @@ package final class Supervisor {
     errors.closeWriting()
     host.closeMounts()
     Fault.at(.cloned)
-    status = .created(pid: pid)
     do throws(Errno) { try socket.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
   }
 
@@ -180,6 +182,14 @@ package final class Supervisor {
     } catch {
       outputs.remove(at: index)
     }
+  }
+
+  /// Whoever has connected already.
+  private func acceptWaiting() {
+    var poller = Poller()
+    let index = poller.add(listener)
+    do throws(Errno) { try poller.wait(milliseconds: 0) } catch { return }
+    if poller.isReady(index) { accept() }
   }
 
   private func accept() {
