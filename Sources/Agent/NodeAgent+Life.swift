@@ -86,11 +86,21 @@ extension NodeAgent {
   private func attempt(_ managed: Managed) async {
     await managed.cleaning?.value
     guard let began = enter(managed, .preparationBegan) else { return }
+    let (id, folder, helper) = (managed.record.spec.id, managed.folder, helper)
+    // Its start takes as long as all that is made for it meanwhile.
+    let supervisor = Task {
+      try await blocking {
+        folder.reset()
+        return try folder.standBy(id: id, helper: helper, errors: 2)
+      }
+    }
     do {
-      let link = try await prepare(managed, began)
+      let link = try await prepare(managed, began, supervisor)
       await supervise(managed, link)
     } catch {
       await arrive(managed, began)
+      // It ends unheard; the next attempt has the folder for itself.
+      _ = await supervisor.result
       managed.forgetSecrets()
       await clean(managed)
       await transition(managed, .preparationFailed(await complete(error.reason, managed)))
@@ -99,13 +109,14 @@ extension NodeAgent {
 
   // ---------------------------------------------------------------- preparing
 
-  private func prepare(_ managed: Managed, _ began: Entry) async throws(Refusal) -> SupervisorLink {
+  private func prepare(
+    _ managed: Managed, _ began: Entry, _ supervisor: Task<StandingSupervisor, any Error>
+  ) async throws(Refusal) -> SupervisorLink {
     let spec = managed.record.spec
     guard let tool = tool(spec.tool) else { throw Refusal(.internal, "there is no tool \(spec.tool) any more") }
     var clock = PhaseClock()
 
-    let image: StoredImage
-    do { image = try await self.image(spec.image) } catch { throw Refusal(.imageNotFound, "\(error)") }
+    let image = try await outcome(.imageNotFound) { try await self.image(spec.image) }
     managed.record.imageDigest = image.digest
     clock.lap("image", managed)
 
@@ -128,13 +139,12 @@ extension NodeAgent {
 
     let copy = try? managed.record.encoded()
     let plan = compile(managed.record, tool, image)
-    let (folder, helper) = (managed.folder, configuration.helper)
     // What is made from here on outlives this agent: the next one has to know.
     await arrive(managed, began)
-    let link = try await step(.isolation) {
-      folder.reset()
+    let standing = try await outcome(.isolation) { try await supervisor.value }
+    let link = try await step(.isolation) { [folder = managed.folder] in
       if let copy { try folder.keep(record: Array(copy.utf8)) }
-      return try folder.spawn(plan, id: spec.id, helper: helper, errors: 2)
+      return try folder.launch(plan, by: standing)
     }
     managed.link = link
     clock.lap("supervisor", managed)
@@ -145,8 +155,12 @@ extension NodeAgent {
   func step<T: Sendable>(
     _ code: Reason.Code, _ body: @escaping @Sendable () throws -> T
   ) async throws(Refusal) -> T {
+    try await outcome(code) { try await blocking(body) }
+  }
+
+  private func outcome<T: Sendable>(_ code: Reason.Code, _ body: () async throws -> T) async throws(Refusal) -> T {
     do {
-      return try await blocking(body)
+      return try await body()
     } catch let error as StepFailure {
       throw Refusal(Reason(error))
     } catch {

@@ -117,7 +117,7 @@ extension NodeAgent {
       }
     }
     probe?.cancel()
-    await settle(managed, failure: failure)
+    await settle(managed, failure: failure ?? (managed.record.state == .preparing ? interrupted : nil))
   }
 
   /// The orderly end of an agent. What runs goes on; where nothing runs, its firewall table and its cgroups go too.

@@ -89,6 +89,7 @@ package final class Journal: Sendable {
   let pool: DatabasePool
   private let markPath: String
   private let inUse: Mutex<UInt64>
+  let recent: RecentEvents
   /// Made with the journal; another id means that the history before is lost.
   package let streamID: String
   /// Why the history before this stream is lost; nil where this is the first.
@@ -122,15 +123,16 @@ package final class Journal: Sendable {
     }
     markPath = path + ".mark"
     let head: Int64
-    let bytes: UInt64
-    (streamID, self.loss, head, bytes) = try pool.write { database in
+    let (bytes, trimmed): (UInt64, Int64)
+    (streamID, self.loss, head, bytes, trimmed) = try pool.write { database in
       try JournalSchema.migrate(database, loss: loss)
-      guard let row = try Row.fetchOne(database, sql: "SELECT id, loss, head FROM stream") else {
+      guard let row = try Row.fetchOne(database, sql: "SELECT id, loss, head, trimmed FROM stream") else {
         throw JournalError.corrupt("it has no stream")
       }
-      return (row["id"], row["loss"], row["head"], try Journal.bytes(database))
+      return (row["id"], row["loss"], row["head"], try Journal.bytes(database), row["trimmed"])
     }
     inUse = Mutex(bytes)
+    recent = RecentEvents(head: head, trimmed: trimmed)
     self.pool = pool
     if let marked = marked(), marked > head {
       // Before its name is another's: the last connection takes the log that lies there with it.
@@ -197,7 +199,7 @@ package final class Journal: Sendable {
 
   /// Writes all entries with one fsync, or none of them. Returns their events, in the same order, with their sequence numbers.
   package func commit(_ entries: [Entry]) async throws -> [JournalEvent] {
-    try await pool.write { database in
+    let events = try await pool.write { database in
       let events = try entries.map { entry in
         switch entry.change {
         case .none: break
@@ -210,6 +212,8 @@ package final class Journal: Sendable {
       try self.measure(database)
       return events
     }
+    recent.append(events)
+    return events
   }
 
   /// What is run at each commit, compiled once.
@@ -263,15 +267,6 @@ package final class Journal: Sendable {
   /// The records as they are after one certain event, and its sequence.
   package func snapshot() async throws -> (sequence: Int64, records: [JournalRecord]) {
     try await pool.read { (try Journal.head($0), try JournalRecord.order(Column("id")).fetchAll($0)) }
-  }
-
-  /// Events after `cursor`, in order, at most `limit`.
-  package func events(after cursor: Int64, workspace: String? = nil, limit: Int) async throws -> [JournalEvent] {
-    try await pool.read { database in
-      var request = JournalEvent.filter(Column("sequence") > cursor)
-      if let workspace { request = request.filter(Column("workspace") == workspace) }
-      return try request.order(Column("sequence")).limit(limit).fetchAll(database)
-    }
   }
 
   /// The sequence of the last event; 0 before the first.

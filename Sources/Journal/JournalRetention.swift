@@ -16,7 +16,7 @@ extension Journal {
   package func extent() async throws -> Extent {
     try await pool.read { database in
       Extent(
-        bytes: try Journal.bytes(database), oldest: try Journal.number("SELECT trimmed FROM stream", database) + 1,
+        bytes: try Journal.bytes(database), oldest: try Journal.trimmed(database) + 1,
         head: try Journal.head(database))
     }
   }
@@ -55,15 +55,16 @@ extension Journal {
 
   /// Removes events up to `sequence`, but the newest `kept` of all stay.
   package func trim(through sequence: Int64, keeping kept: Int64) async throws {
-    let head = try await pool.write { database in
+    let (head, trimmed): (Int64, Int64) = try await pool.write { database in
       let head = try Journal.head(database)
       let end = min(sequence, head - kept)
-      guard end > (try Journal.number("SELECT trimmed FROM stream", database)) else { return head }
+      guard try Journal.trimmed(database) < end else { return (head, 0) }
       try database.execute(sql: "DELETE FROM event WHERE sequence <= ?", arguments: [end])
       try database.execute(sql: "UPDATE stream SET trimmed = ?", arguments: [end])
       try self.measure(database)
-      return head
+      return (head, end)
     }
+    recent.trim(through: trimmed)
     mark(head)
   }
 }

@@ -12,6 +12,8 @@ package enum Message: Equatable, Sendable {
   // Requests.
   /// The child's pid as the host numbers it.
   case proceed(pid: Int32)
+  /// The plan is in its place.
+  case launch
   case start
   case signal(Int32)
   case kill
@@ -115,6 +117,7 @@ extension Message {
       head(15); text(target); number(Int64(bitPattern: mount)); number(readOnly ? 1 : 0)
     case .findMount(let target): head(16); text(target)
     case .listMounts: head(17)
+    case .launch: head(18)
     case .preparing: head(20)
     case .created(let pid): head(21); number(Int64(pid))
     case .waiting(let pid): head(22); number(Int64(pid))
@@ -167,6 +170,7 @@ extension Message {
     case 15: return .change(target: try reader.string(), mount: try reader.number(width: 8), readOnly: try reader.number(width: 8) != 0)
     case 16: return .findMount(target: try reader.string())
     case 17: return .listMounts
+    case 18: return .launch
     case 20: return .preparing
     case 21: return .created(pid: try reader.int32())
     case 22: return .waiting(pid: try reader.int32())

@@ -40,10 +40,12 @@ package final class Supervisor {
   /// More than an agent needs; a bound on what a faulty one can take.
   private static let connectionLimit = 64
 
-  package init(folder: Handle, listener: Handle, logs: Handle, plan: Plan) {
+  /// `agent`: the connection of whoever started it.
+  package init(folder: Handle, listener: Handle, agent: MessageSocket, logs: Handle, plan: Plan) {
     self.folder = folder
     self.listener = listener
     self.plan = plan
+    connections = [Connection(socket: agent, id: 0)]
     host = HostPart(plan)
     var bounds: (UInt64, UInt32, UInt64) = (1 << 20, 8, 16 << 20)
     for operation in plan.operations {
@@ -93,7 +95,7 @@ package final class Supervisor {
     let socket = MessageSocket(control.0)
     // The agent connects the network while ids are mapped and the child makes its mounts.
     status = .created(pid: pid)
-    acceptWaiting()
+    broadcast(status)
     Process.keepSecrets()
     // A child that waits for `proceed` for ever must not be left behind.
     do throws(StepFailure) {
@@ -182,14 +184,6 @@ package final class Supervisor {
     } catch {
       outputs.remove(at: index)
     }
-  }
-
-  /// Whoever has connected already.
-  private func acceptWaiting() {
-    var poller = Poller()
-    let index = poller.add(listener)
-    do throws(Errno) { try poller.wait(milliseconds: 0) } catch { return }
-    if poller.isReady(index) { accept() }
   }
 
   private func accept() {

@@ -331,7 +331,7 @@ private final class Conversation: Sendable {
   private func speakEvents(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws -> Bool {
     let (sent, room) = state.withLock { ($0.sent, $0.window - (($0.sent ?? 0) - $0.acknowledged)) }
     guard let sent, room > 0 else { return false }
-    let events = try await agent.journal.events(after: sent, limit: Int(min(room, 256)))
+    let events = try await agent.journal.page(after: sent, limit: Int(min(room, 256))).events
     guard let first = events.first else { return false }
     if first.sequence != sent + 1 {
       // Trimmed since: only another controller's acknowledgement can have done that.

@@ -138,26 +138,24 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
     let workspace = request.workspace.isEmpty ? nil : request.workspace
     while !Task.isCancelled {
       while true {
+        let page = try await journal.page(after: cursor, workspace: workspace, limit: 256)
         // What goes while a slow watcher reads is as much a gap as what went before.
-        let oldest = try await journal.extent().oldest
-        if cursor < oldest - 1 {
+        if cursor < page.oldest - 1 {
           try await response.write(
             .with {
-              $0.gap = Carrel_V1_Gap(from: UInt64(cursor + 1), to: UInt64(oldest - 1), reason: "trimmed")
+              $0.gap = Carrel_V1_Gap(from: UInt64(cursor + 1), to: UInt64(page.oldest - 1), reason: "trimmed")
               $0.streamID = journal.streamID
             })
-          cursor = oldest - 1
         }
-        let events = try await journal.events(after: cursor, workspace: workspace, limit: 256)
-        for event in events {
+        for event in page.events {
           try await response.write(
             .with {
               $0.event = Carrel_V1_Event(event, stream: journal.streamID)
               $0.streamID = journal.streamID
             })
-          cursor = event.sequence
         }
-        if events.count < 256 { break }
+        cursor = page.through
+        if page.events.count < 256 { break }
       }
       if request.untilHead { return }
       guard await iterator.next() != nil else { return }

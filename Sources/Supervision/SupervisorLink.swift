@@ -11,8 +11,8 @@ package final class SupervisorLink: Sendable {
   private let closed = Mutex(false)
   package let messages: AsyncStream<MessageSocket.Received>
 
-  init(_ descriptor: consuming Descriptor) throws(Errno) {
-    let socket = MessageSocket(Handle(descriptor))
+  init(_ connection: Handle) throws(Errno) {
+    let socket = MessageSocket(connection)
     self.socket = socket
     let (stream, continuation) = AsyncStream<MessageSocket.Received>.makeStream()
     messages = stream

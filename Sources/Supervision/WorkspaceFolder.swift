@@ -45,27 +45,43 @@ package struct WorkspaceFolder: Sendable {
     for name in [WorkspaceFolder.socketName, ExitRecord.fileName, "plan"] { try? folder.descriptor.remove(name) }
   }
 
-  /// Starts a supervisor by this plan. It listens before this returns.
-  package func spawn(_ plan: Plan, id: String, helper: String, errors: Int32) throws(StepFailure) -> SupervisorLink {
+  /// Starts a supervisor that listens before this returns, and waits for its plan. It ends when the answer is dropped.
+  package func standBy(id: String, helper: String, errors: Int32) throws(StepFailure) -> StandingSupervisor {
     do throws(Errno) {
-      // Not synced: after a crash of the host nothing runs that could want to read it.
-      try folder.descriptor.replace("plan", with: plan.encoded(), durable: false)
       let listener = try Socket.listen(WorkspaceFolder.socketName, in: folder.descriptor)
-      let log = try folder.descriptor.open("log", [.readOnly, .directory])
+      let (near, far) = try Socket.pair()
       _ = try Process.spawn(
-        helper, CStrings(["carrel-shim", id]), CStrings(Fault.environment), folder.descriptor, listener, log, errors: errors)
-      return try connect()
+        helper, CStrings(["carrel-shim", id]), CStrings(Fault.environment), folder.descriptor, listener, far.descriptor, errors: errors)
+      return StandingSupervisor(connection: near)
     } catch {
       throw StepFailure("start \(helper)", error)
     }
   }
 
+  /// Lets it launch by this plan.
+  package func launch(_ plan: Plan, by supervisor: StandingSupervisor) throws(StepFailure) -> SupervisorLink {
+    do throws(Errno) {
+      // Not synced: after a crash of the host nothing runs that could want to read it.
+      try folder.descriptor.replace("plan", with: plan.encoded(), durable: false)
+      let link = try SupervisorLink(supervisor.connection)
+      try link.send(.launch)
+      return link
+    } catch {
+      throw StepFailure("launch", error)
+    }
+  }
+
   /// Connects to the supervisor. `connectionRefused` or `noEntry`: there is none.
   package func connect() throws(Errno) -> SupervisorLink {
-    try SupervisorLink(try Socket.connect(WorkspaceFolder.socketName, in: folder.descriptor))
+    try SupervisorLink(Handle(try Socket.connect(WorkspaceFolder.socketName, in: folder.descriptor)))
   }
 
   package func log() throws(Errno) -> LogReader {
     LogReader(try folder.descriptor.open("log", [.readOnly, .directory]), path: path + "/log")
   }
+}
+
+/// A supervisor without a plan.
+package struct StandingSupervisor: Sendable {
+  fileprivate let connection: Handle
 }

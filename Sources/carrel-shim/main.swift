@@ -3,8 +3,8 @@
 // As git-credential-carrel, inside a workspace: git's credential helper.
 //
 // carrel-shim ID: the supervisor of one workspace. Started by carreld with the workspace's directory at
-// descriptor 3, the socket to listen on at 4 and the directory of its log at 5; reads the launch plan from
-// the file `plan`.
+// descriptor 3, the socket to listen on at 4 and its first connection at 5. It waits there for the word that the
+// launch plan is in the file `plan`, and ends where whoever started it has gone before that.
 
 if let first = Process.arguments.first, first.split(separator: "/").last.map({ String($0) }) == GitHelper.name {
   Process.exit(
@@ -21,14 +21,17 @@ func runSupervisor() {
   do throws(Errno) {
     try Process.closeOnExec(from: 3)
     try Signals.blockAll()
-    let file = try folder.descriptor.open("plan", [.readOnly, .noFollow])
-    let bytes = try file.readAll(limit: Plan.sizeLimit)
     // Listening again makes this process the one that a peer's SO_PEERCRED names.
     try Socket.relisten(4)
+    let agent = MessageSocket(Handle(Descriptor(adopting: 5)))
+    guard case .launch? = try agent.receive()?.message else { return }
+    let file = try folder.descriptor.open("plan", [.readOnly, .noFollow])
+    let bytes = try file.readAll(limit: Plan.sizeLimit)
+    let logs = Handle(try folder.descriptor.open("log", [.readOnly, .directory]))
     do throws(PlanError) {
       let plan = try Plan(decoding: bytes)
       Supervisor(
-        folder: folder, listener: Handle(Descriptor(adopting: 4)), logs: Handle(Descriptor(adopting: 5)), plan: plan
+        folder: folder, listener: Handle(Descriptor(adopting: 4)), agent: agent, logs: logs, plan: plan
       ).run()
     } catch {
       record(StepFailure("decode the plan", .invalid), folder)

@@ -83,7 +83,8 @@ final class Box: Sendable {
   {
     let folder = try WorkspaceFolder(path: path + "/workspace", create: true)
     folder.reset()
-    let link = try folder.spawn(plan, id: "test", helper: ProcessInfo.processInfo.environment["CARREL_SHIM"] ?? Box.helper, errors: 2)
+    let helper = ProcessInfo.processInfo.environment["CARREL_SHIM"] ?? Box.helper
+    let link = try folder.launch(plan, by: try folder.standBy(id: "test", helper: helper, errors: 2))
     var pid: Int32 = 0
     for await received in link.messages {
       switch received.message {

@@ -33,13 +33,13 @@ import Testing
       }
       try await group.waitForAll()
     }
-    #expect(try await journal.events(after: 0, limit: 1000).map(\.sequence) == Array(1...100))
+    #expect(try await journal.page(after: 0, limit: 1000).events.map(\.sequence) == Array(1...100))
     let stream = journal.streamID
     try journal.close()
     let reopened = try Journal(path: folder + "/j.sqlite")
     #expect(reopened.streamID == stream)
     #expect(try await reopened.head() == 100)
-    #expect(try await reopened.events(after: 98, limit: 10).count == 2)
+    #expect(try await reopened.page(after: 98, limit: 10).events.count == 2)
     #expect(try await reopened.records().count == 100)
   }
 
@@ -116,7 +116,7 @@ import Testing
     #expect(try await journal.acknowledged(by: "c") == 30)
     for wrong in [51, -1] as [Int64] { await #expect(throws: JournalError.self) { try await journal.acknowledge(wrong, by: "c") } }
     try await journal.trim(through: 30, keeping: 10)
-    #expect(try await journal.events(after: 0, limit: 100).map(\.sequence) == Array(31...50))
+    #expect(try await journal.page(after: 0, limit: 100).events.map(\.sequence) == Array(31...50))
     try await journal.trim(through: 50, keeping: 10)
     #expect(try await journal.extent().oldest == 41)
     try await journal.trim(through: 50, keeping: 0)

@@ -10,7 +10,7 @@ import Testing
 
 @Suite("Messages between agent and supervisor") struct MessageTests {
   static let all: [Message] = [
-    .proceed(pid: 7), .ready, .start, .signal(15), .kill, .putSecret(name: "a", content: [0, 1]), .getSecret(name: "a"),
+    .proceed(pid: 7), .launch, .ready, .start, .signal(15), .kill, .putSecret(name: "a", content: [0, 1]), .getSecret(name: "a"),
     .exec(session: 7, arguments: ["a", ""], environment: ["A=1"], directory: "/", terminal: true, rows: 24, columns: 80),
     .execSignal(session: 7, signal: 9), .serveCredentials(token: [7]), .putRole(name: "a", body: [], expires: -1),
     .noted(role: "a", count: 3),
