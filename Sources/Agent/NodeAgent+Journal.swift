@@ -8,9 +8,9 @@ internal import Workspaces
 
 /// How what happens is made durable.
 extension NodeAgent {
-  /// A commit that waits for the disk.
+  /// A commit that waits for the disk: all its entries, or none.
   struct Commit {
-    let entry: Journal.Entry
+    let entries: [Journal.Entry]
     /// Tried again until the disk takes it: what has happened to a workspace cannot be refused any more, only told late.
     let insists: Bool
     let done: Answer<Void>
@@ -19,20 +19,19 @@ extension NodeAgent {
   /// The record and its event, in one transaction; then the watchers hear of it. Without `insist`, a disk that is full or fails
   /// is the caller's to tell of.
   func commit(_ managed: Managed, _ type: EventType, _ attributes: [String: String] = [:], insist: Bool = true) async throws {
-    let done = try submit(managed, type, attributes, insist: insist)
+    let entry = try entry(managed, type, attributes)
     defer { Fault.at("after \(type.rawValue)") }
-    try await done.value
+    try await submit([entry], insist: insist).value
   }
 
-  /// The same up to its place among the events, which it has when this returns; the answer comes when it is on disk.
-  func submit(_ managed: Managed, _ type: EventType, _ attributes: [String: String], insist: Bool = true) throws -> Answer<Void> {
+  /// The record as it is now, and its event.
+  func entry(_ managed: Managed, _ type: EventType, _ attributes: [String: String] = [:]) throws -> Journal.Entry {
     // What comes late must not bring the record of a deleted workspace back.
     guard workspaces[managed.record.spec.id] === managed else { throw AgentError.noWorkspace(managed.record.spec.id) }
     let event = try event(type, managed.record, after: managed.told, attributes)
     managed.told = managed.record.state
-    let entry = Journal.Entry(event, .record(try managed.record.journalRecord()))
     Fault.at("before \(type.rawValue)")
-    return submit(entry, insist: insist)
+    return Journal.Entry(event, .record(try managed.record.journalRecord()))
   }
 
   /// An event of the node itself, with a setting that it is about.
@@ -57,13 +56,13 @@ extension NodeAgent {
       phases: try phases.map { try encodedText($0) })
   }
 
-  func write(_ entry: Journal.Entry, insist: Bool) async throws { try await submit(entry, insist: insist).value }
+  func write(_ entry: Journal.Entry, insist: Bool) async throws { try await submit([entry], insist: insist).value }
 
-  /// Answers when the entry is on disk. Entries get there in the order in which they are submitted; those that come while the
+  /// Answers when the entries are on disk. They get there in the order in which they are submitted; those that come while the
   /// disk is busy share the next transaction, and with it the fsync, which is what a commit costs.
-  private func submit(_ entry: Journal.Entry, insist: Bool) -> Answer<Void> {
+  func submit(_ entries: [Journal.Entry], insist: Bool) -> Answer<Void> {
     let done = Answer<Void>()
-    waiting.append(Commit(entry: entry, insists: insist, done: done))
+    waiting.append(Commit(entries: entries, insists: insist, done: done))
     if !isCommitting {
       isCommitting = true
       Task { await commitWaiting() }
@@ -76,7 +75,7 @@ extension NodeAgent {
       let together = waiting
       waiting = []
       do {
-        try await put(together.map(\.entry))
+        try await put(together.flatMap(\.entries))
         for commit in together { commit.done.give(.success(())) }
       } catch {
         // Whoever may be refused is refused alone.
@@ -89,7 +88,7 @@ extension NodeAgent {
   private func commitAlone(_ commit: Commit) async {
     while true {
       do {
-        try await put([commit.entry])
+        try await put(commit.entries)
         return commit.done.give(.success(()))
       } catch {
         guard commit.insists else { return commit.done.give(.failure(error)) }

@@ -2,6 +2,7 @@
 
 internal import Foundation
 internal import Images
+internal import Journal
 internal import LaunchPlan
 internal import Limits
 internal import Linux
@@ -24,6 +25,8 @@ extension NodeAgent {
   /// What a life in this process begins with: an attempt, or what an earlier agent left.
   enum Beginning {
     case attempt
+    /// An attempt that is told of already.
+    case preparation(Step)
     case adopt(SupervisorLink)
     /// The supervisor is gone: only its end is left to tell.
     case settle(Reason?)
@@ -42,7 +45,8 @@ extension NodeAgent {
     while true {
       let begun = ContinuousClock.now
       switch next {
-      case .attempt: await attempt(managed)
+      case .attempt: if let began = enter(managed, .preparationBegan) { await attempt(managed, began) }
+      case .preparation(let began): await attempt(managed, began)
       case .adopt(let link): await adopt(managed, link)
       case .settle(let failure): await settle(managed, failure: failure)
       case .ended: break
@@ -83,9 +87,8 @@ extension NodeAgent {
     }
   }
 
-  private func attempt(_ managed: Managed) async {
+  private func attempt(_ managed: Managed, _ began: Step) async {
     await managed.cleaning?.value
-    guard let began = enter(managed, .preparationBegan) else { return }
     let (id, folder, helper) = (managed.record.spec.id, managed.folder, helper)
     // Its start takes as long as all that is made for it meanwhile.
     let supervisor = Task {
@@ -110,7 +113,7 @@ extension NodeAgent {
   // ---------------------------------------------------------------- preparing
 
   private func prepare(
-    _ managed: Managed, _ began: Entry, _ supervisor: Task<StandingSupervisor, any Error>
+    _ managed: Managed, _ began: Step, _ supervisor: Task<StandingSupervisor, any Error>
   ) async throws(Refusal) -> SupervisorLink {
     let spec = managed.record.spec
     guard let tool = tool(spec.tool) else { throw Refusal(.internal, "there is no tool \(spec.tool) any more") }
@@ -141,6 +144,9 @@ extension NodeAgent {
     let plan = compile(managed.record, tool, image)
     // What is made from here on outlives this agent: the next one has to know.
     await arrive(managed, began)
+    guard managed.record.state == .preparing else {
+      throw Refusal(.requested, "stopped by \(managed.record.stopRequestedBy ?? "somebody") before it was started")
+    }
     let standing = try await outcome(.isolation) { try await supervisor.value }
     let link = try await step(.isolation) { [folder = managed.folder] in
       if let copy { try folder.keep(record: Array(copy.utf8)) }
@@ -367,20 +373,28 @@ extension NodeAgent {
   /// overtaken, and the one that overtook it stands.
   @discardableResult
   func transition(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) async -> Bool {
-    guard let entry = enter(managed, occurrence, more) else { return false }
-    return await arrive(managed, entry)
+    guard let step = enter(managed, occurrence, more) else { return false }
+    return await arrive(managed, step)
   }
 
   /// A transition that is made in memory and on its way to the disk.
-  struct Entry {
+  struct Step {
     let event: EventType
     let isEnd: Bool
     let done: Answer<Void>
   }
 
   /// The first half of a transition: what comes after it acts on the new state, and is told after it.
-  private func enter(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) -> Entry? {
-    guard let next = try? StateMachine.apply(occurrence, to: managed.record.state) else { return nil }
+  private func enter(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) -> Step? {
+    guard let (event, entry) = try? advance(managed, occurrence, more) else { return nil }
+    return Step(event: event, isEnd: managed.record.state.isTerminal, done: submit([entry], insist: true))
+  }
+
+  /// In memory alone: the new state, and the entry that tells of it.
+  func advance(
+    _ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]
+  ) throws -> (EventType, Journal.Entry) {
+    let next = try StateMachine.apply(occurrence, to: managed.record.state)
     managed.record.state = next.state
     managed.record.reason = next.reason
     if next.state.isTerminal { managed.token = managed.record.spec.lifecycle.restartPolicy == .never ? nil : managed.token }
@@ -396,16 +410,15 @@ extension NodeAgent {
         "workspace": "\(managed.record.spec.id)", "state": "\(next.state.rawValue)",
         "reason": "\(next.reason?.message ?? "")",
       ])
-    guard let done = try? submit(managed, next.event, attributes) else { return nil }
-    return Entry(event: next.event, isEnd: next.state.isTerminal, done: done)
+    return (next.event, try entry(managed, next.event, attributes))
   }
 
   /// The second half: returns when it is on disk.
   @discardableResult
-  private func arrive(_ managed: Managed, _ entry: Entry) async -> Bool {
-    defer { Fault.at("after \(entry.event.rawValue)") }
-    guard (try? await entry.done.value) != nil else { return false }
-    if entry.isEnd {
+  private func arrive(_ managed: Managed, _ step: Step) async -> Bool {
+    defer { Fault.at("after \(step.event.rawValue)") }
+    guard (try? await step.done.value) != nil else { return false }
+    if step.isEnd {
       for waiter in managed.endWaiters { waiter.resume() }
       managed.endWaiters = []
     }

@@ -57,18 +57,7 @@ extension NodeAgent {
   /// One workspace that the journal says has not ended.
   private func resume(_ managed: Managed) async {
     let id = managed.record.spec.id
-    if managed.record.state == .pending {
-      guard !managed.record.spec.needsSecrets else {
-        logger.warning("workspace cannot be started after a restart", metadata: ["workspace": "\(id)"])
-        await transition(
-          managed,
-          .preparationFailed(
-            Reason(.internal, "the agent was restarted before the start, and credentials are not kept; launch it again")))
-        return
-      }
-      if tool(managed.record.spec.tool)?.tokenFile != nil { managed.token = NodeAgent.freshToken() }
-      return begin(managed)
-    }
+    if managed.record.state == .pending { return await start(managed, with: .attempt) }
     do throws(Errno) {
       let link = try managed.folder.connect()
       managed.link = link
@@ -76,11 +65,31 @@ extension NodeAgent {
       managed.isInjecting = true
       begin(managed, with: .adopt(link))
     } catch {
+      if managed.record.state == .preparing, !managed.folder.hasPlan {
+        // It has not come to a supervisor that could have started anything.
+        let told = Answer<Void>()
+        told.give(.success(()))
+        return await start(managed, with: .preparation(Step(event: .preparing, isEnd: false, done: told)))
+      }
       // No supervisor: what it left behind decides, here and nowhere else.
       logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(managed.folder.exitRecord.map { "\($0)" } ?? "none")"])
       if !managed.record.cgroup.isEmpty { cgroup(of: managed.record).signal(Signals.kill) }
       begin(managed, with: .settle(managed.record.state == .preparing ? interrupted : nil))
     }
+  }
+
+  /// A start that an earlier agent accepted and did not come to.
+  private func start(_ managed: Managed, with beginning: Beginning) async {
+    guard !managed.record.spec.needsSecrets else {
+      logger.warning("workspace cannot be started after a restart", metadata: ["workspace": "\(managed.record.spec.id)"])
+      await transition(
+        managed,
+        .preparationFailed(
+          Reason(.internal, "the agent was restarted before the start, and credentials are not kept; launch it again")))
+      return
+    }
+    if tool(managed.record.spec.tool)?.tokenFile != nil { managed.token = NodeAgent.freshToken() }
+    begin(managed, with: beginning)
   }
 
   private var interrupted: Reason { Reason(.internal, "the agent was restarted during the start; launch it again") }

@@ -182,14 +182,20 @@ package actor NodeAgent {
     if tool.tokenFile != nil { managed.token = NodeAgent.freshToken() }
     // In memory before the first suspension, so that its slot and its memory count for the next caller.
     workspaces[spec.id] = managed
+    let began: Step
     do {
-      try await commit(managed, .created, insist: false)
+      // One transaction, and one wait for the disk.
+      let created = try entry(managed, .created)
+      let (event, preparing) = try advance(managed, .preparationBegan)
+      began = Step(event: event, isEnd: false, done: submit([created, preparing], insist: false))
+      try await began.done.value
+      Fault.at("after Created")
     } catch {
       workspaces[spec.id] = nil
       try? FileManager.default.removeItem(atPath: folder.path)
       throw AgentError(.internal, "the journal cannot be written: \(error)")
     }
-    begin(managed)
+    begin(managed, with: .preparation(began))
     return (managed.record, true)
   }
 

@@ -93,9 +93,6 @@ package final class Supervisor {
     }
     let pid = process.pid
     let socket = MessageSocket(control.0)
-    // The agent connects the network while ids are mapped and the child makes its mounts.
-    status = .created(pid: pid)
-    broadcast(status)
     Process.keepSecrets()
     // A child that waits for `proceed` for ever must not be left behind.
     do throws(StepFailure) {
@@ -110,6 +107,9 @@ package final class Supervisor {
     errors.closeWriting()
     host.closeMounts()
     Fault.at(.cloned)
+    // Before the child goes on, so that the agent connects the network while it makes its mounts.
+    status = .created(pid: pid)
+    broadcast(status)
     do throws(Errno) { try socket.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
   }
 

@@ -39,10 +39,14 @@ package struct WorkspaceFolder: Sendable {
   }
 
   private static let recordName = "record.json"
+  private static let planName = "plan"
+
+  /// Whether a supervisor may have been told to launch in this attempt.
+  package var hasPlan: Bool { (try? folder.descriptor.open(WorkspaceFolder.planName, [.path, .noFollow])) != nil }
 
   /// Clears the traces of an earlier attempt, except its output.
   package func reset() {
-    for name in [WorkspaceFolder.socketName, ExitRecord.fileName, "plan"] { try? folder.descriptor.remove(name) }
+    for name in [WorkspaceFolder.socketName, ExitRecord.fileName, WorkspaceFolder.planName] { try? folder.descriptor.remove(name) }
   }
 
   /// Starts a supervisor that listens before this returns, and waits for its plan. It ends when the answer is dropped.
@@ -62,7 +66,7 @@ package struct WorkspaceFolder: Sendable {
   package func launch(_ plan: Plan, by supervisor: StandingSupervisor) throws(StepFailure) -> SupervisorLink {
     do throws(Errno) {
       // Not synced: after a crash of the host nothing runs that could want to read it.
-      try folder.descriptor.replace("plan", with: plan.encoded(), durable: false)
+      try folder.descriptor.replace(WorkspaceFolder.planName, with: plan.encoded(), durable: false)
       let link = try SupervisorLink(supervisor.connection)
       try link.send(.launch)
       return link
