@@ -102,6 +102,30 @@ import Testing
     #expect(try Journal(path: path).loss == next.loss)
   }
 
+  @Test("who has heard all before them gets the last events from memory, as they are on disk") func recent() async throws {
+    let folder = try temporary()
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    let journal = try Journal(path: folder + "/j.sqlite")
+    for index in 0..<600 { _ = try await journal.commit([entry("w\(index % 3)", slot: Int64(index % 3))]) }
+    let reopened = try Journal(path: folder + "/j.sqlite")
+    for (cursor, workspace, limit) in [(0, nil, 10), (0, "w1", 1000), (300, nil, 1000), (590, nil, 5), (590, "w2", 100), (597, "w0", 9), (600, nil, 3)]
+      as [(Int64, String?, Int)]
+    {
+      let (here, disk) = (
+        try await journal.page(after: cursor, workspace: workspace, limit: limit),
+        try await reopened.page(after: cursor, workspace: workspace, limit: limit)
+      )
+      #expect(here.events == disk.events && here.through == disk.through && here.oldest == disk.oldest, "after \(cursor)")
+    }
+    #expect(journal.recent.page(after: 590, workspace: nil, limit: 5) != nil && reopened.recent.page(after: 590, workspace: nil, limit: 5) == nil)
+    #expect(journal.bytesInUse == reopened.bytesInUse)
+    try await journal.trim(through: 595, keeping: 0)
+    let page = try await journal.page(after: 590, limit: 100)
+    #expect(page.events.map(\.sequence) == Array(596...600) && page.oldest == 596)
+    try reopened.close()
+    try journal.close()
+  }
+
   @Test("what was acknowledged goes, but the newest; sequences go on") func trimming() async throws {
     let folder = try temporary()
     defer { try? FileManager.default.removeItem(atPath: folder) }
