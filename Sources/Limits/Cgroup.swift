@@ -219,6 +219,12 @@ package struct Cgroup: Sendable {
     for _ in 0..<500 where value("frozen", in: unified + "/cgroup.events") != (frozen ? 1 : 0) { Clock.sleep(milliseconds: 1) }
   }
 
+  /// Of cgroup v1: puts a process of its own back that somebody has moved into another freezer. Frozen there, it would not end.
+  package func recall(_ pid: Int32) throws(LimitsError) {
+    guard layout != .unified, controllers.contains("freezer") else { return }
+    try Cgroup.write("\(pid)", to: folder("freezer") + "/cgroup.procs")
+  }
+
   package var isFrozen: Bool {
     if layout != .unified, controllers.contains("freezer") {
       return (try? Cgroup.read(folder("freezer") + "/freezer.state")).map { $0 != "THAWED" } ?? false

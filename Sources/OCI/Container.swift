@@ -275,7 +275,14 @@ package struct Containers {
       guard force || status == .created else { throw RuntimeError("container \(id) is \(status.rawValue); kill it first, or use --force") }
       do throws(Errno) { try Process.signal(process.descriptor, Signals.kill) } catch {}
       if let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.freeze(false) } catch {} }
-      for _ in 0..<1000 where state.process() != nil { Clock.sleep(milliseconds: 2) }
+      for attempt in 0..<1000 where state.process() != nil {
+        if attempt == 50, let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.recall(state.pid) } catch {} }
+        Clock.sleep(milliseconds: 2)
+      }
+      // What still lives must stay known.
+      guard state.process() == nil else {
+        throw RuntimeError("container \(id): process \(state.pid) does not end after SIGKILL; try again when it has")
+      }
     }
     var hooks: Hooks?
     do throws(RuntimeError) { hooks = try folder.configuration(state).hooks } catch { warn(error.message) }

@@ -19,6 +19,8 @@ func runSupervisor() {
   Signals.ignorePipe()
   let folder = Handle(Descriptor(adopting: 3))
   do throws(Errno) {
+    // What another thread of the agent had open at that moment, such as the pipe of a program that it waits for, is not ours to keep.
+    try Process.closeAll(from: 6, except: [])
     try Process.closeOnExec(from: 3)
     try Signals.blockAll()
     // Listening again makes this process the one that a peer's SO_PEERCRED names.

@@ -31,6 +31,21 @@ def test_killed_supervisors_and_first_processes(node):
     judge(agent)
 
 
+def test_a_supervisor_keeps_nothing_of_its_agent(node):
+    """Whoever reads a pipe of which a supervisor holds the other end waits until the workspace has ended."""
+    agent, _ = node
+    agent.stop(signal.SIGTERM)
+    agent.start(under=("bash", "-c", "exec 9</etc/hostname; exec \"$@\"", "bash"))
+    agent.launch("clean", "sleep 1000")
+    agent.wait("clean", "READY")
+    held = lambda pid: {os.readlink(p) for p in pathlib.Path(f"/proc/{pid}/fd").iterdir()}
+    assert "/etc/hostname" in held(agent.process.pid), "control: the agent has it, and hands it on"
+    for pid in pids(agent, "clean"):
+        assert "/etc/hostname" not in held(pid)
+    agent.do("rm", "--force", "clean")
+    judge(agent)
+
+
 def test_a_hundred_ends_at_once(node):
     agent, _ = node
     flag = agent.directory / "homes" / "ada"

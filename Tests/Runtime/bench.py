@@ -50,7 +50,8 @@ class Bench:
         profile = struct.unpack_from("<I", kept)[0]
         (folder / "filter").write_bytes(kept[8 + profile:])
         self.floor = folder / "floor"
-        subprocess.run(["clang", "-O2", "-static", "-o", self.floor, ROOT / "Tests/Runtime/floor.c"], check=True)
+        for name, place in (("floor", self.floor), ("stamp", folder / "rootfs/bin/stamp")):
+            subprocess.run(["clang", "-O2", "-static", "-o", place, ROOT / f"Tests/Runtime/{name}.c"], check=True)
 
     def id(self):
         self.count += 1
@@ -73,11 +74,10 @@ class Bench:
         assert done.returncode == 0, (who, done.stderr)
         return (time.perf_counter() - begun) * 1000
 
-    def in_process(self):
-        """The floor from its first call to the exec of the payload, without the program's own start and end. Milliseconds."""
-        steps = subprocess.run([*map(str, self.command("floor")), "steps"], capture_output=True, text=True, check=True).stdout
-        took = {line[:28].strip(): int(line.split()[-2]) for line in steps.splitlines()}
-        return sum(list(took.values())[:list(took).index("seccomp") + 1]) / 1000
+    def in_process(self, *mode):
+        """The floor from its first call to the first of its payload, without the program's own start and end. Milliseconds."""
+        said = subprocess.run([*map(str, self.command("floor")), *mode], capture_output=True, text=True, check=True).stdout.split()
+        return (int(said[0]) - int(said[1])) / 1e6
 
     def rate(self, who, workers, total=192):
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -101,7 +101,10 @@ def main():
             print(json.dumps({w: [bench.once(w) for _ in range(ROUNDS)] for w in PEERS}))
             return
         if "--in-process" in sys.argv:
-            print(json.dumps([bench.in_process() for _ in range(ROUNDS)]))
+            folder = bench.folder / "workspace"
+            (folder / "home").mkdir(parents=True)
+            modes = {"bundle": ["stamp"], "workspace": ["workspace", str(folder)]}
+            print(json.dumps({name: [bench.in_process(*mode) for _ in range(ROUNDS)] for name, mode in modes.items()}))
             return
         who = ["floor", "carrel-runtime", "bwrap (no cgroup, no seccomp)"]
         times = {w: [] for w in who} | {w + ", after 100 ms of idleness": [] for w in who[:2]} | {w: [] for w in PEERS}

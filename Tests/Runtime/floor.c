@@ -3,11 +3,20 @@
 // The floor of `hack/bench runtime`: one container started, run to its end and cleaned up by the system calls that this
 // takes and nothing else. No configuration is read, nothing is checked, no state is kept. Not a runtime: a ruler.
 //
-// floor ROOTFS FILTER FIRST-ID [steps]    FILTER: a compiled BPF program. With "steps" it prints what each step took.
+// floor ROOTFS FILTER FIRST-ID [steps | stamp | workspace FOLDER]
+//   FILTER: a compiled BPF program. "steps" prints what each step took. "stamp" runs /bin/stamp, which prints its clock, and
+//   prints its own clock at the begin: the in-process floor of a start. "workspace" adds what a workspace has beside a bundle: a
+//   supervisor's exec, a transaction on disk, overlayfs, an idmapped home, a file system of secrets, a link with its addresses
+//   and routes, an init; FOLDER holds `home` and takes the transaction.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_addr.h>
+#include <linux/if_link.h>
+#include <linux/rtnetlink.h>
 #include <linux/sched.h>
+#include <linux/veth.h>
+#include <net/if.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -60,8 +69,127 @@ static void attach(int mount, const char *path) {
   close(target);
 }
 
+// ------------------------------------------------------------------ what a workspace has beside a bundle
+
+struct message { struct nlmsghdr head; char body[1000]; };
+static void *grow(struct message *m, unsigned size) {
+  void *at = (char *)m + m->head.nlmsg_len;
+  m->head.nlmsg_len += NLMSG_ALIGN(size);
+  return at;
+}
+static void begin_message(struct message *m, int type, int flags, const void *head, unsigned size) {
+  memset(m, 0, sizeof *m);
+  m->head = (struct nlmsghdr){ .nlmsg_len = NLMSG_HDRLEN, .nlmsg_type = type, .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | flags };
+  memcpy(grow(m, size), head, size);
+}
+static struct rtattr *add(struct message *m, int type, const void *value, unsigned size) {
+  struct rtattr *a = grow(m, RTA_LENGTH(size));
+  a->rta_type = type;
+  a->rta_len = RTA_LENGTH(size);
+  if (size) memcpy(RTA_DATA(a), value, size);
+  return a;
+}
+static void end(struct message *m, struct rtattr *a) { a->rta_len = (char *)m + m->head.nlmsg_len - (char *)a; }
+static void talk(int s, struct message *m, const char *what) {
+  char answer[4096];
+  must(send(s, m, m->head.nlmsg_len, 0), what);
+  must(recv(s, answer, sizeof answer, 0), what);
+  errno = -((struct nlmsgerr *)NLMSG_DATA(answer))->error;
+  must(errno ? -1 : 0, what);
+}
+static void address(int s, int index, const void *own, const void *other) {
+  struct message m;
+  struct ifaddrmsg head = { .ifa_family = AF_INET, .ifa_prefixlen = 32, .ifa_index = index };
+  begin_message(&m, RTM_NEWADDR, NLM_F_CREATE, &head, sizeof head);
+  add(&m, IFA_LOCAL, own, 4);
+  add(&m, IFA_ADDRESS, other, 4);
+  talk(s, &m, "address");
+}
+static void raise_link(int s, int index) {
+  struct message m;
+  struct ifinfomsg head = { .ifi_index = index, .ifi_flags = IFF_UP, .ifi_change = IFF_UP };
+  begin_message(&m, RTM_NEWLINK, 0, &head, sizeof head);
+  talk(s, &m, "up");
+}
+static void connect_network(long pid, const char *link) {
+  static const unsigned char gateway[4] = { 10, 99, 0, 1 }, own[4] = { 10, 99, 0, 2 };
+  char path[256];
+  snprintf(path, sizeof path, "/proc/%ld/ns/net", pid);
+  int there = must(open(path, O_RDONLY | O_CLOEXEC), path), here = must(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), "net");
+  int s = must(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE), "netlink");
+  struct message m;
+  struct ifinfomsg head = { .ifi_flags = IFF_UP, .ifi_change = IFF_UP }, peer = { 0 };
+  begin_message(&m, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &head, sizeof head);
+  add(&m, IFLA_IFNAME, link, strlen(link) + 1);
+  struct rtattr *info = add(&m, IFLA_LINKINFO, NULL, 0);
+  add(&m, IFLA_INFO_KIND, "veth", 4);
+  struct rtattr *data = add(&m, IFLA_INFO_DATA, NULL, 0), *other = add(&m, VETH_INFO_PEER, &peer, sizeof peer);
+  add(&m, IFLA_IFNAME, "eth0", 5);
+  add(&m, IFLA_NET_NS_FD, &there, 4);
+  end(&m, other); end(&m, data); end(&m, info);
+  talk(s, &m, "veth");
+  static const char *settings[][2] = { { "ipv6", "disable_ipv6" }, { "ipv4", "rp_filter" }, { "ipv4", "forwarding" } };
+  for (int i = 0; i < 3; i++) {
+    snprintf(path, sizeof path, "/proc/sys/net/%s/conf/%s/%s", settings[i][0], link, settings[i][1]);
+    put(path, "1");
+  }
+  address(s, if_nametoindex(link), gateway, own);
+  must(syscall(SYS_setns, there, CLONE_NEWNET), "setns");
+  int inside = must(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE), "netlink");
+  int far = if_nametoindex("eth0");
+  must(syscall(SYS_setns, here, CLONE_NEWNET), "setns");
+  raise_link(inside, 1);
+  raise_link(inside, far);
+  address(inside, far, own, gateway);
+  struct rtmsg route = { .rtm_family = AF_INET, .rtm_table = RT_TABLE_MAIN, .rtm_protocol = RTPROT_STATIC, .rtm_type = RTN_UNICAST };
+  begin_message(&m, RTM_NEWROUTE, NLM_F_CREATE, &route, sizeof route);
+  add(&m, RTA_GATEWAY, gateway, 4);
+  add(&m, RTA_OIF, &far, 4);
+  talk(inside, &m, "route");
+  close(there); close(here); close(s); close(inside);
+}
+static int idmapped(const char *path, const char *map) {
+  int tree = must(syscall(428, AT_FDCWD, path, 1 | O_CLOEXEC), path), wait[2];
+  must(pipe2(wait, O_CLOEXEC), "pipe");
+  struct clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
+  long pid = must(syscall(435, &args, sizeof args), "clone3");
+  char name[64], byte;
+  if (pid == 0) { close(wait[1]); (void)!read(wait[0], &byte, 1); _exit(0); }
+  snprintf(name, sizeof name, "/proc/%ld/uid_map", pid); put(name, map);
+  snprintf(name, sizeof name, "/proc/%ld/gid_map", pid); put(name, map);
+  snprintf(name, sizeof name, "/proc/%ld/ns/user", pid);
+  uint64_t attr[4] = { 0x100000, 0, 0, must(open(name, O_RDONLY | O_CLOEXEC), name) };
+  must(syscall(442, tree, "", 0x1000, attr, sizeof attr), "idmap");
+  close(attr[3]); close(wait[0]); close(wait[1]);
+  must(waitpid(pid, NULL, 0), "wait");
+  return tree;
+}
+static void write_transaction(const char *folder) {
+  // As many pages as the journal's log takes for an acceptance.
+  static char pages[7 * 4120];
+  char path[256];
+  snprintf(path, sizeof path, "%s/log", folder);
+  int f = must(open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600), path);
+  must(write(f, pages, sizeof pages), path);
+  must(fdatasync(f), path);
+  close(f);
+}
+
 int main(int argc, char **argv) {
   if (argc < 4) return 2;
+  char *mode = argc > 4 ? argv[4] : "", *folder = argc > 5 ? argv[5] : NULL;
+  int printing = !strcmp(mode, "steps"), stamped = !strcmp(mode, "stamp") || folder;
+  if (folder && !getenv("BEGUN")) {
+    char begun[32];
+    snprintf(begun, sizeof begun, "%ld", (long)now());
+    setenv("BEGUN", begun, 1);
+    write_transaction(folder);
+    long pid = must(vfork(), "vfork");
+    if (pid == 0) { execv("/proc/self/exe", argv); _exit(127); }
+    int status;
+    must(waitpid(pid, &status, 0), "wait");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+  }
   steps = mmap(NULL, 1 << 16, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   count = (int *)(steps + 256);
   int64_t begin = now();
@@ -96,6 +224,14 @@ int main(int argc, char **argv) {
   long size = must(read(filter, program, sizeof program), argv[2]);
   int pair[2];
   must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), "socketpair");
+  int home = -1;
+  char link[16];
+  snprintf(link, sizeof link, "crflr%d", getpid() % 1000000);
+  if (folder) {
+    snprintf(path, sizeof path, "%s/home", folder);
+    snprintf(text, sizeof text, "0 %s 1\n", argv[3]);
+    home = idmapped(path, text);
+  }
   done("sources opened");
   int pidfd = -1;
   struct clone_args args = { .flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_PIDFD | CLONE_INTO_CGROUP,
@@ -114,8 +250,22 @@ int main(int argc, char **argv) {
     for (unsigned i = 0; i + 1 < CONTROLLERS; i++) must(write(tasks[i], "0", 1), controllers[i]);
     must(syscall(SYS_unshare, CLONE_NEWCGROUP), "cgroup namespace");
     done("cgroups joined");
-    attach(root, "/tmp");
-    must(chdir("/tmp"), "/tmp");
+    if (folder) {
+      attach(new_mount("tmpfs", "mode", "755", 4), "/mnt");
+      must(chdir("/mnt"), "/mnt");
+      mkdir("0", 0755); mkdir("root", 0755); mkdir("scratch", 0755);
+      attach(new_mount("tmpfs", "mode", "755", 4), "scratch");
+      mkdir("scratch/upper", 0755); mkdir("scratch/work", 0755);
+      attach(root, "0");
+      must(mount("overlay", "root", "overlay", 0, "lowerdir=0,upperdir=scratch/upper,workdir=scratch/work,userxattr"), "overlay");
+      must(chdir("root"), "root");
+      mkdir("home", 0755); mkdir("home/analyst", 0755); mkdir("run", 0755); mkdir("run/credentials", 0755);
+      attach(home, "home/analyst");
+      attach(new_mount("tmpfs", "mode", "755", 2 | 4 | 8), "run/credentials");
+    } else {
+      attach(root, "/tmp");
+      must(chdir("/tmp"), "/tmp");
+    }
     attach(new_mount("proc", NULL, NULL, 0), "proc");
     attach(new_mount("tmpfs", "mode", "755", 2), "dev");
     mkdir("dev/pts", 0755); mkdir("dev/shm", 0755); mkdir("dev/mqueue", 0755);
@@ -168,11 +318,18 @@ int main(int argc, char **argv) {
     uint32_t sets[6] = { 0 };
     must(syscall(SYS_capset, &header, sets), "capset");
     must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs");
+    if (folder) { char byte; must(read(pair[1], &byte, 1), "read"); }
     done("identity");
     struct { unsigned short n; void *p; } load = { size / 8, program };
     must(syscall(SYS_seccomp, 1, 0, &load), "seccomp");
     done("seccomp");
-    char *arguments[] = { "/bin/true", NULL }, *environment[] = { "PATH=/bin", NULL };
+    if (folder) {
+      // The init that stays.
+      long tool = must(fork(), "fork");
+      if (tool) { must(waitpid(tool, NULL, 0), "wait"); _exit(0); }
+      must(setsid(), "setsid");
+    }
+    char *arguments[] = { stamped ? "/bin/stamp" : "/bin/true", NULL }, *environment[] = { "PATH=/bin", NULL };
     execve(arguments[0], arguments, environment);
     _exit(127);
   }
@@ -182,6 +339,7 @@ int main(int argc, char **argv) {
   snprintf(path, sizeof path, "/proc/%ld/gid_map", pid);
   put(path, text);
   must(write(pair[0], "x", 1), "write");
+  if (folder) { connect_network(pid, link); must(write(pair[0], "y", 1), "write"); }
   int status;
   must(waitpid(pid, &status, 0), "wait");
   done("execve, run and exit");
@@ -190,7 +348,8 @@ int main(int argc, char **argv) {
     for (int attempt = 0; rmdir(path) < 0 && attempt < 100; attempt++) usleep(500);
   }
   done("cgroups removed");
-  if (argc > 4)
+  if (stamped) printf("%ld\n", folder ? atol(getenv("BEGUN")) : (long)begin);
+  if (printing)
     for (int i = 0; i < *count; i++) printf("%-28s %6ld us\n", steps[i].name, (long)((steps[i].at - (i ? steps[i - 1].at : begin)) / 1000));
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }

@@ -8,6 +8,7 @@ import pathlib
 import pty
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -335,6 +336,32 @@ def test_limits_of_a_controller_that_it_was_not_made_with(runtime, sleeper):
     def change(config):
         config["linux"]["resources"]["cpu"] = {"cpus": "0"}
     assert runtime.once("grep Cpus_allowed_list /proc/self/status", change, check=True).stdout.split()[-1] == "0"
+
+
+@pytest.mark.skipif(not HYBRID, reason="on v2 what is frozen can be killed")
+def test_delete_ends_a_process_that_is_frozen_elsewhere(runtime, sleeper):
+    """On v1 a frozen process does not die; a container that is deleted leaves none behind, wherever somebody has put it."""
+    id, _ = sleeper
+    pid = json.loads(runtime.run("state", id).stdout)["pid"]
+    foreign = pathlib.Path(f"/sys/fs/cgroup/freezer/carrel-foreign-{os.getpid()}")
+    foreign.mkdir()
+    try:
+        (foreign / "cgroup.procs").write_text(str(pid))
+        (foreign / "freezer.state").write_text("FROZEN")
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+        assert pathlib.Path(f"/proc/{pid}").exists(), "control: frozen, it outlives SIGKILL"
+        assert runtime.run("delete", "--force", id).returncode == 0
+        # What is left of it for a moment is for whoever inherits it to reap.
+        for _ in range(100):
+            if not pathlib.Path(f"/proc/{pid}").exists():
+                break
+            time.sleep(0.02)
+        assert not pathlib.Path(f"/proc/{pid}").exists() and (foreign / "cgroup.procs").read_text() == ""
+        assert runtime.run("state", id, check=False).returncode == 1
+    finally:
+        (foreign / "freezer.state").write_text("THAWED")
+        foreign.rmdir()
 
 
 @pytest.mark.parametrize("mapped", [False, True])
