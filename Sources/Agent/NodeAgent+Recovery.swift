@@ -58,6 +58,12 @@ extension NodeAgent {
   private func resume(_ managed: Managed) async {
     let id = managed.record.spec.id
     if managed.record.state == .pending { return await start(managed, with: .attempt) }
+    if managed.record.state == .preparing, !managed.folder.hasPlan {
+      // It has not come to a supervisor that could have started anything.
+      let told = Answer<Void>()
+      told.give(.success(()))
+      return await start(managed, with: .preparation(Step(event: .preparing, isEnd: false, done: told)))
+    }
     do throws(Errno) {
       let link = try managed.folder.connect()
       managed.link = link
@@ -65,12 +71,6 @@ extension NodeAgent {
       managed.isInjecting = true
       begin(managed, with: .adopt(link))
     } catch {
-      if managed.record.state == .preparing, !managed.folder.hasPlan {
-        // It has not come to a supervisor that could have started anything.
-        let told = Answer<Void>()
-        told.give(.success(()))
-        return await start(managed, with: .preparation(Step(event: .preparing, isEnd: false, done: told)))
-      }
       // No supervisor: what it left behind decides, here and nowhere else.
       logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(managed.folder.exitRecord.map { "\($0)" } ?? "none")"])
       if !managed.record.cgroup.isEmpty { cgroup(of: managed.record).signal(Signals.kill) }

@@ -164,7 +164,7 @@ package actor NodeAgent {
       }
       return (present.record, false)
     }
-    try checkJournal()
+    try await checkJournal()
     _ = try await image(spec.image)
     // From here to where it is in memory nothing suspends: two launches never take the same room.
     try admit(amounts)
@@ -227,8 +227,9 @@ package actor NodeAgent {
     }
   }
 
-  private func checkJournal() throws {
-    let used = journal.bytesInUse
+  private func checkJournal() async throws {
+    guard journal.bytesInUse > journalRoom else { return }
+    let used = try await journal.extent().bytes
     guard used <= journalRoom else {
       throw AgentError(
         .resourceExhausted,
@@ -361,7 +362,7 @@ package actor NodeAgent {
 
   /// The workspace is deleted already: what cannot be removed now goes when the next agent starts.
   private func removeFolder(_ path: String) async {
-    for attempt in 1...3 {
+    for attempt in 1...10 {
       do {
         return try await blocking { try FileManager.default.removeItem(atPath: path) }
       } catch {

@@ -59,8 +59,9 @@ final class RouteSocket {
 
   /// Puts a link that is there into a group.
   func setGroup(_ group: UInt32, of name: String) throws {
+    let index = try RouteSocket.index(of: name)
     try change("put the link \(name) into group \(group)") { present, change in
-      rtnl_link_set_name(present, name)
+      rtnl_link_set_ifindex(present, index)
       rtnl_link_set_group(change, group)
     }
   }

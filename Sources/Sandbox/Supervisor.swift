@@ -344,6 +344,8 @@ package final class Supervisor {
     if let session = connections[index].session {
       tell(.execSignal(session: session, signal: Signals.kill))
     }
+    // Not only closed: the first one has a second owner, who started this supervisor's run.
+    connections[index].socket.handle.descriptor.shutDown()
     connections.remove(at: index)
   }
 

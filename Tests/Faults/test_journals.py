@@ -203,12 +203,15 @@ def test_a_full_disk_delays_what_happened_and_refuses_what_is_asked(node):
 @pytest.mark.parametrize("node", [pytest.param({"more": "journal: {limit: 1Mi, keep: 10}\n", "controllers": ["panel"]}, id="capped")], indirect=True)
 def test_a_journal_at_its_cap_refuses_launches_and_keeps_room_for_ends(node):
     agent, (panel,) = node  # the owner never comes
-    agent.launch("runs", "sleep 1000")
-    agent.wait("runs", "READY")
+    for id in ("runs", "other"):
+        agent.launch(id, "sleep 1000")
+        agent.wait(id, "READY")
     with sqlite3.connect(agent.state / "journal.sqlite") as database:
         database.execute("CREATE TABLE ballast (x)")
         database.execute("INSERT INTO ballast VALUES (zeroblob(1000000))")
     database.close()
+    # The agent, which alone writes there in earnest, looks when it has written.
+    assert agent.do("stop", "other", "--time", "1").returncode == 0
     refused = agent.launch("more", "true")
     assert refused.returncode == 1 and "journal:" in refused.stderr and "has to acknowledge" in refused.stderr, refused
     assert agent.do("stop", "runs", "--time", "1").returncode == 0 and agent.do("rm", "runs").returncode == 0

@@ -46,6 +46,23 @@ def test_a_supervisor_keeps_nothing_of_its_agent(node):
     judge(agent)
 
 
+def test_a_link_has_its_policy_whoever_made_it(node):
+    """What runs keeps its network, also from an agent that said by other means who reaches the outside."""
+    agent, _ = node
+    agent.launch("linked", "sleep 1000")
+    slot = int(agent.wait("linked", "READY")["address"].rsplit(".", 1)[1]) - 2
+    link = f"{agent.prefix}{slot}"
+    group = lambda: int(pathlib.Path(f"/sys/class/net/{link}/netdev_group").read_text())
+    made = group()
+    assert made != 0, "open is the default"
+    subprocess.run(["ip", "link", "set", link, "group", "0"], check=True)
+    agent.stop()
+    agent.start()
+    assert group() == made
+    agent.do("rm", "--force", "linked")
+    judge(agent)
+
+
 def test_a_hundred_ends_at_once(node):
     agent, _ = node
     flag = agent.directory / "homes" / "ada"

@@ -275,7 +275,7 @@ extension Carrel_V1_WorkspaceService {
         ///
         /// > Source IDL Documentation:
         /// >
-        /// > Accepts a workspace and returns at once, in state PENDING; progress comes
+        /// > Accepts a workspace and returns at once, its preparation begun; progress comes
         /// > through Watch. Idempotent by id: the same body returns the same workspace.
         ///
         /// - Parameters:
@@ -557,7 +557,7 @@ extension Carrel_V1_WorkspaceService {
         ///
         /// > Source IDL Documentation:
         /// >
-        /// > Accepts a workspace and returns at once, in state PENDING; progress comes
+        /// > Accepts a workspace and returns at once, its preparation begun; progress comes
         /// > through Watch. Idempotent by id: the same body returns the same workspace.
         ///
         /// - Parameters:
@@ -837,7 +837,7 @@ extension Carrel_V1_WorkspaceService {
         ///
         /// > Source IDL Documentation:
         /// >
-        /// > Accepts a workspace and returns at once, in state PENDING; progress comes
+        /// > Accepts a workspace and returns at once, its preparation begun; progress comes
         /// > through Watch. Idempotent by id: the same body returns the same workspace.
         ///
         /// - Parameters:
@@ -1665,7 +1665,7 @@ extension Carrel_V1_WorkspaceService {
         ///
         /// > Source IDL Documentation:
         /// >
-        /// > Accepts a workspace and returns at once, in state PENDING; progress comes
+        /// > Accepts a workspace and returns at once, its preparation begun; progress comes
         /// > through Watch. Idempotent by id: the same body returns the same workspace.
         ///
         /// - Parameters:
@@ -2030,7 +2030,7 @@ extension Carrel_V1_WorkspaceService {
         ///
         /// > Source IDL Documentation:
         /// >
-        /// > Accepts a workspace and returns at once, in state PENDING; progress comes
+        /// > Accepts a workspace and returns at once, its preparation begun; progress comes
         /// > through Watch. Idempotent by id: the same body returns the same workspace.
         ///
         /// - Parameters:
@@ -2532,7 +2532,7 @@ extension Carrel_V1_WorkspaceService.ClientProtocol {
     ///
     /// > Source IDL Documentation:
     /// >
-    /// > Accepts a workspace and returns at once, in state PENDING; progress comes
+    /// > Accepts a workspace and returns at once, its preparation begun; progress comes
     /// > through Watch. Idempotent by id: the same body returns the same workspace.
     ///
     /// - Parameters:
@@ -2958,7 +2958,7 @@ extension Carrel_V1_WorkspaceService.ClientProtocol {
     ///
     /// > Source IDL Documentation:
     /// >
-    /// > Accepts a workspace and returns at once, in state PENDING; progress comes
+    /// > Accepts a workspace and returns at once, its preparation begun; progress comes
     /// > through Watch. Idempotent by id: the same body returns the same workspace.
     ///
     /// - Parameters:
