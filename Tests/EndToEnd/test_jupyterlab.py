@@ -6,6 +6,7 @@ import time
 import pytest
 import requests
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -79,7 +80,8 @@ def test_a_browser_runs_a_notebook_cell(lab):
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
     try:
         browser.get(lab["url"].replace("/lab?", "/lab/tree/browser.ipynb?"))
-        wait = WebDriverWait(browser, 90)
+        # JupyterLab draws its cells anew while it loads.
+        wait = WebDriverWait(browser, 90, ignored_exceptions=[StaleElementReferenceException])
         wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status=idle]"))
         # The windowed notebook keeps hidden twins of its cells for measuring.
         cell = wait.until(lambda b: next((e for e in b.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-Cell .cm-content") if e.is_displayed()), None))
