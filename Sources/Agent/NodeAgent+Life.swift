@@ -369,25 +369,23 @@ extension NodeAgent {
     }
   }
 
-  /// Applies an occurrence by the state machine and makes it durable. False if the state does not allow it: it was
+  /// Applies an occurrence by the state machine and makes it durable. Nothing if the state does not allow it: it was
   /// overtaken, and the one that overtook it stands.
-  @discardableResult
-  func transition(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) async -> Bool {
-    guard let step = enter(managed, occurrence, more) else { return false }
-    return await arrive(managed, step)
+  func transition(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) async {
+    guard let step = enter(managed, occurrence, more) else { return }
+    await arrive(managed, step)
   }
 
   /// A transition that is made in memory and on its way to the disk.
   struct Step {
     let event: EventType
-    let isEnd: Bool
     let done: Answer<Void>
   }
 
   /// The first half of a transition: what comes after it acts on the new state, and is told after it.
   private func enter(_ managed: Managed, _ occurrence: Occurrence, _ more: [String: String] = [:]) -> Step? {
     guard let (event, entry) = try? advance(managed, occurrence, more) else { return nil }
-    return Step(event: event, isEnd: managed.record.state.isTerminal, done: submit([entry], insist: true))
+    return Step(event: event, done: submit([entry], insist: true))
   }
 
   /// In memory alone: the new state, and the entry that tells of it.
@@ -414,15 +412,11 @@ extension NodeAgent {
   }
 
   /// The second half: returns when it is on disk.
-  @discardableResult
-  private func arrive(_ managed: Managed, _ step: Step) async -> Bool {
+  private func arrive(_ managed: Managed, _ step: Step) async {
     defer { Fault.at("after \(step.event.rawValue)") }
-    guard (try? await step.done.value) != nil else { return false }
-    if step.isEnd {
-      for waiter in managed.endWaiters { waiter.resume() }
-      managed.endWaiters = []
-    }
-    return true
+    guard (try? await step.done.value) != nil, [.stopped, .failed].contains(step.event) else { return }
+    for waiter in managed.endWaiters { waiter.resume() }
+    managed.endWaiters = []
   }
 
   // ----------------------------------------------------------------- stopping

@@ -62,7 +62,7 @@ extension NodeAgent {
       // It has not come to a supervisor that could have started anything.
       let told = Answer<Void>()
       told.give(.success(()))
-      return await start(managed, with: .preparation(Step(event: .preparing, isEnd: false, done: told)))
+      return await start(managed, with: .preparation(Step(event: .preparing, done: told)))
     }
     do throws(Errno) {
       let link = try managed.folder.connect()

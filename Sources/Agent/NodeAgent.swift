@@ -187,7 +187,7 @@ package actor NodeAgent {
       // One transaction, and one wait for the disk.
       let created = try entry(managed, .created)
       let (event, preparing) = try advance(managed, .preparationBegan)
-      began = Step(event: event, isEnd: false, done: submit([created, preparing], insist: false))
+      began = Step(event: event, done: submit([created, preparing], insist: false))
       try await began.done.value
       Fault.at("after Created")
     } catch {
