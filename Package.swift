@@ -103,17 +103,19 @@ let package = Package(
     .target(
       name: "Journal", dependencies: [.product(name: "GRDB", package: "GRDB.swift")],
       swiftSettings: strict),
+    .target(name: "Concurrency", swiftSettings: strict),
     .target(name: "Storage", dependencies: ["Linux"], swiftSettings: strict),
     .target(name: "Credentials", swiftSettings: strict),
     // Not "Network": swift-nio asks canImport(Network) and means Apple's framework.
     .target(name: "Networking", dependencies: ["CNftables", "CNetlink", "CLinux", "Linux"], swiftSettings: strict),
     .target(
-      name: "Supervision", dependencies: ["CLinux", "Linux", "LaunchPlan", "Sandbox"],
+      name: "Supervision", dependencies: ["Concurrency", "Linux", "LaunchPlan", "Sandbox"],
       swiftSettings: strict),
     .target(
       name: "Agent",
       dependencies: [
-        "CCap", "Credentials", "Isolation", "Workspaces", "Images", "Journal", "Storage", "Networking", "Limits", "Supervision",
+        "CCap", "Concurrency", "Credentials", "Isolation", "Workspaces", "Images", "Journal", "Storage", "Networking", "Limits",
+        "Supervision",
         "Linux", "LaunchPlan",
         .product(name: "Logging", package: "swift-log"),
         .product(name: "NIOCore", package: "swift-nio"),
@@ -132,7 +134,8 @@ let package = Package(
     .target(
       name: "Services",
       dependencies: [
-        "Agent", "API", "CLinux", "Credentials", "Images", "Journal", "Linux", "Sandbox", "Storage", "Supervision", "Workspaces",
+        "Agent", "API", "CLinux", "Concurrency", "Credentials", "Images", "Journal", "Linux", "Sandbox", "Storage", "Supervision",
+        "Workspaces",
         .product(name: "GRPCCore", package: "grpc-swift-2"),
         .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
         .product(name: "Logging", package: "swift-log"),
@@ -177,7 +180,8 @@ let package = Package(
     .testTarget(
       name: "UnitTests",
       dependencies: [
-        "CLinux", "Agent", "Credentials", "Images", "Isolation", "Journal", "LaunchPlan", "Limits", "Linux", "Networking", "OCI", "Sandbox",
+        "CLinux", "Agent", "Concurrency", "Credentials", "Images", "Isolation", "Journal", "LaunchPlan", "Limits", "Linux", "Networking",
+        "OCI", "Sandbox",
         "Supervision", "Workspaces",
       ], swiftSettings: strict),
     .testTarget(

@@ -260,8 +260,13 @@ package final class Journal: Sendable {
 
   // ------------------------------------------------------------------- reading
 
-  package func records() async throws -> [JournalRecord] {
-    try await pool.read { try JournalRecord.order(Column("id")).fetchAll($0) }
+  package func records() async throws -> [JournalRecord] { try await pool.read { try Journal.records($0) } }
+
+  /// The same for a caller that may wait.
+  package func allRecords() throws -> [JournalRecord] { try pool.read { try Journal.records($0) } }
+
+  private static func records(_ database: Database) throws -> [JournalRecord] {
+    try JournalRecord.order(Column("id")).fetchAll(database)
   }
 
   /// The records as they are after one certain event, and its sequence.

@@ -83,6 +83,8 @@ package struct Reader {
 
   package init(_ bytes: [UInt8]) { self.bytes = bytes }
 
+  package var isAtEnd: Bool { position == bytes.count }
+
   package func error(_ problem: PlanError.Problem) -> PlanError { PlanError(problem: problem, offset: position) }
 
   package mutating func byte() throws(PlanError) -> UInt8 {

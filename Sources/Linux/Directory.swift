@@ -17,6 +17,8 @@ package struct OpenFlags: OptionSet, Sendable {
   package static let path = OpenFlags(rawValue: Int32(CLX_O_PATH))
   package static let noFollow = OpenFlags(rawValue: Int32(CLX_O_NOFOLLOW))
   package static let nonBlocking = OpenFlags(rawValue: Int32(CLX_O_NONBLOCK))
+  /// A file without a name in the folder that is named (O_TMPFILE).
+  package static let temporary = OpenFlags(rawValue: Int32(CLX_O_TMPFILE))
   package static let noTerminal = OpenFlags(rawValue: Int32(CLX_O_NOCTTY))
 }
 

@@ -273,6 +273,8 @@ package final class CStrings {
 package enum Signals {
   package static let kill: Int32 = SIGKILL
   package static let terminate: Int32 = SIGTERM
+  package static let hangUp: Int32 = SIGHUP
+  package static let goOn: Int32 = SIGCONT
   package static let child: Int32 = SIGCHLD
   package static let windowChange: Int32 = SIGWINCH
 

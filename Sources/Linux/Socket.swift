@@ -49,8 +49,11 @@ package enum Socket {
     Descriptor(adopting: Int32(try check(clx_connect_loopback(port))))
   }
 
-  package static func connect(_ name: String, in folder: borrowing Descriptor, stream: Bool = false) throws(Errno) -> Descriptor {
-    let type = stream ? Int32(CLX_SOCK_STREAM) : Int32(CLX_SOCK_SEQPACKET)
+  /// `wait`: until there is room in the listener's queue; else `again` where there is none.
+  package static func connect(
+    _ name: String, in folder: borrowing Descriptor, stream: Bool = false, wait: Bool = true
+  ) throws(Errno) -> Descriptor {
+    let type = (stream ? Int32(CLX_SOCK_STREAM) : Int32(CLX_SOCK_SEQPACKET)) | (wait ? 0 : Int32(CLX_SOCK_NONBLOCK))
     let socket = Descriptor(adopting: Int32(try check(clx_socket(type))))
     let number = socket.number
     let path = "\(folder.procPath)/\(name)"
@@ -135,6 +138,7 @@ package struct Poller {
     return entries.count - 1
   }
 
+  /// Waits until one is ready, or for so long; -1: for ever.
   package mutating func wait(milliseconds: Int32 = -1) throws(Errno) {
     let result = entries.withUnsafeMutableBufferPointer { clx_poll($0.baseAddress, UInt($0.count), milliseconds) }
     if result == Int(-EINTR) {

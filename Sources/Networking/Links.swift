@@ -41,7 +41,7 @@ final class RouteSocket {
   }
 
   /// Makes a veth pair, its far end in the namespace of `file`.
-  func addPair(_ name: String, group: UInt32, peer peerName: String, in file: borrowing Descriptor) throws {
+  func addPair(_ name: String, group: UInt32, alias: String, peer peerName: String, in file: borrowing Descriptor) throws {
     guard let link = rtnl_link_veth_alloc(), let peer = rtnl_link_veth_get_peer(link) else {
       throw NetworkError(description: "netlink: out of memory")
     }
@@ -51,6 +51,7 @@ final class RouteSocket {
     }
     rtnl_link_set_name(link, name)
     rtnl_link_set_group(link, group)
+    if !alias.isEmpty { rtnl_link_set_ifalias(link, alias) }
     rtnl_link_set_flags(link, 1 /* IFF_UP */)
     rtnl_link_set_name(peer, peerName)
     rtnl_link_set_ns_fd(peer, file.number)

@@ -8,9 +8,12 @@ package final class NetworkDriver: Sendable {
     /// Which address of the subnet, and which link name.
     package let slot: Int
     package let open: Bool
-    package init(slot: Int, open: Bool) {
+    /// What the link is also called, for people (IFLA_IFALIAS): the sandbox's id.
+    package let alias: String
+    package init(slot: Int, open: Bool, alias: String = "") {
       self.slot = slot
       self.open = open
+      self.alias = alias
     }
   }
 
@@ -57,7 +60,7 @@ package final class NetworkDriver: Sendable {
     // What an earlier workspace of this slot may have left: the kernel removes links a little after their namespace.
     if Process.exists("/sys/class/net/\(link)") { try? host.remove(link) }
     do {
-      try host.addPair(link, group: group(attachment), peer: "eth0", in: namespace)
+      try host.addPair(link, group: group(attachment), alias: attachment.alias, peer: "eth0", in: namespace)
       try? NetworkDriver.setSysctl("ipv6/conf/\(link)/disable_ipv6", "1")
       try NetworkDriver.setSysctl("ipv4/conf/\(link)/rp_filter", "1")
       try NetworkDriver.setSysctl("ipv4/conf/\(link)/forwarding", "1")

@@ -228,16 +228,16 @@ package struct Containers {
     let status = folder.status(state)
     guard status == .created else { throw RuntimeError("container \(id) is \(status.rawValue), and only a created one can be started") }
     let hooks = try folder.configuration(state).hooks
-    let answer: Message?
+    let report: InitReport?
     do throws(Errno) {
-      let connection = MessageSocket(Handle(try Socket.connect(ContainerFolder.socketName, in: folder.folder.descriptor)))
+      let connection = InitSocket(Handle(try Socket.connect(ContainerFolder.socketName, in: folder.folder.descriptor)))
       try folder.folder.descriptor.remove(ContainerFolder.socketName)
-      answer = try connection.receive()?.message
+      report = try connection.receive()?.message
     } catch {
       throw RuntimeError("container \(id): cannot start: \(error.sentence)")
     }
     // Closed without a word: the program runs.
-    if case .failed(let failure)? = answer { throw RuntimeError(failure) }
+    if case .failed(let failure)? = report { throw RuntimeError(failure) }
     Containers.run(hooks.poststart, state, .running)
   }
 

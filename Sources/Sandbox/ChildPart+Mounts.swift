@@ -93,7 +93,7 @@ extension ChildPart {
     if let socket = host.opened[index] {
       try Socket.send(socket.descriptor, Array("/dev/pts/ptmx".utf8), passing: [pair.master])
     } else {
-      try supervisor.send(.execStarted(session: 0), passing: [pair.master])
+      try supervisor.send(.terminal, passing: [pair.master])
     }
     // Hooks that run before the program have it already.
     do throws(StepFailure) { try Payload.place(Payload.Streams(terminal: pair.slave)) } catch { throw Errno(error.errno) }

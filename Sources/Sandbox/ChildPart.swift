@@ -9,7 +9,7 @@
 struct ChildPart {
   let operations: [Operation]
   let host: HostPart
-  let supervisor: MessageSocket
+  let supervisor: ParentSocket
   /// Where `awaitStart` waits for a connection; without one it waits for a message of the supervisor.
   private let gate: Handle?
   /// Descriptors from 3 on that the program inherits.
@@ -29,7 +29,7 @@ struct ChildPart {
   /// Who answers for the filter, and what it is told.
   private var listener: (socket: Handle, state: String)?
   /// The connection that opened the gate: whoever started the program hears there that it failed.
-  private(set) var starter: MessageSocket?
+  private(set) var starter: ParentSocket?
   var hostPID: Int32 = 0
   /// The terminal's side of the program.
   var terminal: Handle?
@@ -38,7 +38,7 @@ struct ChildPart {
   /// Where the root is to be mounted.
   private var place: Handle?
 
-  init(_ plan: Plan, _ host: HostPart, _ supervisor: MessageSocket, gate: Handle? = nil, inherited: UInt32? = nil) {
+  init(_ plan: Plan, _ host: HostPart, _ supervisor: ParentSocket, gate: Handle? = nil, inherited: UInt32? = nil) {
     self.inherited = inherited
     if inherited != nil { walk = Defence.resolveInRoot.isOn ? .inRoot : [] }
     operations = plan.operations
@@ -377,14 +377,14 @@ struct ChildPart {
 
   private mutating func awaitStart() throws(Errno) {
     guard let gate else {
-      try supervisor.send(.waiting(pid: Process.id))
+      try supervisor.send(.waiting)
       guard case .start? = try supervisor.receive()?.message else { throw .noSuchProcess }
       return
     }
-    try supervisor.send(.waiting(pid: Process.id))
+    try supervisor.send(.waiting)
     var poller = Poller()
     _ = poller.add(gate)
     try poller.wait()
-    starter = MessageSocket(Handle(try Socket.accept(gate.descriptor)))
+    starter = ParentSocket(Handle(try Socket.accept(gate.descriptor)))
   }
 }

@@ -11,13 +11,21 @@
 /// host, and cannot be traced. A program of `exec` is its child, so nothing ever joins a workspace from
 /// outside (CVE-2016-9962 has no counterpart here).
 struct Init {
-  private let supervisor: MessageSocket
+  private let supervisor: ParentSocket
   private let signals: Handle
   private let main: Int32
-  private var sessions: [(pid: Int32, session: UInt32)] = []
+  private var sessions: [Session] = []
+
+  /// A further program: the leader of a process group of its own.
+  private struct Session {
+    let pid: Int32
+    let number: UInt32
+    /// Its client has gone.
+    var isHungUp = false
+  }
 
   /// Starts the tool.
-  init(_ supervisor: MessageSocket, _ payload: Payload, output: Handle, errors: Handle) throws(StepFailure) {
+  init(_ supervisor: ParentSocket, _ payload: Payload, output: Handle, errors: Handle) throws(StepFailure) {
     self.supervisor = supervisor
     let input: Handle
     do throws(Errno) {
@@ -33,7 +41,7 @@ struct Init {
   /// Runs until the tool ends or the supervisor is gone; the kernel then ends whatever else runs.
   mutating func run() -> Never {
     do throws(Errno) {
-      try supervisor.send(.started(pid: main))
+      try supervisor.send(.started)
       var poller = Poller()
       while true {
         poller.removeAll()
@@ -66,46 +74,56 @@ struct Init {
         Process.exit(0)
       }
       if let index = sessions.firstIndex(where: { $0.pid == ended.pid }) {
-        try supervisor.send(.execExited(session: sessions.remove(at: index).session, status: ended.status))
+        let session = sessions.remove(at: index)
+        // What ignored the hang-up and outlives its leader. The group keeps the number as long as it has members.
+        if session.isHungUp { signal(group: session.pid, Signals.kill) }
+        try supervisor.send(.execExited(session: session.number, ended.status))
       }
     }
   }
+
+  private func signal(group: Int32, _ number: Int32) { do throws(Errno) { try Process.kill(-group, number) } catch {} }
 
   private mutating func handleRequest() throws(Errno) {
     guard let received = try supervisor.receive() else { Process.exit(1) }
     switch received.message {
     case .signal(let number):
       do throws(Errno) { try Process.kill(main, number) } catch {}
-    case .execSignal(let session, let number):
-      for entry in sessions where entry.session == session {
-        // The session leader's whole group: a shell's children too.
-        do throws(Errno) { try Process.kill(-entry.pid, number) } catch {}
+    case .execSignal(let number, let signal):
+      // The session leader's whole group: a shell's children too.
+      for session in sessions where session.number == number { self.signal(group: session.pid, signal) }
+    case .execHangUp(let number):
+      for index in sessions.indices where sessions[index].number == number {
+        sessions[index].isHungUp = true
+        signal(group: sessions[index].pid, Signals.hangUp)
+        // A stopped group hears nothing but SIGKILL until it goes on.
+        signal(group: sessions[index].pid, Signals.goOn)
       }
-    case .exec(let session, let arguments, let environment, let directory, let terminal, let rows, let columns):
-      let payload = Payload(arguments: arguments, environment: environment, directory: directory)
+    case .exec(let number, let request):
+      let payload = Payload(arguments: request.arguments, environment: request.environment, directory: request.directory)
       do throws(StepFailure) {
-        let started = try start(payload, received.descriptors, terminal: terminal, rows: rows, columns: columns)
-        sessions.append((started.pid, session))
-        try tell(.execStarted(session: session), passing: started.master.map { [$0] } ?? [])
+        let started = try start(payload, received.descriptors, request)
+        sessions.append(Session(pid: started.pid, number: number))
+        try report(.execStarted(session: number), passing: started.master.map { [$0] } ?? [])
       } catch {
-        try supervisor.send(.execFailed(session: session, failure: error))
+        try supervisor.send(.execFailed(session: number, error))
       }
-    default: break
+    case .proceed, .start: break
     }
   }
 
-  private func tell(_ message: Message, passing: [Handle]) throws(StepFailure) {
-    do throws(Errno) { try supervisor.send(message, passing: passing) } catch { throw StepFailure("report", error) }
+  private func report(_ report: InitReport, passing: [Handle]) throws(StepFailure) {
+    do throws(Errno) { try supervisor.send(report, passing: passing) } catch { throw StepFailure("report", error) }
   }
 
   private func start(
-    _ payload: Payload, _ descriptors: [Handle], terminal: Bool, rows: UInt16, columns: UInt16
+    _ payload: Payload, _ descriptors: [Handle], _ request: ExecRequest
   ) throws(StepFailure) -> (pid: Int32, master: Handle?) {
-    if terminal {
+    if request.terminal {
       let pair: (master: Handle, slave: Handle)
       do throws(Errno) {
         pair = try Terminal.open("/dev/ptmx")
-        try Terminal.resize(pair.master.descriptor, rows: rows, columns: columns)
+        try Terminal.resize(pair.master.descriptor, rows: request.rows, columns: request.columns)
       } catch {
         throw StepFailure("open a terminal", error)
       }

@@ -31,19 +31,19 @@ package struct Launch {
     package let child: Child
     /// The terminal's other end, where no socket was named to send it to.
     package let terminal: Handle?
-    fileprivate let control: MessageSocket
+    fileprivate let control: InitSocket
 
     /// Opens the gate `caller`; fails with the reason why the program does not run.
     package func release() throws(StepFailure) {
-      let answer: Message?
+      let report: InitReport?
       do throws(Errno) {
         try control.send(.start)
-        answer = try control.receive()?.message
+        report = try control.receive()?.message
       } catch {
         throw StepFailure("start", error)
       }
       // Closed without a word: the program runs.
-      if case .failed(let failure)? = answer { throw failure }
+      if case .failed(let failure)? = report { throw failure }
     }
   }
 
@@ -54,11 +54,11 @@ package struct Launch {
     try host.prepare()
     let control: Control
     do throws(Errno) { control = try Control() } catch { throw StepFailure("make a socket pair", error) }
-    guard let child = try host.clone() else { become(host, MessageSocket(control.takeFar())) }
+    guard let child = try host.clone() else { become(host, ParentSocket(control.takeFar())) }
     // The child's end is only seen once nobody here holds its side.
     _ = control.takeFar()
     Fault.at(.cloned)
-    let near = MessageSocket(control.near)
+    let near = InitSocket(control.near)
     do throws(StepFailure) {
       try host.complete(child: child)
       let terminal = try follow(near, child.pid, atRendezvous)
@@ -73,18 +73,18 @@ package struct Launch {
   }
 
   private func follow(
-    _ near: MessageSocket, _ pid: Int32, _ atRendezvous: (Int32) throws(StepFailure) -> Void
+    _ near: InitSocket, _ pid: Int32, _ atRendezvous: (Int32) throws(StepFailure) -> Void
   ) throws(StepFailure) -> Handle? {
     var terminal: Handle?
     do throws(Errno) { try near.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
     while true {
-      let received: MessageSocket.Received?
+      let received: InitSocket.Received?
       do throws(Errno) { received = try near.receive() } catch { throw StepFailure("hear from the child", error) }
       switch received?.message {
       case .ready:
         try atRendezvous(pid)
         do throws(Errno) { try near.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
-      case .execStarted: terminal = received?.descriptors.first
+      case .terminal: terminal = received?.descriptors.first
       case .waiting: return terminal
       case .failed(let failure): throw failure
       case nil:
@@ -96,7 +96,7 @@ package struct Launch {
   }
 
   /// The child's side.
-  private func become(_ host: HostPart, _ supervisor: MessageSocket) -> Never {
+  private func become(_ host: HostPart, _ supervisor: ParentSocket) -> Never {
     var listener: Handle?
     if case .listener(let socket)? = gate { listener = socket }
     var part = ChildPart(plan, host, supervisor, gate: listener, inherited: inherited)

@@ -1,77 +1,272 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #if !hasFeature(Embedded)
-  package import LaunchPlan
+  internal import LaunchPlan
   package import Linux
 #endif
 
-/// The body of `carrel-shim`: one for each workspace, single-threaded. It launches by a plan, keeps the tool's
-/// output, serves the agent through the workspace's socket, and makes the exit durable. It outlives the agent:
-/// a new agent connects to the same socket, and being accepted there is the proof that this process lives.
+/// The body of `carrel-shim`: one for each sandbox, single-threaded. It waits for a plan, launches by it, keeps the tool's output,
+/// serves agents through the sandbox's socket, and makes the exit durable. It outlives the agent: a new one connects to the same
+/// socket, at whatever step, and goes on from there (`ShimProtocol`).
+///
+/// It does nothing that can hang on storage once the tool runs: mounts are changed by a process of their own (`MountInjector`).
 package final class Supervisor {
   private let folder: Handle
   private let listener: Handle
-  private let plan: Plan
-  private let host: HostPart
+  private let logs: Handle
+  /// This process, for those who want to see its end (pidfd_open(2)).
+  private let own: Handle?
   private var connections: [Connection] = []
-  private var nextSession: UInt32 = 1
-  private var status: Message = .preparing
-  private var child: ChildHandle?
-  private var outputs: [(handle: Handle, stream: OutputLog.Stream)] = []
-  private let log: OutputLog
+  private var nextConnection = 0
+  private var state = SandboxState.awaitingPlan
+  private var launched: Launched?
+  private var secrets = SecretStore()
+  /// Something was entrusted to it ahead of the launch, and no agent has released it yet: it then outlives its tool.
+  private var isEntrusted = false
+  private var execs = ExecTable()
   private var broker: CredentialBroker?
-  private var memory: MemoryWatch?
-  /// Targets whose mounts came and went since the launch.
-  private var attached: [String] = []
-  private var detached: [String] = []
+  /// It has nothing left to do.
+  private var isDone = false
 
   private struct Connection {
-    let socket: MessageSocket
-    var session: UInt32?
+    let socket: AgentSocket
     let id: Int
   }
 
-  private struct ChildHandle {
-    let control: MessageSocket
+  /// A sandbox whose PID 1 is there.
+  private struct Launched {
+    let control: InitSocket
     let process: Handle
     let pid: Int32
+    var outputs: [(handle: Handle, stream: OutputLog.Stream)]
+    let log: OutputLog
+    var memory: MemoryWatch?
   }
 
-  /// More than an agent needs; a bound on what a faulty one can take.
-  private static let connectionLimit = 64
+  /// More than agents need, which have one each; a bound on what a faulty one can take.
+  private static let connectionLimit = 16
 
-  /// `agent`: the connection of whoever started it.
-  package init(folder: Handle, listener: Handle, agent: MessageSocket, logs: Handle, plan: Plan) {
+  package init(folder: Handle, listener: Handle, logs: Handle) {
     self.folder = folder
     self.listener = listener
-    self.plan = plan
-    connections = [Connection(socket: agent, id: 0)]
-    host = HostPart(plan)
-    var bounds: (UInt64, UInt32, UInt64) = (1 << 20, 8, 16 << 20)
-    for operation in plan.operations {
-      if case .log(let bytes, let segments, let rate) = operation { bounds = (bytes, segments, rate) }
-    }
-    log = OutputLog(in: logs, segmentBytes: bounds.0, segments: bounds.1, bytesPerSecond: bounds.2)
+    self.logs = logs
+    do throws(Errno) { own = Handle(try Process.open(pid: Process.id)) } catch { own = nil }
   }
 
-  /// Launches, supervises, and returns when the workspace has ended and its end is on disk.
+  /// Serves, and returns when the sandbox has ended and its end is on disk, or when it was ended before its launch.
   package func run() {
-    do throws(StepFailure) {
-      try launch()
-      supervise()
-    } catch {
-      finish(.failed(error), report: .failed(error))
+    var poller = Poller()
+    while !isDone {
+      poller.removeAll()
+      let fromListener = poller.add(listener)
+      let fromConnections = connections.map { (id: $0.id, index: poller.add($0.socket.handle)) }
+      let rest = broker?.pause() ?? 0
+      let fromBroker = rest == 0 ? broker?.watch(&poller) : nil
+      let fromChild = launched.map { poller.add($0.control.handle) }
+      let fromMemory = launched?.memory?.watch(&poller)
+      let pause = launched?.log.pause() ?? 0
+      let fromOutputs = pause == 0 ? (launched?.outputs ?? []).map { poller.add($0.handle) } : []
+      let longest = Supervisor.shortest(pause, rest, launched?.memory?.pause() ?? 0, execs.pause())
+      do throws(Errno) { try poller.wait(milliseconds: longest) } catch { continue }
+      for (index, slot) in fromOutputs.enumerated().reversed() where poller.isReady(slot) { readOutput(index) }
+      if poller.isReady(fromListener) { accept() }
+      for entry in fromConnections where poller.isReady(entry.index) { serve(entry.id) }
+      if let fromBroker { report(issues: broker?.serve(poller, fromBroker) ?? []) }
+      if let fromMemory { lookAtMemory(isRung: poller.isReady(fromMemory)) }
+      for session in execs.overdue() { request(.execSignal(session: session, signal: Signals.kill)) }
+      if let fromChild, poller.isReady(fromChild) { handleReport() }
     }
+  }
+
+  /// The time to wait for poll(2), where 0 is for ever.
+  private static func shortest(_ pauses: Int32...) -> Int32 { pauses.filter { $0 > 0 }.min() ?? -1 }
+
+  // -------------------------------------------------------------- connections
+
+  private func accept() {
+    do throws(Errno) {
+      let socket = try Socket.accept(listener.descriptor)
+      // The socket lies in a 0700 directory; this is the second lock on the same door.
+      guard try Socket.peer(socket).uid == Process.effectiveUser, connections.count < Supervisor.connectionLimit else { return }
+      let connection = Connection(socket: AgentSocket(Handle(socket)), id: nextConnection)
+      nextConnection += 1
+      try greet(connection.socket)
+      connections.append(connection)
+    } catch {}
+  }
+
+  private func greet(_ socket: AgentSocket) throws(Errno) {
+    let hello = SupervisorHello(
+      version: ShimProtocol.version, capabilities: ShimProtocol.capabilities, state: state, held: secrets.heldNames,
+      secrets: secrets.names, servesCredentials: broker != nil)
+    var processes: [Handle] = []
+    if let own { processes.append(own) }
+    if let launched { processes.append(launched.process) }
+    try socket.send(.hello(hello), passing: processes, wait: false)
+    for issue in broker?.issues ?? [] { try socket.send(.report(.issued(role: issue.role, count: issue.count)), wait: false) }
+    if let kills = launched?.memory?.kills, kills > 0 { try socket.send(.report(.outOfMemory(kills: kills)), wait: false) }
+  }
+
+  private func serve(_ id: Int) {
+    guard let index = connections.firstIndex(where: { $0.id == id }) else { return }
+    let socket = connections[index].socket
+    let received: AgentSocket.Received?
+    do throws(Errno) {
+      received = try socket.receive(wait: false)
+    } catch {
+      if error == .again { return }
+      // No frame of the protocol at all: answered, and the connection stays.
+      if error == .invalid { return reply(.malformed, to: 0, on: id) }
+      return close(id)
+    }
+    guard let received else { return close(id) }
+    switch received.message {
+    case .hello: break
+    case .request(let number, let request): handle(request, number, received.descriptors, id)
+    case .unsupported(let number): reply(.unsupported, to: number, on: id)
+    case .malformed(let number): reply(.malformed, to: number, on: id)
+    }
+  }
+
+  private func reply(_ reply: ShimReply, to request: UInt32, on id: Int, passing: [Handle] = []) {
+    guard let connection = connections.first(where: { $0.id == id }) else { return }
+    // Who does not read is not served: it finds the state again when it connects again.
+    do throws(Errno) { try connection.socket.send(.reply(id: request, reply), passing: passing, wait: false) } catch { close(id) }
+  }
+
+  private func broadcast(_ report: ShimReport, passing: [Handle] = []) {
+    for connection in connections { send(report, to: connection, passing: passing) }
+  }
+
+  private func send(_ report: ShimReport, to connection: Connection, passing: [Handle] = []) {
+    do throws(Errno) { try connection.socket.send(.report(report), passing: passing, wait: false) } catch { close(connection.id) }
+  }
+
+  private func close(_ id: Int) {
+    // Whoever asked for the programs is gone: they end, as a terminal's programs do when it is closed.
+    for session in execs.leave(connection: id) { request(.execHangUp(session: session)) }
+    connections.removeAll { $0.id == id }
+  }
+
+  private func report(issues: [CredentialBroker.Issue]) {
+    for issue in issues { broadcast(.issued(role: issue.role, count: issue.count)) }
+  }
+
+  private func lookAtMemory(isRung: Bool) {
+    guard launched?.memory?.hasRisen(isRung: isRung) ?? false, let kills = launched?.memory?.kills else { return }
+    broadcast(.outOfMemory(kills: kills))
+  }
+
+  // ----------------------------------------------------------------- requests
+
+  private func handle(_ message: ShimRequest, _ number: UInt32, _ descriptors: [Handle], _ id: Int) {
+    switch message {
+    case .exec(let exec): startExec(exec, number, descriptors, id)
+    case .execSignal(let session, let signal):
+      if let running = execs.number(of: session, on: id) { request(.execSignal(session: running, signal: signal)) }
+      reply(.done, to: number, on: id)
+    case .execHangUp(let session):
+      if let running = execs.number(of: session, on: id) {
+        execs.leave(running)
+        request(.execHangUp(session: running))
+      }
+      reply(.done, to: number, on: id)
+    case .launch:
+      reply(state == .awaitingPlan ? .done : .refused(Errno.exists.code), to: number, on: id)
+      if state == .awaitingPlan { launch() }
+    default:
+      var passing: [Handle] = []
+      let answer: ShimReply
+      do throws(Errno) {
+        answer = .done
+        if let handle = try perform(message, descriptors) { passing = [handle] }
+      } catch {
+        return reply(.refused(error.code), to: number, on: id)
+      }
+      reply(answer, to: number, on: id, passing: passing)
+      if isDone { broadcast(.state(state)) }
+    }
+  }
+
+  /// What is answered at once. Returns the descriptor to pass along, where there is one.
+  private func perform(_ message: ShimRequest, _ descriptors: [Handle]) throws(Errno) -> Handle? {
+    switch message {
+    case .start: request(.start)
+    case .signal(let number):
+      guard launched != nil else { throw .noSuchProcess }
+      request(.signal(number))
+    case .kill: try kill()
+    case .putSecret(let name, let content):
+      try secrets.put(name, content, descriptors.first)
+      if launched == nil { isEntrusted = true }
+    case .removeSecret(let name): try secrets.remove(name)
+    case .getSecret(let name): return try secrets.file(name)
+    case .hold(let name):
+      try secrets.hold(name, descriptors.first)
+      isEntrusted = true
+    case .getHeld(let name): return try secrets.held(name)
+    case .release:
+      secrets.release()
+      isEntrusted = false
+      if state.isOver { isDone = true }
+    case .serveCredentials(let token):
+      guard let listener = descriptors.first else { throw .invalid }
+      broker = CredentialBroker(listener: listener, token: token)
+    case .putRole(let name, let body, let expires):
+      guard broker != nil else { throw .notSupported }
+      broker?.put(name, body, expires: expires)
+    case .issuesRecorded(let role, let count):
+      if let rest = broker?.note(role, count) { report(issues: [rest]) }
+    case .launch, .exec, .execSignal, .execHangUp: throw .invalid
+    }
+    return nil
+  }
+
+  private func kill() throws(Errno) {
+    if let launched { return try Process.signal(launched.process.descriptor, Signals.kill) }
+    // Nothing runs and nothing will.
+    isDone = true
+  }
+
+  private func startExec(_ exec: ExecRequest, _ number: UInt32, _ descriptors: [Handle], _ id: Int) {
+    guard case .started = state, launched != nil else { return reply(.refused(Errno.noSuchProcess.code), to: number, on: id) }
+    guard let session = execs.begin(request: number, connection: id) else {
+      return reply(.refused(Errno.again.code), to: number, on: id)
+    }
+    request(.exec(session: session, exec), passing: descriptors)
+  }
+
+  /// To PID 1. Where it has gone already, its end is reported next.
+  private func request(_ message: InitRequest, passing: [Handle] = []) {
+    do throws(Errno) { try launched?.control.send(message, passing: passing) } catch {}
   }
 
   // ---------------------------------------------------------------- launching
 
-  private func launch() throws(StepFailure) {
+  private func launch() {
+    enter(.preparing)
+    do throws(StepFailure) { try execute(try readPlan()) } catch { finish(.failed(error), .failed(error)) }
+  }
+
+  private func readPlan() throws(StepFailure) -> Plan {
+    let bytes: [UInt8]
+    do throws(Errno) {
+      bytes = try folder.descriptor.open(Supervisor.planName, [.readOnly, .noFollow]).readAll(limit: Plan.sizeLimit)
+    } catch {
+      throw StepFailure("read the plan", error)
+    }
+    do throws(PlanError) { return try Plan(decoding: bytes) } catch { throw StepFailure("decode the plan", .invalid) }
+  }
+
+  package static let planName = "plan"
+
+  private func execute(_ plan: Plan) throws(StepFailure) {
     do throws(Errno) { try ExitRecord.reserve(in: folder.descriptor) } catch {
       throw StepFailure("reserve room for the exit record", error)
     }
+    let host = HostPart(plan)
     try host.prepare()
-    memory = MemoryWatch(
+    let memory = MemoryWatch(
       cgroups: plan.operations.compactMap { operation in
         if case .cgroup(let path) = operation { path } else { nil }
       })
@@ -89,35 +284,52 @@ package final class Supervisor {
       throw StepFailure("make pipes", error)
     }
     guard let process = try host.clone() else {
-      becomeInit(MessageSocket(control.1), output: output.writing, errors: errors.writing)
+      becomeInit(plan, host, ParentSocket(control.1), output: output.writing, errors: errors.writing)
     }
-    let pid = process.pid
-    let socket = MessageSocket(control.0)
+    // From here on this process holds secrets.
     Process.keepSecrets()
+    let socket = InitSocket(control.0)
     // A child that waits for `proceed` for ever must not be left behind.
     do throws(StepFailure) {
       try host.complete(child: process)
+      try secrets.open(host.secrets, of: plan)
     } catch {
-      do throws(Errno) { try process.signal(Signals.kill) } catch {}
+      do throws(Errno) {
+        try process.signal(Signals.kill)
+        _ = try Process.reap(process.pid, wait: true)
+      } catch {}
       throw error
     }
-    child = ChildHandle(control: socket, process: process.handle, pid: pid)
-    outputs = [(output.reading, .stdout), (errors.reading, .stderr)]
+    launched = Launched(
+      control: socket, process: process.handle, pid: process.pid, outputs: [(output.reading, .stdout), (errors.reading, .stderr)],
+      log: Supervisor.log(plan, logs), memory: memory)
     output.closeWriting()
     errors.closeWriting()
     host.closeMounts()
     Fault.at(.cloned)
     // Before the child goes on, so that the agent connects the network while it makes its mounts.
-    status = .created(pid: pid)
-    broadcast(status)
-    do throws(Errno) { try socket.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
+    enter(.created(pid: process.pid), passing: [process.handle])
+    request(.proceed(pid: process.pid))
+  }
+
+  private static func log(_ plan: Plan, _ folder: Handle) -> OutputLog {
+    var bounds: (UInt64, UInt32, UInt64) = (1 << 20, 8, 16 << 20)
+    for operation in plan.operations {
+      if case .log(let bytes, let segments, let rate) = operation { bounds = (bytes, segments, rate) }
+    }
+    return OutputLog(in: folder, segmentBytes: bounds.0, segments: bounds.1, bytesPerSecond: bounds.2)
+  }
+
+  private func enter(_ next: SandboxState, passing: [Handle] = []) {
+    state = next
+    broadcast(.state(next), passing: passing)
   }
 
   /// The child's side of the clone, up to its end.
-  private func becomeInit(_ control: MessageSocket, output: Handle?, errors: Handle?) -> Never {
+  private func becomeInit(_ plan: Plan, _ host: HostPart, _ control: ParentSocket, output: Handle?, errors: Handle?) -> Never {
     do throws(StepFailure) {
       try host.keepOnly([control.handle, output, errors], from: 3)
-      try enter(control)
+      try Supervisor.enterSandbox(plan, host, control)
       var payload: Payload?
       for operation in plan.operations {
         if case .execute(let arguments, let environment, let directory) = operation {
@@ -141,107 +353,53 @@ package final class Supervisor {
   }
 
   /// Apart, so that what it opened is closed before the numbers are used again.
-  private func enter(_ control: MessageSocket) throws(StepFailure) {
+  private static func enterSandbox(_ plan: Plan, _ host: HostPart, _ control: ParentSocket) throws(StepFailure) {
     var part = ChildPart(plan, host, control)
     try part.enter()
   }
 
-  // -------------------------------------------------------------- supervising
-
-  private func supervise() {
-    var poller = Poller()
-    while let child {
-      poller.removeAll()
-      let fromChild = poller.add(child.control.handle)
-      let fromListener = connections.count < Supervisor.connectionLimit ? poller.add(listener) : nil
-      let fromConnections = connections.map { (id: $0.id, index: poller.add($0.socket.handle)) }
-      let rest = broker?.pause() ?? 0
-      let fromBroker = rest == 0 ? broker?.watch(&poller) : nil
-      let fromMemory = memory?.watch(&poller)
-      let pause = log.pause()
-      let fromOutputs = pause == 0 ? outputs.map { poller.add($0.handle) } : []
-      let longest = Supervisor.shortest(pause, rest, memory?.pause() ?? 0)
-      do throws(Errno) { try poller.wait(milliseconds: longest) } catch { continue }
-      for (index, slot) in fromOutputs.enumerated().reversed() where poller.isReady(slot) { readOutput(index) }
-      if let fromListener, poller.isReady(fromListener) { accept() }
-      for entry in fromConnections where poller.isReady(entry.index) { serve(entry.id) }
-      if let fromBroker {
-        tell(issues: broker?.serve(poller, fromBroker) ?? [])
-      }
-      if let fromMemory, memory?.hasRisen(isRung: poller.isReady(fromMemory)) ?? false { tellOfMemory() }
-      if poller.isReady(fromChild) { hear(child) }
-    }
-  }
-
-  /// The time to wait for poll(2), where 0 is for ever.
-  private static func shortest(_ pauses: Int32...) -> Int32 { pauses.filter { $0 > 0 }.min() ?? -1 }
+  // ----------------------------------------------------------------- the child
 
   private func readOutput(_ index: Int) {
-    let (handle, stream) = outputs[index]
+    guard let (handle, stream) = launched?.outputs[index] else { return }
     do throws(Errno) {
       let bytes = try handle.descriptor.read(upTo: 65_536)
-      if bytes.isEmpty { outputs.remove(at: index) } else { log.append(bytes, to: stream) }
+      if bytes.isEmpty { launched?.outputs.remove(at: index) } else { launched?.log.append(bytes, to: stream) }
     } catch {
-      outputs.remove(at: index)
+      launched?.outputs.remove(at: index)
     }
-  }
-
-  private func accept() {
-    do throws(Errno) {
-      let socket = try Socket.accept(listener.descriptor)
-      // The socket lies in a 0700 directory; this is the second lock on the same door.
-      guard try Socket.peer(socket).uid == Process.effectiveUser else { return }
-      let connection = Connection(socket: MessageSocket(Handle(socket)), id: Int(nextSession))
-      nextSession += 1
-      try connection.socket.send(status, wait: false)
-      for issue in broker?.issues ?? [] { try connection.socket.send(.issued(role: issue.role, count: issue.count), wait: false) }
-      if let kills = memory?.kills, kills > 0 { try connection.socket.send(.outOfMemory(kills: kills), wait: false) }
-      connections.append(connection)
-    } catch {}
-  }
-
-  private func tellOfMemory() { if let kills = memory?.kills { broadcast(.outOfMemory(kills: kills)) } }
-
-  private func tell(issues: [CredentialBroker.Issue]) {
-    for issue in issues { broadcast(.issued(role: issue.role, count: issue.count)) }
   }
 
   /// Reports of PID 1.
-  private func hear(_ child: ChildHandle) {
-    let received: MessageSocket.Received?
+  private func handleReport() {
+    guard let child = launched else { return }
+    let received: InitSocket.Received?
     do throws(Errno) { received = try child.control.receive() } catch { received = nil }
     guard let received else {
-      // PID 1 is gone without a word: killed from outside, with all that ran in the workspace.
+      // PID 1 is gone without a word: killed from outside, with all that ran in the sandbox.
       var ended = ExitStatus.signalled(Signals.kill)
       do throws(Errno) { if let reaped = try Process.reap(child.pid, wait: true) { ended = reaped.status } } catch {}
-      conclude(child, .ended(ended), .exited(ended), reaped: true)
-      return
+      return conclude(.ended(ended), .ended(ended), reaped: true)
     }
     switch received.message {
-    case .waiting:
-      // The child knows its pid inside only; the agent needs the one outside.
-      status = .waiting(pid: child.pid)
-      broadcast(status)
-    case .started:
-      status = received.message
-      broadcast(status)
-    case .failed(let failure): conclude(child, .failed(failure), received.message, reaped: false)
-    case .exited(let ended): conclude(child, .ended(ended), received.message, reaped: false)
-    case .execStarted(let session), .execFailed(let session, _), .execExited(let session, _):
-      for connection in connections where connection.session == session {
-        do throws(Errno) {
-          try connection.socket.send(received.message, passing: received.descriptors, wait: false)
-        } catch {}
-      }
-    default: break
+    case .waiting: enter(.waiting(pid: child.pid))
+    case .started: enter(.started(pid: child.pid))
+    case .failed(let failure): conclude(.failed(failure), .failed(failure), reaped: false)
+    case .exited(let ended): conclude(.ended(ended), .ended(ended), reaped: false)
+    case .execStarted(let session):
+      guard let exec = execs.client(of: session) else { return request(.execHangUp(session: session)) }
+      reply(.started, to: exec.request, on: exec.connection, passing: received.descriptors)
+    case .execFailed(let session, let failure):
+      if let exec = execs.end(session) { reply(.failed(failure), to: exec.request, on: exec.connection) }
+    case .execExited(let session, let status):
+      guard let exec = execs.end(session), let connection = connections.first(where: { $0.id == exec.connection }) else { return }
+      send(.execEnded(session: exec.request, status), to: connection)
+    case .ready, .terminal: break
     }
   }
 
-  private func broadcast(_ message: Message) {
-    for connection in connections { do throws(Errno) { try connection.socket.send(message, wait: false) } catch {} }
-  }
-
-  private func conclude(_ child: ChildHandle, _ record: ExitRecord, _ report: Message, reaped: Bool) {
+  private func conclude(_ record: ExitRecord, _ next: SandboxState, reaped: Bool) {
+    guard let child = launched else { return }
     if !reaped {
       do throws(Errno) {
         // PID 1 ends right after its report; the kill is for the case that it does not.
@@ -250,13 +408,11 @@ package final class Supervisor {
       } catch {}
     }
     // The namespace is empty now, so nothing writes any more: what is in the pipes is all there will be.
-    for (handle, stream) in outputs { drain(handle, stream) }
-    outputs = []
-    finish(record, report: report)
-    self.child = nil
+    for (handle, stream) in child.outputs { Supervisor.drain(handle, stream, child.log) }
+    finish(record, next)
   }
 
-  private func drain(_ handle: Handle, _ stream: OutputLog.Stream) {
+  private static func drain(_ handle: Handle, _ stream: OutputLog.Stream, _ log: OutputLog) {
     do throws(Errno) {
       while true {
         let bytes = try handle.descriptor.read(upTo: 65_536)
@@ -267,155 +423,90 @@ package final class Supervisor {
   }
 
   /// First on disk, then told.
-  private func finish(_ record: ExitRecord, report: Message) {
+  private func finish(_ record: ExitRecord, _ next: SandboxState) {
     Fault.at(.beforeRecord)
     do throws(Errno) { try record.write(in: folder.descriptor) } catch {}
     Fault.at(.afterRecord)
-    status = report
-    do throws(Errno) { while true { acceptLate(try Socket.accept(listener.descriptor)) } } catch {}
-    tell(issues: broker?.issues ?? [])
-    broadcast(report)
-  }
-
-  /// Someone who connected before the end and was not accepted yet still hears it.
-  private func acceptLate(_ socket: consuming Descriptor) {
-    connections.append(Connection(socket: MessageSocket(Handle(socket)), id: Int(nextSession)))
-    nextSession += 1
-  }
-
-  // ------------------------------------------------------------------ serving
-
-  private func serve(_ id: Int) {
-    guard let index = connections.firstIndex(where: { $0.id == id }) else { return }
-    let socket = connections[index].socket
+    launched = nil
+    broker.map { report(issues: $0.issues) }
+    enter(next)
+    // What it was entrusted with may be needed for another start, and no agent may be there just now.
+    guard !isEntrusted else { return }
+    isDone = true
+    // Whoever connected before the end still hears of it.
     do throws(Errno) {
-      guard let received = try socket.receive(wait: false) else { return close(index) }
-      switch received.message {
-      case .start: tell(.start)
-      case .signal(let number): tell(.signal(number))
-      case .kill:
-        if let child { do throws(Errno) { try Process.signal(child.process.descriptor, Signals.kill) } catch {} }
-      case .putSecret(let name, let content):
-        try answer(socket) { () throws(Errno) in
-          try putSecret(name, content); return .done
-        }
-      case .serveCredentials(let token):
-        guard let listener = received.descriptors.first else { throw .invalid }
-        broker = CredentialBroker(listener: listener, token: token)
-        try socket.send(.done, wait: false)
-      case .putRole(let name, let body, let expires):
-        broker?.put(name, body, expires: expires)
-        try socket.send(broker == nil ? .refused(Errno.notSupported.code) : .done, wait: false)
-      case .noted(let role, let count):
-        if let rest = broker?.note(role, count) { tell(issues: [rest]) }
-      case .getSecret(let name): try answer(socket) { () throws(Errno) in .secret(try getSecret(name)) }
-      case .removeSecret(let name):
-        try answer(socket) { () throws(Errno) in
-          try host.secrets?.descriptor.remove(name); return .done
-        }
-      case .attach, .detach, .change, .findMount, .listMounts:
-        try answer(socket) { () throws(Errno) in try inject(received.message) }
-      case .exec(_, let arguments, let environment, let directory, let terminal, let rows, let columns):
-        let session = nextSession
-        nextSession += 1
-        connections[index].session = session
-        tell(
-          .exec(
-            session: session, arguments: arguments, environment: environment, directory: directory,
-            terminal: terminal, rows: rows, columns: columns), passing: received.descriptors)
-      case .execSignal(_, let number):
-        if let session = connections[index].session {
-          tell(.execSignal(session: session, signal: number))
-        }
-      default: break
-      }
-    } catch {
-      if error != .again { close(index) }
+      while true { try greet(AgentSocket(Handle(try Socket.accept(listener.descriptor)))) }
+    } catch {}
+  }
+}
+
+/// The programs of `exec` that run in a sandbox, and whose they are.
+private struct ExecTable {
+  struct Client {
+    let request: UInt32
+    let connection: Int
+  }
+
+  private struct Entry {
+    let session: UInt32
+    /// Nil once the client has gone.
+    var client: Client?
+    /// When it is killed, having been hung up on; in nanoseconds since boot.
+    var killAt: Int64?
+  }
+
+  private var entries: [Entry] = []
+  private var next: UInt32 = 1
+  /// Between SIGHUP and SIGKILL.
+  private static let grace: Int64 = 2_000_000_000
+
+  /// Nil where as many run as may.
+  mutating func begin(request: UInt32, connection: Int) -> UInt32? {
+    guard entries.count < ShimProtocol.execLimit else { return nil }
+    defer { next &+= 1 }
+    entries.append(Entry(session: next, client: Client(request: request, connection: connection), killAt: nil))
+    return next
+  }
+
+  func client(of session: UInt32) -> Client? { entries.first { $0.session == session }?.client }
+
+  func number(of request: UInt32, on connection: Int) -> UInt32? {
+    entries.first { $0.client?.request == request && $0.client?.connection == connection }?.session
+  }
+
+  mutating func end(_ session: UInt32) -> Client? {
+    guard let index = entries.firstIndex(where: { $0.session == session }) else { return nil }
+    return entries.remove(at: index).client
+  }
+
+  /// Those whose client was this connection: from now on nobody's.
+  mutating func leave(connection: Int) -> [UInt32] {
+    let left = entries.filter { $0.client?.connection == connection }.map { $0.session }
+    for session in left { leave(session) }
+    return left
+  }
+
+  mutating func leave(_ session: UInt32) {
+    for index in entries.indices where entries[index].session == session {
+      entries[index].client = nil
+      entries[index].killAt = Clock.boottime + ExecTable.grace
     }
   }
 
-  /// To PID 1. If it is gone already, its end is told to everyone next; the asker's connection must live until then.
-  private func tell(_ message: Message, passing: [Handle] = []) {
-    do throws(Errno) { try child?.control.send(message, passing: passing) } catch {}
+  /// Milliseconds until the next is overdue; 0: none will be.
+  func pause() -> Int32 {
+    guard let soonest = entries.compactMap({ $0.killAt }).min() else { return 0 }
+    return Int32(clamping: max(1, (soonest - Clock.boottime) / 1_000_000 + 1))
   }
 
-  private func close(_ index: Int) {
-    // Whoever asked for the program is gone: it ends, as a terminal's programs do when it is closed.
-    if let session = connections[index].session {
-      tell(.execSignal(session: session, signal: Signals.kill))
+  mutating func overdue() -> [UInt32] {
+    let now = Clock.boottime
+    var found: [UInt32] = []
+    for index in entries.indices {
+      guard let moment = entries[index].killAt, moment <= now else { continue }
+      entries[index].killAt = now + ExecTable.grace
+      found.append(entries[index].session)
     }
-    // Not only closed: the first one has a second owner, who started this supervisor's run.
-    connections[index].socket.handle.descriptor.shutDown()
-    connections.remove(at: index)
-  }
-
-  private func answer(_ socket: MessageSocket, _ body: () throws(Errno) -> Message) throws(Errno) {
-    let reply: Message
-    do throws(Errno) { reply = try body() } catch { reply = .refused(error.code) }
-    try socket.send(reply, wait: false)
-  }
-
-  // ------------------------------------------------------------------- mounts
-
-  private func inject(_ message: Message) throws(Errno) -> Message {
-    guard let child else { throw .noSuchProcess }
-    let injection = Injection(pid: child.pid)
-    switch message {
-    case .attach(let bytes):
-      let plan: Plan
-      do throws(PlanError) { plan = try Plan(decoding: bytes) } catch { throw .invalid }
-      guard let first = plan.operations.first, plan.operations.count == 1, case .bind(_, let target, _) = first else { throw .invalid }
-      let id = try injection.attach(first)
-      attached.append(target)
-      detached.removeAll { $0 == target }
-      return .mount(id: id)
-    case .detach(let target, let id):
-      try injection.detach(target, id)
-      detached.append(target)
-      attached.removeAll { $0 == target }
-      return .done
-    case .change(let target, let id, let readOnly):
-      try injection.change(target, id, readOnly: readOnly)
-      return .done
-    case .findMount(let target): return .mount(id: try injection.find(target))
-    default: return .mounts(attached: attached, detached: detached)
-    }
-  }
-
-  // ------------------------------------------------------------------ secrets
-
-  /// The workspace's user, as the host sees it.
-  private var secretsOwner: (uid: UInt32, gid: UInt32) {
-    var maps: (uids: [IDRange], gids: [IDRange]) = ([], [])
-    for operation in plan.operations {
-      if case .userNamespace(_, let uids, let gids) = operation { maps = (uids, gids) }
-      if case .user(let uid, let gid, _, _, _) = operation {
-        return (maps.uids.outside(uid) ?? uid, maps.gids.outside(gid) ?? gid)
-      }
-    }
-    return (0, 0)
-  }
-
-  /// Replaced by rename: a reader finds the old content or the new one, never a part.
-  private func putSecret(_ name: String, _ content: [UInt8]) throws(Errno) {
-    guard let folder = host.secrets else { throw .notSupported }
-    if name.isEmpty || name.utf8.first == UInt8(ascii: ".") || name.utf8.contains(UInt8(ascii: "/")) { throw .invalid }
-    let temporary = ".new"
-    do throws(Errno) { try folder.descriptor.remove(temporary) } catch {}
-    do throws(Errno) {
-      let file = try folder.descriptor.open(temporary, [.writeOnly, .create, .exclusive, .noFollow], mode: 0o400)
-      try file.write(content)
-      let owner = secretsOwner
-      try file.setOwner(owner.uid, owner.gid)
-      try folder.descriptor.rename(temporary, to: name)
-    } catch {
-      do throws(Errno) { try folder.descriptor.remove(temporary) } catch {}
-      throw error
-    }
-  }
-
-  private func getSecret(_ name: String) throws(Errno) -> [UInt8] {
-    guard let folder = host.secrets else { throw .notSupported }
-    return try folder.descriptor.open(name, [.readOnly, .noFollow]).readAll(limit: Socket.messageLimit)
+    return found
   }
 }

@@ -2,6 +2,7 @@
 
 package import API
 package import Agent
+internal import Concurrency
 internal import Credentials
 internal import Foundation
 internal import GRPCCore
@@ -15,21 +16,21 @@ internal import Workspaces
 
 /// The call to one controller (proto/carrel/controller/v1): dialled, kept, and dialled again for as long as the agent lives.
 package final class ControllerLink: Sendable {
-  private let agent: NodeAgent
+  private let node: Node
   private let controller: Configuration.Controller
   private let version: String
   private let logger: Logger
   private let state = Mutex((connected: false, problem: "not dialled yet"))
 
-  package init(agent: NodeAgent, controller: Configuration.Controller, version: String, logger: Logger) {
-    self.agent = agent
+  package init(node: Node, controller: Configuration.Controller, version: String, logger: Logger) {
+    self.node = node
     self.controller = controller
     self.version = version
     self.logger = logger
   }
 
   package func status() async throws -> Carrel_V1_ControllerStatus {
-    let acknowledged = try await agent.journal.acknowledged(by: controller.name) ?? 0
+    let acknowledged = try await node.journal.acknowledged(by: controller.name) ?? 0
     let (connected, problem) = state.withLock { $0 }
     return .with {
       $0.name = controller.name
@@ -61,8 +62,11 @@ package final class ControllerLink: Sendable {
 
   private func call() async throws {
     // So that nobody waits for a socket where nobody listens.
-    do throws(Errno) { _ = try Socket.connect(path: controller.socket) } catch {
-      throw RPCError(code: .unavailable, message: "\(controller.socket): \(error.sentence)")
+    let path = controller.socket
+    try await node.services.lanes.controllers.run(within: .seconds(5)) {
+      do throws(Errno) { _ = try Socket.connect(path: path) } catch {
+        throw RPCError(code: .unavailable, message: "\(path): \(error.sentence)")
+      }
     }
     var config = HTTP2ClientTransport.Posix.Config.defaults
     config.connection.flushCoalescing = nil
@@ -70,30 +74,34 @@ package final class ControllerLink: Sendable {
     let transport = try HTTP2ClientTransport.Posix(
       target: .unixDomainSocket(path: controller.socket), transportSecurity: .plaintext, config: config)
     let hello = try await hello()
-    let conversation = Conversation(agent: agent, controller: controller.name) { [self] in
+    let conversation = Conversation(node: node, controller: controller.name) { [self] in
       state.withLock { $0 = (true, "") }
       logger.notice("controller", metadata: ["controller": "\(controller.name)"])
     }
-    defer { agent.desk.close(controller.name) }
+    defer { node.controllers.close(controller.name) }
     try await withGRPCClient(transport: transport) { client in
       try await Carrel_Controller_V1_Controller.Client(wrapping: client).connect { writer in
         try await writer.write(.with { $0.hello = hello })
         try await conversation.speak { try await writer.write($0) }
       } onResponse: { response in
         defer { conversation.end() }
-        for try await message in response.messages { try await conversation.hear(message) }
+        try await withThrowingDiscardingTaskGroup { group in
+          group.addTask { try await conversation.keepAcknowledgements() }
+          for try await message in response.messages { try await conversation.handle(message, &group) }
+          group.cancelAll()
+        }
       }
     }
   }
 
   private func hello() async throws -> Carrel_Controller_V1_Hello {
-    let extent = try await agent.journal.extent()
-    let acknowledged = try await agent.journal.acknowledged(by: controller.name) ?? 0
-    let draining = await agent.drain != nil
+    let extent = try await node.journal.extent()
+    let acknowledged = try await node.journal.acknowledged(by: controller.name) ?? 0
+    let draining = await node.drain != nil
     return .with {
-      $0.node = agent.facts.name
-      $0.streamID = agent.journal.streamID
-      $0.bootID = agent.facts.bootID
+      $0.node = node.facts.name
+      $0.streamID = node.journal.streamID
+      $0.bootID = node.facts.bootID
       $0.version = version
       $0.capabilities = ["commands", "snapshot", "credentials"]
       $0.oldest = UInt64(extent.oldest)
@@ -114,28 +122,29 @@ private final class Conversation: Sendable {
     /// Answers, ahead of the next event.
     var answers: [Carrel_Controller_V1_NodeMessage] = []
     var commands = 0
-    /// Somebody writes acknowledgements down.
-    var isKeeping = false
     var hasEnded = false
   }
 
-  private let agent: NodeAgent
+  private let node: Node
   private let controller: String
   private let welcomed: @Sendable () -> Void
   private let state = Mutex(State())
   private let wakes: AsyncStream<Void>
   private let wake: AsyncStream<Void>.Continuation
+  private let acknowledgements: AsyncStream<Void>
+  private let acknowledging: AsyncStream<Void>.Continuation
 
   /// More commands at once are refused.
   private static let commandLimit = 64
   /// A controller that asks and does not read what it is told is hung up on.
   private static let answerLimit = 256
 
-  init(agent: NodeAgent, controller: String, welcomed: @escaping @Sendable () -> Void) {
-    self.agent = agent
+  init(node: Node, controller: String, welcomed: @escaping @Sendable () -> Void) {
+    self.node = node
     self.controller = controller
     self.welcomed = welcomed
     (wakes, wake) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
+    (acknowledgements, acknowledging) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
   }
 
   func end() {
@@ -150,7 +159,7 @@ private final class Conversation: Sendable {
 
   // ------------------------------------------------------------------- hearing
 
-  func hear(_ message: Carrel_Controller_V1_ControllerMessage) async throws {
+  func handle(_ message: Carrel_Controller_V1_ControllerMessage, _ group: inout ThrowingDiscardingTaskGroup<any Error>) async throws {
     guard state.withLock({ $0.answers.count }) < Conversation.answerLimit else {
       throw RPCError(code: .resourceExhausted, message: "\(Conversation.answerLimit) answers wait to be read")
     }
@@ -158,7 +167,7 @@ private final class Conversation: Sendable {
     case .welcome(let welcome): try await begin(welcome)
     case .acknowledge(let acknowledge): try take(acknowledge.sequence)
     case .snapshot: answer(try await snapshot())
-    case .command(let command): perform(command)
+    case .command(let command): perform(command, &group)
     case .given(let given): take(given)
     case nil: refuse(.invalidArgument, "message: is of a kind that this agent does not know")
     }
@@ -177,7 +186,7 @@ private final class Conversation: Sendable {
   private func begin(_ welcome: Carrel_Controller_V1_Welcome) async throws {
     guard state.withLock({ $0.sent == nil }) else { return refuse(.invalidArgument, "welcome: was said already") }
     guard welcome.window <= 4096 else { return refuse(.invalidArgument, "welcome.window: expected 1 to 4096, or 0") }
-    let journal = agent.journal
+    let journal = node.journal
     let extent = try await journal.extent()
     var cursor = Int64(clamping: welcome.cursor)
     if !welcome.streamID.isEmpty, welcome.streamID != journal.streamID {
@@ -194,7 +203,7 @@ private final class Conversation: Sendable {
       if welcome.window > 0 { $0.window = Int64(welcome.window) }
     }
     welcomed()
-    agent.desk.open(controller) { [weak self] question in self?.answer(.with { $0.wanted = .init(question) }) }
+    node.controllers.open(controller) { [weak self] question in self?.answer(.with { $0.wanted = .init(question) }) }
     wake.yield()
   }
 
@@ -207,7 +216,7 @@ private final class Conversation: Sendable {
   }
 
   private func snapshot() async throws -> Carrel_Controller_V1_NodeMessage {
-    let snapshot = try await Carrel_V1_SnapshotResponse(agent.journal)
+    let snapshot = try await Carrel_V1_SnapshotResponse(node.journal)
     return .with { $0.snapshot = snapshot }
   }
 
@@ -215,28 +224,18 @@ private final class Conversation: Sendable {
     guard let sent = state.withLock({ $0.sent }), let number = Int64(exactly: sequence), number <= sent else {
       return refuse(.outOfRange, "acknowledge: \(sequence) was not sent yet")
     }
-    let isWriting = state.withLock { state in
-      state.acknowledged = max(state.acknowledged, number)
-      defer { state.isKeeping = true }
-      return state.isKeeping
-    }
+    state.withLock { $0.acknowledged = max($0.acknowledged, number) }
     wake.yield()
-    if !isWriting { Task { await keep() } }
+    acknowledging.yield()
   }
 
   /// Makes acknowledgements durable, many at a time: they are cumulative, and what is not yet kept is only sent again.
-  private func keep() async {
-    while true {
+  func keepAcknowledgements() async throws {
+    for await _ in acknowledgements {
       // Each costs an fsync, which the next event would wait for.
-      try? await Task.sleep(for: .milliseconds(50))
-      let number = state.withLock { $0.acknowledged }
+      try await Task.sleep(for: .milliseconds(50))
       // A disk that does not take it now takes the next one.
-      try? await agent.acknowledge(number, by: controller)
-      let isDone = state.withLock { state in
-        if state.acknowledged == number { state.isKeeping = false }
-        return !state.isKeeping
-      }
-      if isDone { return }
+      try? await node.acknowledge(state.withLock { $0.acknowledged }, by: controller)
     }
   }
 
@@ -250,10 +249,10 @@ private final class Conversation: Sendable {
       } else {
         .success(given.content)
       }
-    agent.desk.answer(controller, given.id, result)
+    node.controllers.answer(controller, given.id, result)
   }
 
-  private func perform(_ command: Carrel_Controller_V1_Command) {
+  private func perform(_ command: Carrel_Controller_V1_Command, _ group: inout ThrowingDiscardingTaskGroup<any Error>) {
     let isRoom = state.withLock { state in
       guard state.commands < Conversation.commandLimit else { return false }
       state.commands += 1
@@ -262,24 +261,15 @@ private final class Conversation: Sendable {
     guard isRoom else {
       return answer(
         Conversation.result(
-          command.id, RPCError(code: .resourceExhausted, message: "\(Conversation.commandLimit) commands are on their way"), nil))
+          command.id, RPCError(code: .resourceExhausted, message: "\(Conversation.commandLimit) commands are in progress, the limit"), nil))
     }
-    Task { [self] in
+    group.addTask { [self] in
       var failure: RPCError?
       var workspace: Carrel_V1_Workspace?
       do {
-        switch command.command {
-        case .launch(let request): workspace = try await agent.answer(request).workspace
-        case .stop(let request): workspace = try await agent.answer(request).workspace
-        case .delete(let request): _ = try await agent.answer(request)
-        case .updateCredentials(let request): _ = try await agent.answer(request)
-        case .revokeCredentials(let request): _ = try await agent.answer(request)
-        case .removeCredentials(let request): _ = try await agent.answer(request)
-        case .attachDataset(let request): workspace = try await agent.answer(request).workspace
-        case .detachDataset(let request): _ = try await agent.answer(request)
-        case .drain(let request): _ = try await agent.answer(request)
-        case .resume(let request): _ = try await agent.answer(request)
-        case nil: throw AgentError(.invalidArgument, "command: is of a kind that this agent does not know")
+        // The work is the node's: it goes on where this call ends before it.
+        workspace = try await node.answer("command", within: CallLimit.stop) { [node] in
+          try await Conversation.perform(command, RequestHandler(node: node))
         }
       } catch {
         failure = RPCError(error)
@@ -287,6 +277,23 @@ private final class Conversation: Sendable {
       state.withLock { $0.commands -= 1 }
       answer(Conversation.result(command.id, failure, workspace))
     }
+  }
+
+  private static func perform(_ command: Carrel_Controller_V1_Command, _ handler: RequestHandler) async throws -> Carrel_V1_Workspace? {
+    switch command.command {
+    case .launch(let request): return try await handler.handle(request).workspace
+    case .stop(let request): return try await handler.handle(request).workspace
+    case .delete(let request): _ = try await handler.handle(request)
+    case .updateCredentials(let request): _ = try await handler.handle(request)
+    case .revokeCredentials(let request): _ = try await handler.handle(request)
+    case .removeCredentials(let request): _ = try await handler.handle(request)
+    case .attachDataset(let request): return try await handler.handle(request).workspace
+    case .detachDataset(let request): _ = try await handler.handle(request)
+    case .drain(let request): _ = try await handler.handle(request)
+    case .resume(let request): _ = try await handler.handle(request)
+    case nil: throw AgentError(.invalidArgument, "command: is of a kind that this agent does not know")
+    }
+    return nil
   }
 
   private static func result(
@@ -309,9 +316,15 @@ private final class Conversation: Sendable {
   /// Answers as they come, and events as far as the window goes; until the call ends.
   func speak(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws {
     // Before the first read, so that nothing falls between reading and waiting.
-    let changes = agent.feed.changes()
-    let forwarding = Task { [wake] in for await _ in changes { wake.yield() } }
-    defer { forwarding.cancel() }
+    let changes = node.feed.changes()
+    try await withThrowingTaskGroup(of: Void.self) { group in
+      group.addTask { [wake] in for await _ in changes { wake.yield() } }
+      defer { group.cancelAll() }
+      try await speakUntilEnd(write)
+    }
+  }
+
+  private func speakUntilEnd(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws {
     var iterator = wakes.makeAsyncIterator()
     while !state.withLock({ $0.hasEnded }) {
       let answers = state.withLock { state in
@@ -331,7 +344,7 @@ private final class Conversation: Sendable {
   private func speakEvents(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws -> Bool {
     let (sent, room) = state.withLock { ($0.sent, $0.window - (($0.sent ?? 0) - $0.acknowledged)) }
     guard let sent, room > 0 else { return false }
-    let events = try await agent.journal.page(after: sent, limit: Int(min(room, 256))).events
+    let events = try await node.journal.page(after: sent, limit: Int(min(room, 256))).events
     guard let first = events.first else { return false }
     if first.sequence != sent + 1 {
       // Trimmed since: only another controller's acknowledgement can have done that.
@@ -345,14 +358,14 @@ private final class Conversation: Sendable {
     for event in events {
       // Before it is on its way: its acknowledgement may be faster than this call's return.
       state.withLock { $0.sent = event.sequence }
-      try await write(.with { $0.event = Carrel_V1_Event(event, stream: agent.journal.streamID) })
+      try await write(.with { $0.event = Carrel_V1_Event(event, stream: node.journal.streamID) })
     }
     return true
   }
 }
 
 extension Carrel_Controller_V1_CredentialsWanted {
-  init(_ question: CredentialDesk.Question) {
+  init(_ question: ControllerProvider.Question) {
     self.init()
     id = question.id
     workspace = question.workspace

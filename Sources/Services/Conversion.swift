@@ -2,6 +2,7 @@
 
 package import API
 internal import Agent
+internal import Concurrency
 internal import Foundation
 internal import GRPCCore
 internal import Images
@@ -242,8 +243,8 @@ extension Carrel_V1_Workspace {
     attempt = record.attempt
     imageDigest = record.imageDigest
     hostIds = "\(record.firstID)-\(record.firstID + 65_535)"
-    datasets = (record.datasets ?? []).map { Carrel_V1_MountedDataset($0) }
-    conditions = (record.conditions ?? [:]).sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)" }
+    datasets = record[DatasetsFeature.self].mounted.map { Carrel_V1_MountedDataset($0) }
+    conditions = record.conditions.sorted { $0.type.rawValue < $1.type.rawValue }.map { "\($0.type.rawValue): \($0.message)" }
   }
 }
 
@@ -322,7 +323,7 @@ extension RPCError {
       return
     }
     guard let known = error as? AgentError else {
-      self.init(code: .internalError, message: "\(error)")
+      self.init(code: RPCError.code(of: error), message: "\(error)")
       return
     }
     let code: RPCError.Code =
@@ -341,22 +342,16 @@ extension RPCError {
       }
     self.init(code: code, message: known.description)
   }
-}
 
-/// Runs a call within a time, and turns its errors into gRPC's.
-func answering<T: Sendable>(within limit: Duration = .seconds(30), _ body: @escaping @Sendable () async throws -> T) async throws -> T {
-  do {
-    return try await withThrowingTaskGroup(of: T.self) { group in
-      group.addTask { try await body() }
-      group.addTask {
-        try await Task.sleep(for: limit)
-        throw AgentError(.deadlineExceeded, "no answer within \(limit); the request may still take effect")
-      }
-      defer { group.cancelAll() }
-      guard let first = try await group.next() else { throw CancellationError() }
-      return first
+  /// Errors of the layers below that come up as they are.
+  private static func code(of error: any Error) -> RPCError.Code {
+    switch error {
+    case is DeadlineExceeded: .deadlineExceeded
+    case is TooManyCalls: .resourceExhausted
+    case LaneError.full: .resourceExhausted
+    case LaneError.stuck: .unavailable
+    case is CancellationError: .cancelled
+    default: .internalError
     }
-  } catch {
-    throw RPCError(error)
   }
 }

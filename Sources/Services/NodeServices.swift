@@ -11,11 +11,11 @@ internal import Workspaces
 
 /// `carrel.v1.ImageService`.
 struct ImageService: Carrel_V1_ImageService.SimpleServiceProtocol {
-  let agent: NodeAgent
+  let node: Node
 
   func listImages(request: Carrel_V1_ListImagesRequest, context: ServerContext) async throws -> Carrel_V1_ListImagesResponse {
-    try await answering {
-      let images = try await agent.imageWork { try $0.list() }
+    try await node.answer("ListImages") {
+      let images = try await node.readImages { try $0.list() }
       return .with { $0.images = images.map { Carrel_V1_Image($0) } }
     }
   }
@@ -30,31 +30,28 @@ struct ImageService: Carrel_V1_ImageService.SimpleServiceProtocol {
       guard request.name.isEmpty || WorkspaceSpec.isImageName(request.name) else {
         throw AgentError(.invalidArgument, "name: expected NAME or NAME:TAG")
       }
-      let (progress, continuation) = AsyncStream<String>.makeStream()
-      let work = Task {
-        defer { continuation.finish() }
-        return try await agent.imageWork { store in
-          try store.importImage(from: request.path, name: request.name.isEmpty ? nil : request.name) { continuation.yield($0) }
-        }
-      }
-      for await line in progress { try await response.write(.with { $0.progress = line }) }
-      let image = try await work.value
-      try await response.write(.with { $0.image = Carrel_V1_Image(image) })
     } catch {
       throw RPCError(error)
+    }
+    try await node.relay("ImportImage", context, { line in try await response.write(.with { $0.progress = line }) }) { progress in
+      try await node.imageWork { store in
+        try store.importImage(from: request.path, name: request.name.isEmpty ? nil : request.name) { progress($0) }
+      }
+    } finish: { image in
+      try await response.write(.with { $0.image = Carrel_V1_Image(image) })
     }
   }
 
   func inspectImage(request: Carrel_V1_InspectImageRequest, context: ServerContext) async throws -> Carrel_V1_InspectImageResponse {
-    try await answering {
-      let image = try await agent.imageWork { try $0.find(request.name) }
+    try await node.answer("InspectImage") {
+      let image = try await node.readImages { try $0.find(request.name) }
       return .with { $0.image = Carrel_V1_Image(image, withConfig: true) }
     }
   }
 
   func removeImage(request: Carrel_V1_RemoveImageRequest, context: ServerContext) async throws -> Carrel_V1_RemoveImageResponse {
-    try await answering {
-      try await agent.removeImage(request.name)
+    try await node.answer("RemoveImage") {
+      try await node.removeImage(request.name)
       return Carrel_V1_RemoveImageResponse()
     }
   }
@@ -62,22 +59,22 @@ struct ImageService: Carrel_V1_ImageService.SimpleServiceProtocol {
 
 /// `carrel.v1.NodeService`.
 struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
-  let agent: NodeAgent
+  let node: Node
   let version: String
   let links: [ControllerLink]
 
   func drain(request: Carrel_V1_DrainRequest, context: ServerContext) async throws -> Carrel_V1_DrainResponse {
-    try await answering { try await agent.answer(request) }
+    try await node.answer("Drain") { try await RequestHandler(node: node).handle(request) }
   }
 
   func resume(request: Carrel_V1_ResumeRequest, context: ServerContext) async throws -> Carrel_V1_ResumeResponse {
-    try await answering { try await agent.answer(request) }
+    try await node.answer("Resume") { try await RequestHandler(node: node).handle(request) }
   }
 
   func checkJournal(request: Carrel_V1_CheckJournalRequest, context: ServerContext) async throws -> Carrel_V1_CheckJournalResponse {
-    try await answering(within: .seconds(600)) {
+    try await node.answer("CheckJournal", within: CallLimit.long) {
       do {
-        let events = try await agent.journal.check()
+        let events = try await node.journal.check()
         return .with { $0.events = UInt64(events) }
       } catch {
         throw AgentError(.dataLoss, "\(error)")
@@ -86,17 +83,17 @@ struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
   }
 
   func info(request: Carrel_V1_InfoRequest, context: ServerContext) async throws -> Carrel_V1_InfoResponse {
-    try await answering {
-      let records = await agent.list()
+    try await node.answer("Info") {
+      let records = await node.list()
       let alive = records.filter { !$0.state.isTerminal }
-      let extent = try await agent.journal.extent()
+      let extent = try await node.journal.extent()
       var controllers: [Carrel_V1_ControllerStatus] = []
       for link in links { controllers.append(try await link.status()) }
-      let acknowledged = try await agent.journal.acknowledged(by: agent.configuration.acknowledger) ?? 0
-      let draining = await agent.drain != nil
-      let limit = Quantity.whole(agent.configuration.journalLimit) ?? 0
-      let tools = await agent.toolNames
-      let facts = agent.facts
+      let acknowledged = try await node.journal.acknowledged(by: node.configuration.acknowledger) ?? 0
+      let draining = await node.drain != nil
+      let limit = Quantity.whole(node.configuration.journalLimit) ?? 0
+      let tools = node.toolNames
+      let facts = node.facts
       return .with {
         $0.version = version
         $0.node = facts.name
@@ -109,7 +106,7 @@ struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
         $0.cpusReserved = Double(alive.reduce(0) { $0 + $1.amounts.milliCPUs }) / 1000
         $0.workspaces = UInt32(records.count)
         $0.workspacesRunning = UInt32(alive.count)
-        $0.streamID = agent.journal.streamID
+        $0.streamID = node.journal.streamID
         $0.head = UInt64(extent.head)
         $0.oldest = UInt64(extent.oldest)
         $0.acknowledged = UInt64(acknowledged)
@@ -117,9 +114,9 @@ struct NodeService: Carrel_V1_NodeService.SimpleServiceProtocol {
         $0.journalBytes = extent.bytes
         $0.journalLimitBytes = limit
         $0.controllers = controllers
-        $0.degraded = facts.degraded
+        $0.degraded = facts.degraded + node.congestion
         $0.tools = tools
-        $0.started = agent.started
+        $0.started = node.started
       }
     }
   }
@@ -142,8 +139,10 @@ struct HealthService: Grpc_Health_V1_Health.SimpleServiceProtocol {
   func watch(
     request: Grpc_Health_V1_HealthCheckRequest, response: RPCWriter<Grpc_Health_V1_HealthCheckResponse>, context: ServerContext
   ) async throws {
-    try await response.write(.with { $0.status = status(request.service) })
-    while !Task.isCancelled { try await Task.sleep(for: .seconds(3600)) }
+    try await untilCancelled(context) {
+      try await response.write(.with { $0.status = status(request.service) })
+      while true { try await Task.sleep(for: .seconds(3600)) }
+    }
   }
 }
 

@@ -53,6 +53,9 @@ struct PeerInterceptor: ServerInterceptor {
   let allowed: Set<UInt32>
   let logger: Logger
 
+  /// Who makes the call that is being handled, as the kernel knows it.
+  @TaskLocal static var caller: String?
+
   func intercept<Input: Sendable, Output: Sendable>(
     request: StreamingServerRequest<Input>, context: ServerContext,
     next: @Sendable (StreamingServerRequest<Input>, ServerContext) async throws -> StreamingServerResponse<Output>
@@ -68,6 +71,6 @@ struct PeerInterceptor: ServerInterceptor {
         ])
       throw RPCError(code: .permissionDenied, message: "uid \(fields.first ?? "unknown") is not on this agent's allow-list (allowedUIDs)")
     }
-    return try await next(request, context)
+    return try await PeerInterceptor.$caller.withValue("uid \(fields[0]), pid \(fields[1])") { try await next(request, context) }
   }
 }

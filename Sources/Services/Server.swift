@@ -12,7 +12,7 @@ internal import ServiceLifecycle
 /// The agent's socket: bound with mode 0600 in a 0700 directory, under a lock so that a second agent never takes a
 /// live one's place.
 package struct Server {
-  private let agent: NodeAgent
+  private let node: Node
   private let logger: Logger
   private let version: String
   private let allowed: Set<UInt32>
@@ -21,13 +21,13 @@ package struct Server {
   private let links: [ControllerLink]
 
   /// Binds. Fails if another agent serves at the same path.
-  package init(agent: NodeAgent, logger: Logger, version: String, links: [ControllerLink]) throws {
-    self.agent = agent
+  package init(node: Node, logger: Logger, version: String, links: [ControllerLink]) throws {
+    self.node = node
     self.links = links
     self.logger = logger
     self.version = version
-    allowed = Set(agent.configuration.allowedUIDs + [0, Process.effectiveUser])
-    let path = agent.configuration.socket
+    allowed = Set(node.configuration.allowedUIDs + [0, Process.effectiveUser])
+    let path = node.configuration.socket
     let folderPath = String(path[..<(path.lastIndex(of: "/") ?? path.startIndex)])
     let name = String(path[path.index(after: path.lastIndex(of: "/") ?? path.startIndex)...])
     try FileManager.default.createDirectory(
@@ -62,8 +62,8 @@ package struct Server {
     let server = GRPCServer(
       transport: transport,
       services: [
-        WorkspaceService(agent: agent), ImageService(agent: agent), StorageService(agent: agent),
-        NodeService(agent: agent, version: version, links: links), HealthService(), try ReflectionService(),
+        WorkspaceService(node: node), ImageService(node: node), StorageService(node: node),
+        NodeService(node: node, version: version, links: links), HealthService(), try ReflectionService(),
       ],
       interceptors: [PeerInterceptor(allowed: allowed, logger: logger)])
     try await withGracefulShutdownHandler {

@@ -9,13 +9,13 @@ internal import Workspaces
 
 /// `carrel.v1.StorageService`.
 struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
-  let agent: NodeAgent
+  let node: Node
 
   // ------------------------------------------------------------------ datasets
 
   func listDatasets(request: Carrel_V1_ListDatasetsRequest, context: ServerContext) async throws -> Carrel_V1_ListDatasetsResponse {
-    try await answering {
-      let registry = agent.registry()
+    try await node.answer("ListDatasets") {
+      let registry = try await node.datasetRegistry()
       let owner = request.owner
       return .with {
         $0.problems = registry.problems
@@ -34,18 +34,18 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
   }
 
   func attachDataset(request: Carrel_V1_AttachDatasetRequest, context: ServerContext) async throws -> Carrel_V1_AttachDatasetResponse {
-    try await answering { try await agent.answer(request) }
+    try await node.answer("AttachDataset") { try await RequestHandler(node: node).handle(request) }
   }
 
   func detachDataset(request: Carrel_V1_DetachDatasetRequest, context: ServerContext) async throws -> Carrel_V1_DetachDatasetResponse {
-    try await answering { try await agent.answer(request) }
+    try await node.answer("DetachDataset") { try await RequestHandler(node: node).handle(request) }
   }
 
   // --------------------------------------------------------------------- homes
 
   func listHomes(request: Carrel_V1_ListHomesRequest, context: ServerContext) async throws -> Carrel_V1_ListHomesResponse {
-    try await answering(within: .seconds(600)) {
-      let homes = try await agent.listHomes(request.owner.isEmpty ? nil : request.owner)
+    try await node.answer("ListHomes", within: CallLimit.long) {
+      let homes = try await node.homes.list(request.owner.isEmpty ? nil : request.owner)
       return .with {
         $0.homes = homes.map { home in
           .with {
@@ -64,47 +64,38 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
   func snapshotHome(
     request: Carrel_V1_SnapshotHomeRequest, response: RPCWriter<Carrel_V1_HomeProgress>, context: ServerContext
   ) async throws {
-    try await relaying(response) { try await agent.snapshotHome(request.owner, label: request.label, $0) }
+    try await relaying("SnapshotHome", context, response) { try await node.homes.snapshot(request.owner, label: request.label, $0) }
   }
 
   func restoreHome(
     request: Carrel_V1_RestoreHomeRequest, response: RPCWriter<Carrel_V1_HomeProgress>, context: ServerContext
   ) async throws {
-    try await relaying(response) { try await agent.restoreHome(request.owner, request.snapshot, $0) }
+    try await relaying("RestoreHome", context, response) { try await node.homes.restore(request.owner, request.snapshot, $0) }
   }
 
   func cloneHome(
     request: Carrel_V1_CloneHomeRequest, response: RPCWriter<Carrel_V1_HomeProgress>, context: ServerContext
   ) async throws {
     let to = WorkspaceSpec.Owner(name: request.to.name, uid: request.to.uid, gid: request.to.gid)
-    try await relaying(response) {
-      try await agent.cloneHome(request.owner, request.snapshot, to: to, $0)
+    try await relaying("CloneHome", context, response) {
+      try await node.homes.clone(request.owner, request.snapshot, to: to, $0)
       return nil
     }
   }
 
   /// How far a copy has come, and at last what it is called.
   private func relaying(
-    _ response: RPCWriter<Carrel_V1_HomeProgress>,
+    _ call: String, _ context: ServerContext, _ response: RPCWriter<Carrel_V1_HomeProgress>,
     _ body: @escaping @Sendable (@escaping HomeStore.Progress) async throws -> HomeStore.Snapshot?
   ) async throws {
-    do {
-      let (progress, continuation) = AsyncStream<UInt64>.makeStream(bufferingPolicy: .bufferingNewest(1))
-      let work = Task {
-        defer { continuation.finish() }
-        return try await body { continuation.yield($0) }
-      }
-      for await bytes in progress { try await response.write(.with { $0.bytes = bytes }) }
-      let done = try await work.value
+    try await node.relay(call, context, { bytes in try await response.write(.with { $0.bytes = bytes }) }, body) { done in
       try await response.write(.with { $0.done = done.map { Carrel_V1_HomeSnapshot($0) } ?? Carrel_V1_HomeSnapshot() })
-    } catch {
-      throw RPCError(error)
     }
   }
 
   func removeHome(request: Carrel_V1_RemoveHomeRequest, context: ServerContext) async throws -> Carrel_V1_RemoveHomeResponse {
-    try await answering {
-      let (removed, until) = try await agent.removeHome(request.owner, again: request.again)
+    try await node.answer("RemoveHome") {
+      let (removed, until) = try await node.homes.remove(request.owner, again: request.again)
       return .with {
         $0.removed = Carrel_V1_HomeSnapshot(removed)
         $0.until = until
@@ -113,15 +104,15 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
   }
 
   func recoverHome(request: Carrel_V1_RecoverHomeRequest, context: ServerContext) async throws -> Carrel_V1_RecoverHomeResponse {
-    try await answering {
-      try await agent.recoverHome(request.owner, request.removed.isEmpty ? nil : request.removed)
+    try await node.answer("RecoverHome") {
+      try await node.homes.recover(request.owner, request.removed.isEmpty ? nil : request.removed)
       return Carrel_V1_RecoverHomeResponse()
     }
   }
 
   func growHome(request: Carrel_V1_GrowHomeRequest, context: ServerContext) async throws -> Carrel_V1_GrowHomeResponse {
-    try await answering(within: .seconds(600)) {
-      let bytes = try await agent.growHome(request.owner, to: request.size)
+    try await node.answer("GrowHome", within: CallLimit.long) {
+      let bytes = try await node.homes.grow(request.owner, to: request.size)
       return .with { $0.bytes = bytes }
     }
   }
@@ -131,8 +122,8 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
   func listEnvironments(
     request: Carrel_V1_ListEnvironmentsRequest, context: ServerContext
   ) async throws -> Carrel_V1_ListEnvironmentsResponse {
-    try await answering(within: .seconds(600)) {
-      let found = try await agent.listPackages(request.owner)
+    try await node.answer("ListEnvironments", within: CallLimit.long) {
+      let found = try await node.homes.listPackages(request.owner)
       return .with {
         $0.environments = found.map { entry, image in
           .with {
@@ -149,15 +140,15 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
   func changeEnvironment(
     request: Carrel_V1_ChangeEnvironmentRequest, context: ServerContext
   ) async throws -> Carrel_V1_ChangeEnvironmentResponse {
-    try await answering(within: .seconds(3600)) {
-      let change: NodeAgent.PackagesChange
+    try await node.answer("ChangeEnvironment", within: CallLimit.copy) {
+      let change: HomeAdministration.PackagesChange
       switch request.change {
       case .snapshot: change = .snapshot
       case .reset: change = .reset
       case .restore: change = .restore(request.snapshot)
       case .unspecified, .UNRECOGNIZED: throw AgentError(.invalidArgument, "change: expected snapshot, restore or reset")
       }
-      let name = try await agent.changePackages(request.owner, request.image, change)
+      let name = try await node.homes.changePackages(request.owner, request.image, change)
       return .with { $0.snapshot = name }
     }
   }

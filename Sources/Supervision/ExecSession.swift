@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Concurrency
 package import Linux
-package import Sandbox
+internal import Sandbox
 internal import Synchronization
 
-/// A further program in a workspace: its streams are pipes or a terminal's master held here; its supervisor reports
-/// the end. When this goes away before the program, the program is killed.
+/// A further program in a sandbox: its streams are pipes or a terminal's master held here; its supervisor reports the end. When this
+/// is ended before the program, the program is hung up on and then killed.
 package final class ExecSession: Sendable {
-  package enum Outcome: Sendable {
+  package enum Outcome: Equatable, Sendable {
     case ended(ExitStatus)
-    case failed(StepFailure)
-    /// The workspace ended first.
+    /// The sandbox ended first, or its supervisor could not be reached any more.
     case lost
   }
 
-  private let link: SupervisorLink
+  private let control: ExecControl
   private let input: Mutex<Handle?>
   package let output: Handle
   /// Nil with a terminal, where both are one.
   package let errors: Handle?
   private let terminal: Handle?
-  private let end: Task<Outcome, Never>
+  private let end: Promise<Outcome>
+  private let isHungUp = Mutex(false)
 
-  private init(link: SupervisorLink, input: Handle?, output: Handle, errors: Handle?, terminal: Handle?, end: Task<Outcome, Never>) {
-    self.link = link
+  init(control: ExecControl, input: Handle?, output: Handle, errors: Handle?, terminal: Handle?, end: Promise<Outcome>) {
+    self.control = control
     self.input = Mutex(input)
     self.output = output
     self.errors = errors
@@ -31,60 +32,38 @@ package final class ExecSession: Sendable {
     self.end = end
   }
 
-  deinit { link.close() }
+  deinit { hangUp() }
 
-  package static func start(_ link: SupervisorLink, _ request: Message) async throws(Errno) -> ExecSession {
-    guard case .exec(_, _, _, _, let terminal, _, _) = request else { throw .invalid }
-    return terminal ? try await startTerminal(link, request) : try startPipes(link, request)
-  }
+  package var hasEnded: Bool { end.isFulfilled }
 
-  private static func startPipes(_ link: SupervisorLink, _ request: Message) throws(Errno) -> ExecSession {
-    let (input, output, errors) = (try Pipe(), try Pipe(), try Pipe())
-    guard let near = input.writing, let out = output.writing, let err = errors.writing else { throw .invalid }
-    try near.descriptor.makeNonBlocking()
-    try link.send(request, passing: [input.reading, out, err])
-    return ExecSession(
-      link: link, input: near, output: output.reading, errors: errors.reading, terminal: nil, end: Task { await outcome(link) })
-  }
-
-  private static func startTerminal(_ link: SupervisorLink, _ request: Message) async throws(Errno) -> ExecSession {
-    try link.send(request)
-    for await received in link.messages {
-      switch received.message {
-      case .execStarted:
-        guard let master = received.descriptors.first else { throw .invalid }
-        try master.descriptor.makeNonBlocking()
-        return ExecSession(
-          link: link, input: master, output: master, errors: nil, terminal: master, end: Task { await outcome(link) })
-      case .execFailed(_, let failure):
-        let pipe = try Pipe()
-        return ExecSession(
-          link: link, input: nil, output: pipe.reading, errors: nil, terminal: nil, end: Task { .failed(failure) })
-      default: continue
-      }
+  /// Waits until a stream can be read, or the program has ended.
+  package func waitForOutput(_ handle: Handle) async {
+    await withTaskGroup(of: Void.self) { group in
+      group.addTask { await Readiness.wait(handle, writing: false) }
+      group.addTask { _ = try? await self.end.value }
+      await group.next()
+      group.cancelAll()
     }
-    throw .noSuchProcess
   }
 
-  private static func outcome(_ link: SupervisorLink) async -> Outcome {
-    for await received in link.messages {
-      switch received.message {
-      case .execExited(_, let status): return .ended(status)
-      case .execFailed(_, let failure): return .failed(failure)
-      default: continue
-      }
-    }
-    return .lost
-  }
+  package func outcome() async throws -> Outcome { try await end.value }
 
-  package func outcome() async -> Outcome { await end.value }
+  /// Nobody wants the program any more: SIGHUP to its process group, and SIGKILL two seconds later. Nothing where it has ended.
+  package func hangUp() {
+    guard !end.isFulfilled,
+      isHungUp.withLock({ isHungUp in
+        defer { isHungUp = true }; return !isHungUp
+      })
+    else { return }
+    control.hangUp()
+  }
 
   /// Writes input as the program takes it. Errors mean that it does not read any more, and are ignored as a shell
   /// ignores them.
   package func write(_ bytes: [UInt8]) async {
     guard let input = input.withLock({ $0 }) else { return }
     var rest = bytes[...]
-    while !rest.isEmpty {
+    while !rest.isEmpty, !Task.isCancelled {
       do throws(Errno) {
         rest = rest.dropFirst(try input.descriptor.writeSome(rest))
       } catch {
@@ -101,19 +80,60 @@ package final class ExecSession: Sendable {
     if let terminal { try Terminal.resize(terminal.descriptor, rows: rows, columns: columns) }
   }
 
-  package func signal(_ number: Int32) throws(Errno) { try link.send(.execSignal(session: 0, signal: number)) }
+  package func signal(_ number: Int32) { control.signal(number) }
 
-  /// The next bytes of a stream; nil at its end. Reading only when asked is the flow control.
-  package static func read(_ handle: Handle) async -> [UInt8]? {
-    while true {
-      await Readiness.wait(handle, writing: false)
-      do throws(Errno) {
-        let bytes = try handle.descriptor.read(upTo: 32_768)
-        return bytes.isEmpty ? nil : bytes
-      } catch {
-        // A terminal whose last program has gone answers EIO: its end.
-        guard error == .again else { return nil }
-      }
+  package enum Available: Sendable {
+    case bytes([UInt8])
+    case nothing
+    case end
+  }
+
+  /// What can be read without waiting.
+  package static func readNow(_ handle: Handle) -> Available {
+    do throws(Errno) {
+      let bytes = try handle.descriptor.read(upTo: 32_768)
+      return bytes.isEmpty ? .end : .bytes(bytes)
+    } catch {
+      // A terminal whose last program has gone answers EIO: its end.
+      return error == .again ? .nothing : .end
     }
+  }
+}
+
+/// How a further program is reached.
+struct ExecControl: Sendable {
+  // Neither waits.
+  let signal: @Sendable (Int32) -> Void
+  let hangUp: @Sendable () -> Void
+}
+
+/// The streams of a program that is to be started.
+struct ExecStreams {
+  private let input: Handle?
+  private let output: Handle?
+  private let errors: Handle?
+  /// What the program gets.
+  let far: [Handle]
+
+  init(terminal: Bool) throws(Errno) {
+    guard !terminal else {
+      (input, output, errors, far) = (nil, nil, nil, [])
+      return
+    }
+    let (first, second, third) = (try Pipe(), try Pipe(), try Pipe())
+    guard let near = first.writing, let out = second.writing, let err = third.writing else { throw .invalid }
+    try near.descriptor.makeNonBlocking()
+    try second.reading.descriptor.makeNonBlocking()
+    try third.reading.descriptor.makeNonBlocking()
+    (input, output, errors, far) = (near, second.reading, third.reading, [first.reading, out, err])
+  }
+
+  func session(master: Handle?, control: ExecControl, outcome: Promise<ExecSession.Outcome>) throws(SupervisorError) -> ExecSession {
+    if let output, let errors {
+      return ExecSession(control: control, input: input, output: output, errors: errors, terminal: nil, end: outcome)
+    }
+    guard let master else { throw .malformed }
+    do throws(Errno) { try master.descriptor.makeNonBlocking() } catch { throw .refused(error) }
+    return ExecSession(control: control, input: master, output: master, errors: nil, terminal: master, end: outcome)
   }
 }

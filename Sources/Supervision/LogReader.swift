@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Foundation
-internal import Linux
+package import Linux
 internal import Sandbox
 
 /// Reads the segments that a supervisor writes. Offsets count bytes since the log's beginning.
@@ -9,8 +9,9 @@ package struct LogReader: Sendable {
   private let folder: Handle
   private let path: String
 
-  init(_ folder: consuming Descriptor, path: String) {
-    self.folder = Handle(folder)
+  /// `path`: the folder of a workspace's output.
+  package init(path: String) throws(Errno) {
+    folder = Handle(try Descriptor.open(path, [.readOnly, .directory, .noFollow]))
     self.path = path
   }
 

@@ -1,48 +1,241 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Concurrency
 package import Linux
 package import Sandbox
 internal import Synchronization
 
-/// A connection to a workspace's supervisor. Its messages come as an asynchronous sequence, which ends when the
-/// supervisor does: the connection is the proof of life, with no pid that could be another's by now.
-package final class SupervisorLink: Sendable {
-  private let socket: MessageSocket
-  private let closed = Mutex(false)
-  package let messages: AsyncStream<MessageSocket.Received>
+/// A connection to a supervisor that speaks `ShimProtocol`: all requests and reports go over it.
+package final class SupervisorLink: SandboxLink {
+  private struct Reply: Sendable {
+    let reply: ShimReply
+    let descriptors: [Handle]
+  }
 
-  init(_ connection: Handle) throws(Errno) {
-    let socket = MessageSocket(connection)
+  private struct State {
+    var next: UInt32 = 1
+    var waiting: [UInt32: Promise<Reply>] = [:]
+    /// Who waits for the end of a further program, by the request that started it.
+    var execs: [UInt32: Promise<ExecSession.Outcome>] = [:]
+    var process: SandboxProcess?
+    var isClosed = false
+  }
+
+  package let status: SandboxStatus
+  package let reports: AsyncStream<ShimReport>
+  private let socket: SupervisorSocket
+  private let supervisor: Handle?
+  private let state: Mutex<State>
+
+  /// Takes over a connection on which the supervisor's hello has come.
+  private init(_ socket: SupervisorSocket, _ hello: SupervisorHello, _ descriptors: [Handle]) throws(Errno) {
     self.socket = socket
-    let (stream, continuation) = AsyncStream<MessageSocket.Received>.makeStream()
-    messages = stream
-    try Readiness.shared.watch(socket.handle) {
-      do throws(Errno) {
-        guard let received = try socket.receive(wait: false) else {
-          continuation.finish()
-          return false
-        }
-        continuation.yield(received)
-        return true
-      } catch {
-        if error == .again { return true }
+    status = SandboxStatus(
+      state: hello.state, capabilities: hello.capabilities, held: hello.held, secrets: hello.secrets,
+      servesCredentials: hello.servesCredentials)
+    supervisor = descriptors.first
+    var first = State()
+    if let pid = hello.state.pid, descriptors.count > 1 { first.process = SandboxProcess(pid: pid, process: descriptors[1]) }
+    state = Mutex(first)
+    let (stream, continuation) = AsyncStream<ShimReport>.makeStream()
+    reports = stream
+    try socket.send(.hello(version: ShimProtocol.version, capabilities: ShimProtocol.capabilities), wait: false)
+    try Readiness.shared.watch(socket.handle) { [weak self] in
+      guard let self else {
         continuation.finish()
         return false
       }
+      if self.receive(continuation) { return true }
+      self.disconnect()
+      continuation.finish()
+      return false
     }
   }
 
-  deinit { close() }
+  deinit { socket.handle.descriptor.shutDown() }
 
-  package func send(_ message: Message, passing: [Handle] = []) throws(Errno) {
-    try socket.send(message, passing: passing)
+  /// How a supervisor presents itself on a new connection.
+  package enum Greeting: Sendable {
+    case hello(SupervisorLink)
+    /// It is of commit 7ede341, and this was its first message.
+    case legacy([UInt8])
   }
 
-  /// Ends the connection from this side; the messages end too.
+  /// Waits for the supervisor's first message.
+  package static func greet(_ connection: Handle, within limit: Duration) async throws(SupervisorError) -> Greeting {
+    let first = Promise<Socket.Message?>()
+    do throws(Errno) {
+      try Readiness.shared.watch(connection) {
+        do throws(Errno) {
+          first.fulfil(.success(try Socket.receive(connection.descriptor, wait: false)))
+        } catch {
+          if error == .again { return true }
+          first.fulfil(.success(nil))
+        }
+        return false
+      }
+    } catch {
+      throw .refused(error)
+    }
+    let message: Socket.Message?
+    do {
+      message = try await first.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
+    } catch let error as SupervisorError {
+      connection.descriptor.shutDown()
+      throw error
+    } catch {
+      throw .disconnected
+    }
+    guard let message, let code = message.bytes.first else { throw .disconnected }
+    if LegacySupervisorLink.isLegacy(code) { return .legacy(message.bytes) }
+    do {
+      guard case .hello(let hello) = try SupervisorMessage(decoding: message.bytes) else { throw SupervisorError.malformed }
+      return .hello(try SupervisorLink(SupervisorSocket(connection), hello, message.descriptors))
+    } catch {
+      throw .malformed
+    }
+  }
+
+  package var process: SandboxProcess? { state.withLock { $0.process } }
+
+  // ---------------------------------------------------------------- receiving
+
+  /// Called on the thread of `Readiness`, which waits for nothing; false: the connection has ended.
+  private func receive(_ continuation: AsyncStream<ShimReport>.Continuation) -> Bool {
+    do throws(Errno) {
+      guard let received = try socket.receive(wait: false) else { return false }
+      switch received.message {
+      case .hello, .unknown: break
+      case .reply(let id, let reply):
+        let waiting = state.withLock { $0.waiting.removeValue(forKey: id) }
+        waiting?.fulfil(.success(Reply(reply: reply, descriptors: received.descriptors)))
+      case .report(.execEnded(let session, let status)):
+        state.withLock { $0.execs.removeValue(forKey: session) }?.fulfil(.success(.ended(status)))
+      case .report(let report):
+        if case .state(.created(let pid)) = report, let process = received.descriptors.first {
+          state.withLock { $0.process = SandboxProcess(pid: pid, process: process) }
+        }
+        continuation.yield(report)
+      }
+      return true
+    } catch {
+      // A datagram that does not decode is of a later release, and no end of anything.
+      return error == .again || error == .invalid
+    }
+  }
+
+  private func disconnect() {
+    let (waiting, execs) = state.withLock { state in
+      state.isClosed = true
+      defer { (state.waiting, state.execs) = ([:], [:]) }
+      return (state.waiting.values, state.execs.values)
+    }
+    for promise in waiting { promise.fulfil(.failure(SupervisorError.disconnected)) }
+    for promise in execs { promise.fulfil(.success(.lost)) }
+  }
+
   package func close() {
-    closed.withLock { closed in
-      if !closed { socket.handle.descriptor.shutDown() }
-      closed = true
+    socket.handle.descriptor.shutDown()
+    disconnect()
+  }
+
+  // --------------------------------------------------------------- requesting
+
+  @discardableResult
+  package func request(_ request: ShimRequest, passing: [Handle], within limit: Duration) async throws(SupervisorError) -> [Handle] {
+    let (_, promise) = try post(request, passing: passing)
+    let reply = try await SupervisorLink.reply(promise, within: limit)
+    switch reply.reply {
+    case .done, .started: return reply.descriptors
+    case .failed(let failure): throw .failed(failure)
+    case .refused(let code): throw .refused(Errno(code))
+    case .unsupported: throw .unsupported
+    case .malformed: throw .malformed
+    }
+  }
+
+  package func send(_ request: ShimRequest) throws(SupervisorError) { _ = try post(request, passing: []) }
+
+  private func post(
+    _ request: ShimRequest, passing: [Handle], exec: Promise<ExecSession.Outcome>? = nil
+  ) throws(SupervisorError) -> (id: UInt32, promise: Promise<Reply>) {
+    let promise = Promise<Reply>()
+    let id = state.withLock { state -> UInt32? in
+      guard !state.isClosed else { return nil }
+      let id = state.next
+      state.next &+= 1
+      state.waiting[id] = promise
+      if let exec { state.execs[id] = exec }
+      return id
+    }
+    guard let id else { throw .disconnected }
+    do throws(Errno) {
+      try socket.send(.request(id: id, request), passing: passing, wait: false)
+    } catch {
+      forget(id)
+      throw error == .again ? .noReply(seconds: 0) : error == .messageTooLong ? .refused(error) : .disconnected
+    }
+    return (id, promise)
+  }
+
+  private func forget(_ id: UInt32) {
+    state.withLock { state in
+      state.waiting[id] = nil
+      state.execs[id] = nil
+    }
+  }
+
+  private static func reply(_ promise: Promise<Reply>, within limit: Duration) async throws(SupervisorError) -> Reply {
+    do {
+      return try await promise.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
+    } catch let error as SupervisorError {
+      throw error
+    } catch {
+      throw .disconnected
+    }
+  }
+
+  package func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession {
+    let outcome = Promise<ExecSession.Outcome>()
+    let streams: ExecStreams
+    do throws(Errno) { streams = try ExecStreams(terminal: request.terminal) } catch { throw .refused(error) }
+    let (id, promise) = try post(.exec(request), passing: streams.far, exec: outcome)
+    let control = ExecControl(
+      signal: { [weak self] number in try? self?.send(.execSignal(session: id, signal: number)) },
+      hangUp: { [weak self] in try? self?.send(.execHangUp(session: id)) })
+    do {
+      let reply = try await SupervisorLink.reply(promise, within: limit)
+      switch reply.reply {
+      case .started: return try streams.session(master: reply.descriptors.first, control: control, outcome: outcome)
+      case .failed(let failure): throw SupervisorError.failed(failure)
+      case .refused(let code): throw Errno(code) == .again ? SupervisorError.tooManyExecs : SupervisorError.refused(Errno(code))
+      case .unsupported: throw SupervisorError.unsupported
+      case .malformed, .done: throw SupervisorError.malformed
+      }
+    } catch {
+      forget(id)
+      // It may have been started after all: nobody will want it.
+      try? send(.execHangUp(session: id))
+      throw error as? SupervisorError ?? .disconnected
+    }
+  }
+
+  package func hasEnded(within limit: Duration) async -> Bool? {
+    guard let supervisor else { return nil }
+    let ended = Promise<Void>()
+    do throws(Errno) {
+      try Readiness.shared.watch(supervisor) {
+        ended.fulfil(.success(()))
+        return false
+      }
+    } catch {
+      return nil
+    }
+    do {
+      try await ended.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
+      return true
+    } catch {
+      return false
     }
   }
 }

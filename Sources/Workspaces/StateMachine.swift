@@ -23,6 +23,8 @@ package struct Reason: Codable, Equatable, Sendable {
     case lifetime = "Lifetime"
     /// The host was rebooted.
     case lost = "Lost"
+    /// Its supervisor was lost before the tool started, and with it what came with the launch.
+    case credentialsLost = "CredentialsLost"
     /// The supervisor is gone and left no record.
     case unknown = "Unknown"
     // Failures, before Ready.
@@ -88,6 +90,8 @@ package enum Occurrence: Equatable, Sendable {
   case stopRequested(by: String)
   case ended(Reason)
   case preparationFailed(Reason)
+  /// Its supervisor is gone, and had nothing to start yet: the launch is tried again.
+  case supervisorLost
   /// The restart policy asks for another attempt.
   case restartDecided
 }
@@ -106,6 +110,9 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   case restartsEnded = "RestartsEnded"
   case deleted = "Deleted"
   case outOfMemory = "OutOfMemory"
+  /// A further program was asked for: by whom, and what, never its arguments.
+  case execStarted = "ExecStarted"
+  case execEnded = "ExecEnded"
   case credentialsUpdated = "CredentialsUpdated"
   /// Programs of the workspace were given credentials of a role.
   case credentialsIssued = "CredentialsIssued"
@@ -172,6 +179,7 @@ package enum StateMachine {
       return Transition(state: .failed, event: .failed, reason: reason)
     case (.stopping, .preparationFailed(let reason)):
       return Transition(state: .stopped, event: .stopped, reason: reason)
+    case (.preparing, .supervisorLost): return Transition(state: .pending, event: .restarting, reason: nil)
     case (.stopped, .restartDecided), (.failed, .restartDecided):
       return Transition(state: .pending, event: .restarting, reason: nil)
     default:

@@ -2,9 +2,10 @@
 //
 // As git-credential-carrel, inside a workspace: git's credential helper.
 //
-// carrel-shim ID: the supervisor of one workspace. Started by carreld with the workspace's directory at
-// descriptor 3, the socket to listen on at 4 and its first connection at 5. It waits there for the word that the
-// launch plan is in the file `plan`, and ends where whoever started it has gone before that.
+// carrel-shim inject: changes the mounts of one sandbox by the request at its standard input, and ends.
+//
+// carrel-shim SANDBOX: the supervisor of one sandbox. Started by carreld with the sandbox's directory at descriptor 3, the socket
+// to listen on at 4 and the folder of the workspace's output at 5. It waits there for agents, of which one gives it its plan.
 
 if let first = Process.arguments.first, first.split(separator: "/").last.map({ String($0) }) == GitHelper.name {
   Process.exit(
@@ -12,12 +13,14 @@ if let first = Process.arguments.first, first.split(separator: "/").last.map({ S
       Array(Process.arguments.dropFirst()), input: Descriptor(adopting: 0),
       tokenFile: "/run/carrel/credentials/" + CredentialBroker.tokenName))
 }
+if Process.arguments.count == 2, Process.arguments[1] == MountInjector.name {
+  MountInjector.run()
+}
 runSupervisor()
 
 func runSupervisor() {
   Process.setName("carrel-shim")
   Signals.ignorePipe()
-  let folder = Handle(Descriptor(adopting: 3))
   do throws(Errno) {
     // What another thread of the agent had open at that moment, such as the pipe of a program that it waits for, is not ours to keep.
     try Process.closeAll(from: 6, except: [])
@@ -25,24 +28,10 @@ func runSupervisor() {
     try Signals.blockAll()
     // Listening again makes this process the one that a peer's SO_PEERCRED names.
     try Socket.relisten(4)
-    let agent = MessageSocket(Handle(Descriptor(adopting: 5)))
-    guard case .launch? = try agent.receive()?.message else { return }
-    let file = try folder.descriptor.open("plan", [.readOnly, .noFollow])
-    let bytes = try file.readAll(limit: Plan.sizeLimit)
-    let logs = Handle(try folder.descriptor.open("log", [.readOnly, .directory]))
-    do throws(PlanError) {
-      let plan = try Plan(decoding: bytes)
-      Supervisor(
-        folder: folder, listener: Handle(Descriptor(adopting: 4)), agent: agent, logs: logs, plan: plan
-      ).run()
-    } catch {
-      record(StepFailure("decode the plan", .invalid), folder)
-    }
   } catch {
-    record(StepFailure("read the plan", error), folder)
+    Process.exit(1)
   }
-}
-
-func record(_ failure: StepFailure, _ folder: Handle) {
-  do throws(Errno) { try ExitRecord.failed(failure).write(in: folder.descriptor) } catch {}
+  Supervisor(
+    folder: Handle(Descriptor(adopting: 3)), listener: Handle(Descriptor(adopting: 4)), logs: Handle(Descriptor(adopting: 5))
+  ).run()
 }

@@ -57,22 +57,21 @@ struct Carreld: AsyncParsableCommand {
   }
 
   private func serve(_ settings: Configuration, _ logger: Logger) async throws {
-    let agent = try NodeAgent(configuration: settings, logger: logger)
+    let node = try Node(configuration: settings, logger: logger)
     // Bound before recovery, so that two agents never recover the same state; served after it.
-    let links = settings.controllers.map { ControllerLink(agent: agent, controller: $0, version: version, logger: logger) }
-    let server = try Server(agent: agent, logger: logger, version: version, links: links)
-    for sentence in agent.facts.degraded { logger.notice("degraded", metadata: ["what": "\(sentence)"]) }
-    try await agent.recover()
-    logger.notice("serving", metadata: ["socket": "\(settings.socket)", "version": "\(version)"])
+    let links = settings.controllers.map { ControllerLink(node: node, controller: $0, version: version, logger: logger) }
+    let server = try Server(node: node, logger: logger, version: version, links: links)
+    for sentence in node.facts.degraded { logger.notice("degraded", metadata: ["what": "\(sentence)"]) }
     var services = ServiceGroupConfiguration(
       services: [
-        .init(service: ServerService(server: server)),
-        .init(service: SystemdService()),
-      ] + links.map { .init(service: LinkService(link: $0)) }, gracefulShutdownSignals: [.sigterm, .sigint], logger: logger)
+        .init(service: NodeRunner(node: node)),
+        .init(service: ServerService(node: node, server: server, logger: logger)),
+        .init(service: SystemdService(node: node)),
+      ] + links.map { .init(service: LinkService(node: node, link: $0)) }, gracefulShutdownSignals: [.sigterm, .sigint], logger: logger)
     // For a client that does not read: its calls are cut off.
     services.maximumGracefulShutdownDuration = .seconds(5)
     do { try await ServiceGroup(configuration: services).run() } catch is CancellationError {}
-    await agent.retire()
+    await node.retire()
     // Workspaces go on: the next agent finds them.
     logger.notice("ended; workspaces go on")
   }
@@ -89,12 +88,30 @@ struct Carreld: AsyncParsableCommand {
   }
 }
 
+/// First of the services, and so the last to end: the others need it.
+private struct NodeRunner: Service {
+  let node: Node
+  func run() async throws { try await cancelWhenGracefulShutdown { try await node.run() } }
+}
+
 private struct LinkService: Service {
+  let node: Node
   let link: ControllerLink
-  func run() async throws { await cancelWhenGracefulShutdown { await link.run() } }
+  func run() async throws {
+    try await cancelWhenGracefulShutdown {
+      try await node.untilRecovered()
+      await link.run()
+    }
+  }
 }
 
 private struct ServerService: Service {
+  let node: Node
   let server: Server
-  func run() async throws { try await server.run() }
+  let logger: Logger
+  func run() async throws {
+    try await node.untilRecovered()
+    logger.notice("serving", metadata: ["socket": "\(node.configuration.socket)", "version": "\(version)"])
+    try await server.run()
+  }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Agent
 internal import CSystemd
 internal import Foundation
 internal import Logging
@@ -8,7 +9,10 @@ internal import ServiceLifecycle
 /// Tells systemd that the agent serves, and feeds its watchdog at half of the time that it asks for. Without systemd
 /// (no NOTIFY_SOCKET) it only waits for the end.
 struct SystemdService: Service {
+  let node: Node
+
   func run() async throws {
+    try await node.untilRecovered()
     sd_notify(0, "READY=1\nSTATUS=Serving")
     var microseconds: UInt64 = 0
     let asked = sd_watchdog_enabled(0, &microseconds) > 0

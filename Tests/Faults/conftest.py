@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 
 import pytest
 
@@ -69,7 +71,45 @@ class Controller:
 
 
 # Each its own, so that a torture beside the tests is no harm to either.
-SUBNETS = {"crf": 89, "crg": 90, "crt": 91}
+SUBNETS = {"crf": 89, "crg": 90, "crt": 91, "crk": 92, "crl": 94}
+
+
+class Sandbox(typing.NamedTuple):
+    """Where an attempt runs, by the names that the host knows it by."""
+    name: str
+    cgroup: str
+    folder: pathlib.Path
+
+
+def sandbox(agent, id, body):
+    """The sandbox that a record says its workspace occupies; None where it says none."""
+    place = body.get("sandbox") or {}
+    if name := place.get("id"):
+        return Sandbox(name, place.get("cgroup", name), agent.state / place.get("folder", f"sandboxes/{name}"))
+    # A record as commit 7ede341 wrote it, which named folder and supervisor after the workspace.
+    if body.get("cgroup") or not (agent.state / "sandboxes").is_dir():
+        return Sandbox(id, body.get("cgroup", ""), agent.state / "workspaces" / id)
+    return None
+
+
+class Exit(typing.NamedTuple):
+    """An exit record that was on disk: `kind` and `value` as the supervisor wrote them (exited, signalled, failed)."""
+    workspace: str
+    attempt: int
+    nanoseconds: int
+    kind: str
+    value: int
+
+
+def exit_record(folder):
+    """The exit record of a sandbox's folder; None while there is none. The copy of the record beside it says whose it is."""
+    try:
+        lines = dict(line.split("=", 1) for line in (folder / "exit").read_text().splitlines() if line)
+        record = json.loads((folder / "record.json").read_text())
+        kind = next(k for k in ("exited", "signalled", "failed") if k in lines)
+        return Exit(record["spec"]["id"], record["attempt"], int(lines["boottime"]), kind, int(lines[kind]))
+    except (OSError, ValueError, KeyError, StopIteration):
+        return None
 
 
 class Agent:
@@ -85,8 +125,18 @@ class Agent:
             f"network: {{subnet: 10.{SUBNETS[prefix]}.0.0/16, table: carrel_{prefix}, linkPrefix: {prefix}}}\n"
             "defaults: {memory: 64Mi, cpu: 200m, pids: \"64\"}\nreservedMemory: 0\n" + more)
         self.process = None
+        # What the oracle has to know: exit records that were seen, and workspaces of which something was killed on purpose.
+        self.exits, self.killed = set(), set()
+        # What was held against it already: an agent that many tests share fails the one in which it happened.
+        self.blamed = set()
+
+    def remember_exits(self):
+        """An agent removes the folder of a sandbox whose end it has reported. So this is done while none runs."""
+        folders = [*self.state.glob("sandboxes/*"), *self.state.glob("workspaces/*")]
+        self.exits |= {found for folder in folders if (found := exit_record(folder))}
 
     def start(self, fault="", wait=True, under=(), **environment):
+        self.remember_exits()
         log = open(self.directory / "carreld.log", "ab")
         env = {**os.environ, **environment, "SWIFT_BACKTRACE": "enable=no"}
         if fault:
@@ -155,8 +205,10 @@ LEGAL = {("Created", None): "pending", ("Preparing", "pending"): "preparing", ("
 LEGAL |= {("Stopping", s): "stopping" for s in ("preparing", "starting", "ready")}
 LEGAL |= {("Stopped", s): "stopped" for s in ("pending", "preparing", "starting", "ready", "stopping")}
 LEGAL |= {("Failed", s): "failed" for s in ("pending", "preparing", "starting")}
-ASIDE = {"RestartsEnded", "OutOfMemory", "CredentialsUpdated", "HomeFilling", "CredentialsIssued", "CredentialsFailed", "CredentialsRevoked", "Adopted", "Recovered",
-         "CredentialsExpiring", "CredentialsRemoved", "StaleCredentials", "DatasetAttached", "DatasetChanged", "DatasetDetached", "Rescue", "ImageChanged"}
+LEGAL[("Restarting", "preparing")] = "pending"  # a supervisor that was lost before it started anything: the launch is tried again
+ASIDE = {"RestartsEnded", "ExecStarted", "ExecEnded", "OutOfMemory", "CredentialsUpdated", "HomeFilling", "CredentialsIssued", "CredentialsFailed", "CredentialsRevoked", "Adopted", "Recovered",
+         "CredentialsExpiring", "CredentialsRemoved", "StaleCredentials", "DatasetAttached", "DatasetChanged", "DatasetDetached", "Rescue", "ImageChanged",
+         "ExecStarted", "ExecEnded"}
 NODE = {"Swept", "DrainBegan", "DrainEnded", "Quarantined"}
 
 
@@ -165,16 +217,64 @@ def plain(event):
     state = event.get("state", "").removeprefix("STATE_").lower()
     return {"sequence": int(event["sequence"]), "type": event["type"], "workspace": event.get("workspace", ""), "state": state,
             "previous": event.get("previousState", "STATE_").removeprefix("STATE_").lower() or None, "wallTime": event["time"],
-            "bootNanoseconds": int(event["monotonicNanoseconds"]), "generation": event.get("generation", 0)}
+            "bootNanoseconds": int(event["monotonicNanoseconds"]), "generation": event.get("generation", 0), "cause": cause(event.get("reason"))}
 
 
-def judge(agent, controller=None, settled=True):
-    """The oracle. `settled`: nobody asks for anything any more, so that what has ended may have left nothing."""
+def cause(reason):
+    """What the oracle looks at in a reason, whether it comes from the journal or from a controller; None without one."""
+    if not reason:
+        return None
+    return {key: reason.get(key) for key in ("code", "message", "exitCode", "signal", "errno")} | {"stoppedBy": reason.get("stoppedBy") or ""}
+
+
+# Ends for which the agent or the kernel killed, and whose code says why. Those of ASKED name in `stoppedBy` who asked for them, too.
+ASKED = {"Requested", "Lifetime", "Drained"}
+VERDICTS = ASKED | {"NotReadyInTime", "OutOfMemory", "CredentialsLost"}
+GUESSES = {"Exited", "Unknown", "Lost", "Internal"}
+
+
+def misreported(history, exits=(), killed=()):
+    """The ends that were reported as something else than what happened, each as a sentence.
+
+    `history`: events by sequence, with their `cause`. `exits`: exit records that were on disk. `killed`: workspaces of which a
+    process was killed by the test or by themselves, so that SIGKILL is how they ended."""
+    wrong = []
+    ends = [e for _, e in sorted(history.items()) if e["type"] in ("Stopped", "Failed") and e["cause"]]
+    for end in ends:
+        reason, whose = end["cause"], f"{end['workspace']}, attempt {end['generation']}: {end['type']}, {end['cause']}"
+        if reason["code"] == "Internal" and "restart" in reason["message"]:
+            wrong.append(f"{whose}: an agent's restart is not the end of a workspace")
+        if reason["signal"] == signal.SIGKILL and not reason["stoppedBy"] and reason["code"] not in VERDICTS and end["workspace"] not in killed:
+            wrong.append(f"{whose}: killed, and nobody is named")
+        if reason["code"] in ASKED and not reason["stoppedBy"]:
+            wrong.append(f"{whose}: asked for by nobody")
+        if not reason["message"]:
+            wrong.append(f"{whose}: says nothing")
+    for record in sorted(exits):
+        # Ids are used again after a deletion, so that the time decides; where no end follows, none has been reported yet.
+        end = next((e for e in ends if (e["workspace"], e["generation"]) == record[:2] and e["bootNanoseconds"] >= record.nanoseconds), None)
+        if end is None:
+            continue
+        reason = end["cause"]
+        # A verdict on a tool that did not come up hides that it was killed for it, as does the failure of another step of the start.
+        right = {"exited": reason["exitCode"] == record.value or reason["code"] == "NotReadyInTime",
+                 "signalled": reason["signal"] == record.value or reason["code"] not in GUESSES,
+                 "failed": reason["errno"] == record.value}[record.kind]
+        if not right:
+            wrong.append(f"{record.workspace}, attempt {record.attempt}: its exit record says {record.kind} {record.value}, what was reported is {reason}")
+    return wrong
+
+
+def judge(agent, controller=None, settled=True, killed=()):
+    """The oracle. `settled`: nobody asks for anything any more, so that what has ended may have left nothing. `killed`: workspaces of
+    which a process was killed from outside, or kills itself; it stays known for later judgements."""
+    agent.killed |= set(killed)
+    agent.remember_exits()
     if controller:
         head = agent.records()[2]["head"]
         until(lambda: controller.cursor() >= head, f"the controller has all {head} events")
     events, workspaces, stream, acknowledged = agent.records()
-    journal = {e["sequence"]: e for e in events}
+    journal = {e["sequence"]: e | {"cause": cause(json.loads(e["reason"] or "null"))} for e in events}
     assert sorted(journal) == list(range(stream["trimmed"] + 1, stream["head"] + 1)), "the journal has holes"
     history = dict(journal)
     if controller:
@@ -212,26 +312,33 @@ def judge(agent, controller=None, settled=True):
             del states[id]
     if 1 in history:
         assert {id: w["state"] for id, w in workspaces.items()} == states, "the snapshot is not the fold of the events"
+    wrong = [said for said in misreported(history, agent.exits, agent.killed) if said not in agent.blamed]
+    agent.blamed |= set(wrong)
+    assert not wrong, "\n".join(wrong)
     if settled:
-        until(lambda: not leftovers(agent, workspaces), lambda: leftovers(agent, workspaces), 8)
+        # Of the records as they are then: an attempt that follows by itself has a sandbox of its own.
+        left = lambda: leftovers(agent, agent.records()[1])
+        until(lambda: not left(), left, 8)
 
 
 def leftovers(agent, workspaces):
     """What is on the host and belongs to no workspace that runs."""
-    running = {id: json.loads(w["body"]) for id, w in workspaces.items() if w["state"] in ("preparing", "starting", "ready", "stopping")}
+    running = {id: json.loads(w["body"]) for id, w in workspaces.items() if w["state"] in ("pending", "preparing", "starting", "ready", "stopping")}
+    occupied = {id: found for id, body in running.items() if (found := sandbox(agent, id, body))}
+    names = {s.name for s in occupied.values()}
     left = []
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             line = (process / "cmdline").read_bytes().split(b"\0")
+            if line[0] != b"carrel-shim" or line[1].decode() in names:
+                continue
+            # Of this agent, and a supervisor: PID 1 of a sandbox has the same name, and nothing of the host open.
+            if any(os.readlink(file).startswith(f"{agent.state.resolve()}/") for file in (process / "fd").iterdir()):
+                left.append(f"supervisor of {line[1].decode()}")
         except OSError:
             continue
-        if line[0] == b"carrel-shim" and line[1].decode() not in running and os.path.realpath(process / "cwd") != "":
-            try:
-                if str(agent.state) in os.readlink(process / "fd/3"):
-                    left.append(f"supervisor of {line[1].decode()}")
-            except OSError:
-                pass
-    known = {r["cgroup"] for r in running.values()}
+    left += [f"an end of {id} that is not reported" for id, s in occupied.items() if (s.folder / "exit").exists()]
+    known = {s.cgroup for s in occupied.values()}
     for base in pathlib.Path("/sys/fs/cgroup").glob(f"*/{agent.parent}/*/"):
         if base.name not in known:
             left.append(str(base))
@@ -241,6 +348,11 @@ def leftovers(agent, workspaces):
         left.append(f"links {links} for {sorted(running)}")
     left += [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if str(agent.directory) in line]
     left += [f"folder {p.name}" for p in (agent.state / "workspaces").iterdir() if p.name not in workspaces]
+    if (agent.state / "sandboxes").is_dir():
+        left += [f"folder of sandbox {p.name}" for p in (agent.state / "sandboxes").iterdir() if p.name not in names]
+        # The output alone outlives the sandbox that wrote it.
+        legacy = {s.name for id, s in occupied.items() if s.folder.parent.name == "workspaces"}
+        left += [str(p) for p in (agent.state / "workspaces").glob("*/*") if p.name != "log" and p.parent.name not in legacy]
     return left
 
 
@@ -350,6 +462,16 @@ def memory(agent):
     return int(next(l for l in pathlib.Path(f"/proc/{agent.process.pid}/status").read_text().splitlines() if l.startswith("VmRSS")).split()[1]) << 10
 
 
+def sandbox_of(agent, id):
+    """The sandbox that a workspace occupies by its record; None where it has none."""
+    workspaces = agent.records()[1]
+    return sandbox(agent, id, json.loads(workspaces[id]["body"])) if id in workspaces else None
+
+
 def pids(agent, id):
-    shim = subprocess.run(["pgrep", "-f", f"^carrel-shim {id}$"], capture_output=True, text=True).stdout.split()
+    """The supervisor of a workspace and PID 1 inside, which has its name."""
+    found = sandbox_of(agent, id)
+    if found is None:
+        return []
+    shim = subprocess.run(["pgrep", "-f", f"^carrel-shim {re.escape(found.name)}$"], capture_output=True, text=True).stdout.split()
     return [int(p) for p in shim]

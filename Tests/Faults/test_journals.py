@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import Agent, BIN, batch, judge, node_info, one, pids, until
+from conftest import Agent, BIN, batch, judge, node_info, one, pids, sandbox_of, until
 
 
 def test_a_second_agent_is_refused_and_told_of_the_first(node):
@@ -79,7 +79,7 @@ def test_a_damaged_journal_is_announced_and_what_runs_goes_on(node, damage):
         agent.wait(f"fill-{index}", "STOPPED")
     judge(agent, panel)
     before = agent.records()
-    supervisor = int(subprocess.run(["pgrep", "-f", "^carrel-shim runs$"], capture_output=True, text=True).stdout.split()[0])
+    supervisor = pids(agent, "runs")[0]
     agent.stop()
     database = agent.state / "journal.sqlite"
     with sqlite3.connect(database) as connection:
@@ -114,16 +114,17 @@ def test_what_nobody_knows_is_set_aside_untouched(node):
         agent.launch(name, "sleep 1000")
         agent.wait(name, "READY")
     agent.do("stop", "rest", "--time", "0")
-    supervisor = pids(agent, "unknown")
+    supervisor, sandbox = pids(agent, "unknown"), sandbox_of(agent, "unknown")
+    assert supervisor, "control: it is found"
     agent.stop(signal.SIGTERM)
     with sqlite3.connect(agent.state / "journal.sqlite") as database:
         database.execute("DELETE FROM workspace")
     database.close()
-    (agent.state / "workspaces" / "unknown" / "record.json").unlink()
+    (sandbox.folder / "record.json").unlink()
     agent.start()
     events = [(e["type"], json.loads(e["attributes"]).get("folder")) for e in agent.records()[0] if e["workspace"] == ""]
-    assert ("Quarantined", "unknown") in events and ("Swept", "rest") in events, events
-    assert list((agent.state / "quarantine").glob("unknown-*")) and not (agent.state / "workspaces" / "rest").exists()
+    assert ("Quarantined", sandbox.name) in events and ("Swept", "rest") in events, events
+    assert list((agent.state / "quarantine").glob(f"{sandbox.name}-*")) and not (agent.state / "workspaces" / "rest").exists()
     agent.stop()
     agent.start()
     assert all(pathlib.Path(f"/proc/{p}").exists() for p in supervisor), "also by the agent after that"
@@ -314,17 +315,21 @@ def test_an_older_copy_put_in_the_journals_place_is_a_loss(node):
 
 def test_five_hundred_records_are_read_in_two_seconds(node):
     agent, _ = node
-    agent.launch("w", "exit 0")
+    agent.launch("w", "sleep 1")
+    agent.wait("w", "READY")
+    ready = json.loads(agent.records()[1]["w"]["body"])
     agent.wait("w", "STOPPED")
+    stopped = json.loads(agent.records()[1]["w"]["body"])
     agent.stop(signal.SIGTERM)
     with sqlite3.connect(agent.state / "journal.sqlite") as database:
-        row = database.execute("SELECT body FROM workspace").fetchone()[0]
         for slot in range(1, 500):
-            body = json.loads(row)
-            body.update(slot=slot, state="ready" if slot % 2 else "stopped")
+            body = json.loads(json.dumps(ready if slot % 2 else stopped))
+            body["slot"] = slot
             body["spec"]["id"] = f"w{slot}"
-            if slot % 2:
-                del body["reason"]
+            if body.get("sandbox"):
+                # One each, that is not there any more: twelve letters, of which these are ten.
+                name = "".join("abcdefghij"[int(digit)] for digit in f"{slot:012}")
+                body["sandbox"].update(id=name, folder=f"sandboxes/{name}", cgroup=name)
             database.execute("INSERT INTO workspace VALUES (?,?,?,?)", (f"w{slot}", body["state"], slot, json.dumps(body)))
     database.close()
     begun = time.monotonic()

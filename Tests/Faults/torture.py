@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT, Controller, Witness, destroy, judge, make, until
+from conftest import ROOT, Controller, Witness, destroy, judge, make, pids, until
 
 POINTS = re.findall(r'case \w+ = "(.*)"', (ROOT / "Sources/Linux/Fault.swift").read_text())
 SCRIPTS = ["exit 0", "exit 3", "sleep 1000", "sleep 0.3; exit 7", "trap '' TERM; sleep 1000", "kill -9 $$", "yes | head -c 300000",
@@ -39,7 +39,10 @@ class Torture:
         self.number += 1
         name = f"t{self.number}"
         lifecycle = self.random.choice(["", "", "", "{restartPolicy: onFailure}", "{maxLifetimeSeconds: 1}"])
-        if self.agent.launch(name, self.random.choice(SCRIPTS), lifecycle).returncode == 0:
+        script = self.random.choice(SCRIPTS)
+        if "kill -9" in script:
+            self.agent.killed.add(name)
+        if self.agent.launch(name, script, lifecycle).returncode == 0:
             self.names.append(name)
 
     def stop(self):
@@ -81,10 +84,13 @@ class Torture:
         self.agent.start(f"{self.random.choice(POINTS)}:{self.random.randint(1, 3)}")
 
     def kill_supervisor(self):
-        processes = [int(line.split()[0]) for line in subprocess.run(["pgrep", "-a", "-f", r"^carrel-shim t\d+$"], capture_output=True, text=True).stdout.splitlines()]
+        processes = [(name, pid) for name in self.names for pid in pids(self.agent, name)]
         if processes:
+            name, pid = self.random.choice(processes)
+            # PID 1 has the supervisor's name; its end is one by SIGKILL.
+            self.agent.killed.add(name)
             try:
-                os.kill(self.random.choice(processes), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
 

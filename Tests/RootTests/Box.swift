@@ -7,6 +7,7 @@ import Limits
 import Linux
 import Sandbox
 import Supervision
+import Synchronization
 
 /// A box to test isolation in: the default plan over a root file system of busybox, with operations changed where a
 /// test wants to see a defence missing. Everything it makes it takes away again.
@@ -81,26 +82,48 @@ final class Box: Sendable {
   func run(_ plan: Plan, secrets: [String: String] = [:], onStart: (SupervisorLink, Int32) async throws -> Void = { _, _ in }) async throws
     -> Result
   {
-    let folder = try WorkspaceFolder(path: path + "/workspace", create: true)
-    folder.reset()
-    let helper = ProcessInfo.processInfo.environment["CARREL_SHIM"] ?? Box.helper
-    let link = try folder.launch(plan, by: try folder.standBy(id: "test", helper: helper, errors: 2))
-    var pid: Int32 = 0
-    for await received in link.messages {
-      switch received.message {
-      case .created(let created), .waiting(let created):
-        if pid != 0 { continue }
-        pid = created
-        // One that has failed meanwhile hears nothing any more, and its record says why.
-        for (name, text) in secrets { try? link.send(.putSecret(name: name, content: Array(text.utf8))) }
-        if secrets.isEmpty { try? link.send(.start) }
-      case .done: try? link.send(.start)
-      case .started: try await onStart(link, pid)
+    let (folder, link) = try await supervisor()
+    let vault = try SecretVault()
+    for (name, text) in secrets {
+      try await link.request(.putSecret(name: name, content: []), passing: [try vault.file(Array(text.utf8))])
+    }
+    try folder.write(plan)
+    try link.send(.launch)
+    // It outlives its tool until nobody needs what it was entrusted with.
+    try link.send(.release)
+    for await case .state(let state) in link.reports {
+      switch state {
+      case .waiting: try? link.send(.start)
+      case .started(let pid): try await onStart(link, pid)
       default: break
       }
     }
+    return try result(folder)
+  }
+
+  static let counter = Mutex(0)
+
+  /// A supervisor that waits for its plan.
+  func supervisor() async throws -> (SandboxFolder, SupervisorLink) {
+    let number = Box.counter.withLock { count in
+      count += 1
+      return count
+    }
+    let folder = try SandboxFolder(path: "\(path)/sandbox-\(number)", create: true)
+    try? FileManager.default.removeItem(atPath: path + "/log")
+    try FileManager.default.createDirectory(atPath: path + "/log", withIntermediateDirectories: true)
+    let logs = try Descriptor.open(path + "/log", [.readOnly, .directory])
+    let helper = ProcessInfo.processInfo.environment["CARREL_SHIM"] ?? Box.helper
+    try folder.startSupervisor("test", helper: helper, logs: logs, errors: 2)
+    guard case .hello(let link) = try await SupervisorLink.greet(try folder.connect(), within: .seconds(10)) else {
+      throw Errno.invalid
+    }
+    return (folder, link)
+  }
+
+  func result(_ folder: SandboxFolder) throws -> Result {
     var output = ""
-    let log = try folder.log()
+    let log = try LogReader(path: path + "/log")
     var offset: UInt64 = 0
     while let chunk = try log.read(from: offset) {
       for line in String(decoding: chunk.bytes, as: UTF8.self).split(separator: "\n") {

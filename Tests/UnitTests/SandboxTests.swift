@@ -8,24 +8,6 @@ import Testing
 @testable import Networking
 @testable import Sandbox
 
-@Suite("Messages between agent and supervisor") struct MessageTests {
-  static let all: [Message] = [
-    .proceed(pid: 7), .launch, .ready, .start, .signal(15), .kill, .putSecret(name: "a", content: [0, 1]), .getSecret(name: "a"),
-    .exec(session: 7, arguments: ["a", ""], environment: ["A=1"], directory: "/", terminal: true, rows: 24, columns: 80),
-    .execSignal(session: 7, signal: 9), .serveCredentials(token: [7]), .putRole(name: "a", body: [], expires: -1),
-    .noted(role: "a", count: 3),
-    .issued(role: "a", count: 9), .preparing, .created(pid: 12), .waiting(pid: 12), .started(pid: 2),
-    .failed(StepFailure("mask /x", .noEntry)), .exited(.exited(3)), .exited(.signalled(9)), .secret([1]), .done, .refused(2),
-    .execStarted(session: 7), .execFailed(session: 7, failure: StepFailure("x", .access)), .execExited(session: 7, status: .signalled(15)),
-  ]
-
-  @Test("survive encoding, and are refused when cut off", arguments: all) func coding(message: Message) throws {
-    let bytes = message.encoded()
-    #expect(try Message(decoding: bytes) == message)
-    for length in 0..<bytes.count { #expect(throws: PlanError.self) { try Message(decoding: Array(bytes[..<length])) } }
-  }
-}
-
 @Suite("The credential broker") struct BrokerTests {
   static func broker() throws -> CredentialBroker {
     var broker = CredentialBroker(listener: try Pipe().reading, token: Array("secret".utf8))

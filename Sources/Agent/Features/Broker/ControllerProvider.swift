@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Concurrency
+package import Credentials
+package import Foundation
+internal import Synchronization
+
+/// Where the agent asks those controllers for credentials that its configuration names as providers: each question goes out on the call
+/// that the controller has open, and its answer comes back by its id.
+package final class ControllerProvider: Sendable {
+  package struct Question: Sendable {
+    package let id: String
+    package let workspace: String
+    package let owner: String
+    package let wanted: BrokeredCredential
+  }
+
+  private struct State {
+    /// What passes a question on, by controller.
+    var calls: [String: @Sendable (Question) -> Void] = [:]
+    /// Who waits, by controller and question: a controller answers its own questions only.
+    var waiting: [[String]: Promise<Data>] = [:]
+  }
+
+  private let state = Mutex(State())
+
+  /// A call that is open from now on, in place of an earlier one of this controller's.
+  package func open(_ controller: String, _ pass: @escaping @Sendable (Question) -> Void) { state.withLock { $0.calls[controller] = pass } }
+
+  /// Whoever waits for this controller waits no longer.
+  package func close(_ controller: String) {
+    let left = state.withLock { state in
+      state.calls[controller] = nil
+      return state.waiting.keys.filter { $0[0] == controller }
+    }
+    for key in left { finish(key, .failure(CredentialError("controller \(controller): its call ended before it answered"))) }
+  }
+
+  package func answer(_ controller: String, _ id: String, _ result: Result<Data, CredentialError>) { finish([controller, id], result) }
+
+  private func finish(_ key: [String], _ result: Result<Data, CredentialError>) {
+    state.withLock { $0.waiting[key] }?.fulfil(result.mapError { $0 })
+  }
+
+  func ask(_ controller: String, _ wanted: BrokeredCredential, workspace: String, owner: String, seconds: UInt32) async throws -> Data {
+    let question = Question(id: NodeServices.freshToken(), workspace: workspace, owner: owner, wanted: wanted)
+    let key = [controller, question.id]
+    let answer = Promise<Data>()
+    let pass = state.withLock { state in
+      let pass = state.calls[controller]
+      if pass != nil { state.waiting[key] = answer }
+      return pass
+    }
+    guard let pass else { throw CredentialError("controller \(controller): is not connected") }
+    defer { state.withLock { $0.waiting[key] = nil } }
+    pass(question)
+    return try await answer.value(
+      within: .seconds(seconds), else: CredentialError("controller \(controller): did not answer within \(seconds) s"))
+  }
+}

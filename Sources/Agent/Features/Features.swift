@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// The capabilities of a workspace: a new one is one folder beside this file and one line in `list`.
+package struct Features: Sendable {
+  let home: HomeFeature
+  let packages: PackagesFeature
+  let datasets: DatasetsFeature
+  let credentials: CredentialsFeature
+  let broker: BrokerFeature
+  let network: NetworkFeature
+  let limits: LimitsFeature
+  let rescue: RescueFeature
+
+  /// In the order in which they are asked, with the reasons for it.
+  var list: [any WorkspaceFeature] {
+    [
+      home,
+      // Below the home.
+      datasets,
+      // What it sets aside and makes is in the home, which has to be there.
+      rescue,
+      packages,
+      credentials,
+      // After the storage, which may take long: until then there is nothing to limit.
+      limits,
+      // The broker listens in the network namespace, whether or not the network is connected; a provider that is slow must not delay
+      // the address.
+      network,
+      broker,
+      ReadinessFeature(),
+      LifetimeFeature(),
+      OutOfMemoryFeature(services: limits.services),
+      StaleEnvironmentFeature(services: limits.services),
+    ]
+  }
+}
+
+/// What each feature's state is decoded as. A test compares this with the list.
+let featureStates: [String: any FeatureState.Type] = [
+  HomeFeature.name: HomeFeature.State.self,
+  DatasetsFeature.name: DatasetsFeature.State.self,
+  CredentialsFeature.name: CredentialsFeature.State.self,
+  BrokerFeature.name: BrokerFeature.State.self,
+  RescueFeature.name: RescueFeature.State.self,
+  OutOfMemoryFeature.name: OutOfMemoryFeature.State.self,
+]

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Concurrency
+internal import Limits
+package import Sandbox
+internal import Supervision
+internal import Synchronization
+internal import Workspaces
+
+package struct OutOfMemoryState: FeatureState {
+  /// The number of the last record of the kernel's log that was read for an OOM kill.
+  var kernelLogRead: UInt64 = 0
+
+  package init() {}
+}
+
+/// Reports processes of a workspace that lives on, such as a notebook's kernel, when the kernel has OOM-killed them. Where it was the
+/// tool itself, or one that takes the tool with it, the end of the workspace says so; half a second tells the two apart.
+package struct OutOfMemoryFeature: WorkspaceFeature {
+  package typealias State = OutOfMemoryState
+  package static let name = "outOfMemory"
+
+  let services: NodeServices
+
+  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
+    // What follows within the half second is reported with it.
+    let latest = KillCount()
+    let (wakes, wake) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
+    await withTaskGroup(of: Void.self) { group in
+      group.addTask {
+        for await _ in wakes {
+          guard (try? await Task.sleep(for: .milliseconds(500))) != nil else { return }
+          await report(workspace, latest.value)
+        }
+      }
+      for await case .outOfMemory(let kills) in reports {
+        latest.raise(to: kills)
+        wake.yield()
+      }
+      group.cancelAll()
+    }
+  }
+
+  private func report(_ workspace: Workspace, _ kills: UInt64) async {
+    let record = workspace.record
+    guard record.state.isUp, kills > record.outOfMemoryKills, let place = record.sandbox else { return }
+    await workspace.update { $0.outOfMemoryKills = kills }
+    let usage = await services.sandboxes.usage(place)
+    var attributes = ["kills": "\(kills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)"]
+    let (path, seen) = ("\(services.configuration.cgroupParent)/\(place.cgroup)", record[OutOfMemoryFeature.self].kernelLogRead)
+    if let found = (try? await services.lanes.inspect.run { KernelLog.killed(in: path, after: seen) }) ?? nil {
+      await workspace.update { $0[OutOfMemoryFeature.self].kernelLogRead = found.record }
+      attributes["process"] = found.process.name
+      attributes["pid"] = "\(found.process.pid)"
+      attributes["residentBytes"] = "\(found.process.residentBytes)"
+    }
+    try? await workspace.commit(.outOfMemory, attributes)
+  }
+}
+
+private final class KillCount: Sendable {
+  private let count = Mutex<UInt64>(0)
+  var value: UInt64 { count.withLock { $0 } }
+  func raise(to kills: UInt64) { count.withLock { $0 = max($0, kills) } }
+}

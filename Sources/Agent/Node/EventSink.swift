@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Concurrency
+internal import Foundation
+internal import Journal
+internal import Linux
+internal import Logging
+internal import Synchronization
+
+/// Where events and records are made durable.
+protocol EventSink: Sendable {
+  /// Kept when the entries are on disk: all of them, or none. They get there in the order in which they are submitted.
+  /// `insists`: tried again until the disk takes it; what has happened to a workspace cannot be refused any more, only told late.
+  func submit(_ entries: [Journal.Entry], insists: Bool) -> Promise<Void>
+}
+
+/// Commits to the journal: what comes while the disk is busy shares the next transaction, and with it the fsync, which is what a
+/// commit costs.
+final class JournalSink: EventSink {
+  private struct Commit: Sendable {
+    let entries: [Journal.Entry]
+    let insists: Bool
+    let done: Promise<Void>
+  }
+
+  private let journal: Journal
+  private let feed: EventFeed
+  private let logger: Logger
+  private let waiting = Mutex<[Commit]>([])
+  private let wakes: AsyncStream<Void>
+  private let wake: AsyncStream<Void>.Continuation
+  /// Kept when the journal cannot be trusted any more.
+  private let failure = Promise<Void>()
+
+  init(_ journal: Journal, _ feed: EventFeed, _ logger: Logger) {
+    self.journal = journal
+    self.feed = feed
+    self.logger = logger
+    (wakes, wake) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
+  }
+
+  func submit(_ entries: [Journal.Entry], insists: Bool) -> Promise<Void> {
+    let commit = Commit(entries: entries, insists: insists, done: Promise())
+    waiting.withLock { $0.append(commit) }
+    wake.yield()
+    return commit.done
+  }
+
+  /// Commits until the task is cancelled. Throws where the journal's disk failed: only a new process that reads the file again knows
+  /// what is in it.
+  func run() async throws {
+    for await _ in wakes {
+      while true {
+        let together = waiting.withLock { waiting in
+          defer { waiting = [] }
+          return waiting
+        }
+        if together.isEmpty { break }
+        try await commit(together)
+      }
+    }
+  }
+
+  private func commit(_ together: [Commit]) async throws {
+    do {
+      try await put(together.flatMap(\.entries))
+      for commit in together { commit.done.fulfil(.success(())) }
+    } catch let error as JournalFailed {
+      throw error
+    } catch {
+      // Whoever may be refused is refused alone.
+      for commit in together { try await commitAlone(commit) }
+    }
+  }
+
+  private func commitAlone(_ commit: Commit) async throws {
+    while true {
+      do {
+        try await put(commit.entries)
+        return commit.done.fulfil(.success(()))
+      } catch let error as JournalFailed {
+        throw error
+      } catch {
+        guard commit.insists else { return commit.done.fulfil(.failure(error)) }
+        logger.critical("the journal does not take an event; retrying", metadata: ["error": "\(error)"])
+        try await Task.sleep(for: .seconds(1))
+      }
+    }
+  }
+
+  private func put(_ entries: [Journal.Entry]) async throws {
+    do {
+      _ = try await journal.commit(entries)
+    } catch  where Journal.isFatal(error) {
+      logger.critical("the journal's disk failed; the agent ends, for a new start to read what is there", metadata: ["error": "\(error)"])
+      throw JournalFailed()
+    }
+    feed.announce()
+  }
+}
+
+/// The journal's disk failed under a commit.
+package struct JournalFailed: Error, CustomStringConvertible {
+  package let description = "the journal's disk failed"
+}

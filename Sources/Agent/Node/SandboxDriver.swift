@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Concurrency
+internal import Foundation
+internal import LaunchPlan
+internal import Limits
+internal import Linux
+internal import Sandbox
+internal import Supervision
+
+/// What the life of a workspace needs of sandboxes. Each call does its blocking work in a lane.
+protocol SandboxDriver: Sendable {
+  /// Makes a sandbox for a workspace's next attempt: its folder, and a supervisor that waits for a plan.
+  func create(_ place: SandboxPlace, for workspace: String) async throws -> any SandboxLink
+  /// Connects to the supervisor of a sandbox; nil where there is none any more.
+  func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)?
+  /// Whether its supervisor may have been told to launch.
+  func hasPlan(_ place: SandboxPlace) async -> Bool
+  /// Puts a plan, and a copy of the workspace's record, where the supervisor and another agent find them.
+  func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws
+  /// How its tool ended; nil where that is not on record.
+  func exitRecord(_ place: SandboxPlace) async -> ExitRecord?
+  func usage(_ place: SandboxPlace) async -> Usage
+  /// SIGKILL to all that runs in it. Returns when its cgroup is empty, or false after a while.
+  func kill(_ place: SandboxPlace) async -> Bool
+  /// Takes away its cgroup. What is left in it is ended.
+  func removeCgroup(_ place: SandboxPlace) async
+  /// Takes away its folder, the last thing that is left of it.
+  func remove(_ place: SandboxPlace) async
+}
+
+/// The sandboxes of this host.
+struct HostSandboxes: SandboxDriver {
+  let state: String
+  /// The path of `carrel-shim`, with no link in it.
+  let helper: String
+  let layout: CgroupLayout
+  let cgroupParent: String
+  let lanes: Lanes
+
+  func path(_ place: SandboxPlace) -> String { "\(state)/\(place.folder)" }
+
+  func cgroup(_ place: SandboxPlace) -> Cgroup { Cgroup(layout: layout, path: "\(cgroupParent)/\(place.cgroup)") }
+
+  static func logs(_ state: String, _ workspace: String) -> String { "\(state)/workspaces/\(workspace)/log" }
+
+  /// How long a supervisor may take for its first message.
+  private static let helloLimit = Duration.seconds(10)
+
+  func create(_ place: SandboxPlace, for workspace: String) async throws -> any SandboxLink {
+    let (path, logs, helper) = (path(place), HostSandboxes.logs(state, workspace), helper)
+    let connection = try await lanes.launch.run {
+      let folder: SandboxFolder
+      do throws(Errno) {
+        folder = try SandboxFolder(path: path, create: true)
+        let root = try Descriptor.open("/", [.path, .directory])
+        for part in [String(logs.dropLast(4)), logs] {
+          do throws(Errno) { try root.makeDirectory(part, mode: 0o700) } catch { if error != .exists { throw error } }
+        }
+        let output = try Descriptor.open(logs, [.readOnly, .directory, .noFollow])
+        do throws(StepFailure) {
+          try folder.startSupervisor(place.id, helper: helper, logs: output, errors: 2)
+        } catch {
+          throw Errno(error.errno)
+        }
+        return try folder.connect()
+      } catch {
+        throw AgentError(.internal, "sandbox \(path) cannot be made: \(error.sentence)")
+      }
+    }
+    guard case .hello(let link) = try await SupervisorLink.greet(connection, within: HostSandboxes.helloLimit) else {
+      throw AgentError(.failedPrecondition, "\(helper) is of a release before this agent's; install both from one package")
+    }
+    return link
+  }
+
+  func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)? {
+    let (path, cgroup) = (path(place), cgroup(place))
+    let connection: Handle? = try await lanes.launch.run {
+      do throws(Errno) {
+        return try SandboxFolder(path: path).connect()
+      } catch {
+        guard error == .noEntry || error == .connectionRefused else { throw error }
+        return nil
+      }
+    }
+    guard let connection else { return nil }
+    do throws(SupervisorError) {
+      switch try await SupervisorLink.greet(connection, within: HostSandboxes.helloLimit) {
+      case .hello(let link): return link
+      case .legacy(let first):
+        return try await LegacySupervisorLink.adopt(
+          connection, first: first, connect: { () throws(Errno) in try SandboxFolder(path: path).connect() },
+          findInit: { HostSandboxes.findInit(cgroup) })
+      }
+    } catch {
+      // Its listener went with it while it was connected to.
+      if error == .disconnected { return nil }
+      throw error
+    }
+  }
+
+  /// The process that is number 1 inside, by `NSpid` of /proc/PID/status (proc_pid_status(5)).
+  private static func findInit(_ cgroup: Cgroup) -> Int32? {
+    cgroup.processes().first { pid in
+      guard let text = try? String(contentsOfFile: "/proc/\(pid)/status", encoding: .utf8) else { return false }
+      let line = text.split(separator: "\n").first { $0.hasPrefix("NSpid:") }
+      return line?.split(whereSeparator: \.isWhitespace).last == "1"
+    }
+  }
+
+  func hasPlan(_ place: SandboxPlace) async -> Bool {
+    let path = path(place)
+    return (try? await lanes.launch.run { (try? SandboxFolder(path: path))?.hasPlan ?? false }) ?? true
+  }
+
+  func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws {
+    let path = path(place)
+    try await lanes.launch.run {
+      do throws(Errno) {
+        let folder = try SandboxFolder(path: path)
+        try folder.keep(record: Array(record.utf8))
+        try folder.write(plan)
+      } catch {
+        throw AgentError(.internal, "cannot write to \(path): \(error.sentence)")
+      }
+    }
+  }
+
+  func exitRecord(_ place: SandboxPlace) async -> ExitRecord? {
+    let path = path(place)
+    return (try? await lanes.launch.run { (try? SandboxFolder(path: path))?.exitRecord }) ?? nil
+  }
+
+  func usage(_ place: SandboxPlace) async -> Usage {
+    let cgroup = cgroup(place)
+    return (try? await lanes.inspect.run { cgroup.usage() }) ?? Usage()
+  }
+
+  func kill(_ place: SandboxPlace) async -> Bool {
+    let cgroup = cgroup(place)
+    return
+      (try? await lanes.cleanup.run {
+        for attempt in 0..<100 {
+          if cgroup.processes().isEmpty { return true }
+          if attempt % 10 == 0 { cgroup.signal(Signals.kill) }
+          Clock.sleep(milliseconds: 10)
+        }
+        return cgroup.processes().isEmpty
+      }) ?? false
+  }
+
+  func removeCgroup(_ place: SandboxPlace) async {
+    let cgroup = cgroup(place)
+    // Dying processes leave a cgroup a little late; what does not leave is ended. Between the looks nobody waits for this.
+    for attempt in 0..<50 {
+      if (try? await lanes.cleanup.run { cgroup.remove() }) ?? true { return }
+      if attempt >= 5 { _ = try? await lanes.cleanup.run { cgroup.signal(Signals.kill) } }
+      do { try await Task.sleep(for: .milliseconds(20)) } catch { return }
+    }
+  }
+
+  func remove(_ place: SandboxPlace) async {
+    let path = path(place)
+    let isLegacy = place.isLegacy
+    _ = try? await lanes.cleanup.run {
+      // That release had the output in the same folder, where it stays.
+      let gone = isLegacy ? ["shim.sock", "exit", ".exit", "plan", "record.json", "mounts"].map { "\(path)/\($0)" } : [path]
+      for entry in gone { try? FileManager.default.removeItem(atPath: entry) }
+    }
+  }
+}

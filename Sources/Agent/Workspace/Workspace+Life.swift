@@ -1,0 +1,501 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Concurrency
+internal import Foundation
+internal import Images
+internal import Isolation
+internal import LaunchPlan
+internal import Linux
+internal import Logging
+internal import Sandbox
+internal import Supervision
+internal import Workspaces
+
+/// How a workspace is brought up, followed to its end, and brought up again.
+///
+/// ```
+/// live ─► attempt: prepare ─► follow: created → connect · waiting → start · started → features run · ended ─► settle
+///   ▲                                                                                                          │
+///   └──────────────────────────────── next attempt (restart policy, rescue) ◄─────────────────────────────────┘
+/// ```
+///
+/// A new agent enters at `recover`, from which it goes on at whatever step the sandbox stands.
+extension Workspace {
+  enum Beginning: Sendable {
+    /// This agent has accepted it: its sandbox waits for a plan and has what came with the launch.
+    case accepted(any SandboxLink)
+    /// As the record says, which an earlier agent wrote.
+    case recovered
+  }
+
+  /// Attempts, one after another, as long as one follows. A cancelled task leaves the sandbox as it is.
+  func live(_ beginning: Beginning) async {
+    var quickEnds: UInt32 = 0
+    var begun = ContinuousClock.now
+    switch beginning {
+    case .accepted(let link): await attempt(link, isAdopted: false)
+    case .recovered: await recover()
+    }
+    while !Task.isCancelled {
+      quickEnds = begun.duration(to: .now) > .seconds(Aftermath.settledSeconds) ? 0 : min(quickEnds + 1, 10)
+      switch aftermath(quickEnds) {
+      case .none: return
+      case .rescue: break
+      case .restart(let seconds):
+        guard await pause(seconds), aftermath(quickEnds) != .none else { return }
+      }
+      begun = .now
+      guard let link = await nextAttempt() else { return }
+      await attempt(link, isAdopted: false)
+    }
+  }
+
+  private func aftermath(_ quickEnds: UInt32) -> Aftermath {
+    let record = record
+    var facts = Aftermath.Facts()
+    facts.isStopRequested = record.stop != nil
+    facts.isDraining = isDraining
+    facts.needsSecrets = record.spec.needsSecrets
+    facts.isRescuePending = record[RescueFeature.self].isPending
+    facts.policy = record.spec.lifecycle.restartPolicy
+    facts.quickEnds = quickEnds
+    return Aftermath.decide(record.state, record.reason, facts)
+  }
+
+  /// Waits ahead of another attempt; false where somebody ended the pause.
+  private func pause(_ seconds: UInt32) async -> Bool {
+    let pause = Promise<Void>()
+    attempt.pause = pause
+    defer { attempt.pause = nil }
+    guard (try? await pause.value(within: .seconds(seconds), else: CancellationError())) == nil else { return false }
+    return !Task.isCancelled
+  }
+
+  var isPausing: Bool { attempt.pause != nil }
+  func endPause() { attempt.pause?.fulfil(.success(())) }
+
+  // ----------------------------------------------------------------- recovery
+
+  /// One workspace that the journal says has not ended, or that may have another attempt before it.
+  private func recover() async {
+    let record = record
+    guard !record.state.isTerminal else { return }
+    guard let place = record.sandbox else { return await launchAgain() }
+    let isSameBoot = record.bootID == services.facts.bootID
+    do {
+      if isSameBoot, let found = try await reach(place) { return await resume(found) }
+    } catch {
+      return  // This agent ends.
+    }
+    // No supervisor: what it left behind decides, here and nowhere else.
+    link = nil
+    let exit = await services.sandboxes.exitRecord(place)
+    logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(exit.map { "\($0)" } ?? "none")"])
+    let hasPlan = await services.sandboxes.hasPlan(place)
+    let mayHaveStarted = record.state != .pending && (hasPlan || !isSameBoot)
+    if exit == nil, record.state == .pending || record.state == .preparing, !mayHaveStarted { return await launchAgain() }
+    if isSameBoot { _ = await services.sandboxes.kill(place) }
+    released = Promise()
+    await settle(nil)
+  }
+
+  /// Connects to the supervisor of a sandbox that lives, however long it takes it to reply; nil where there is none.
+  private func reach(_ place: SandboxPlace) async throws -> (any SandboxLink)? {
+    while true {
+      do {
+        let found = try await services.sandboxes.connect(place)
+        if record.condition(.supervisorUnreachable) != nil { setCondition(.supervisorUnreachable, nil) }
+        return found
+      } catch {
+        try Task.checkCancellation()
+        if record.condition(.supervisorUnreachable) == nil {
+          logger.error("supervisor unreachable", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
+          setCondition(.supervisorUnreachable, "its supervisor lives and does not reply (\(describe(error)))")
+        }
+        // What was asked to stop is ended without it.
+        if let stop = record.stop, killDelay(stop) <= .zero { _ = await services.sandboxes.kill(place) }
+        try await Task.sleep(for: .seconds(1))
+      }
+    }
+  }
+
+  /// Goes on with a sandbox whose supervisor an earlier agent started.
+  private func resume(_ found: any SandboxLink) async {
+    let spec = spec
+    if record.sandbox?.isLegacy == true, record.startedNanoseconds == nil, record.state == .pending || record.state == .preparing,
+      !found.status.state.isStarted
+    {
+      // That release entrusted its supervisors with nothing ahead of the start: it begins again with one of today's.
+      try? found.send(.kill)
+      _ = await found.hasEnded(within: .seconds(5))
+      found.close()
+      return await launchAgain()
+    }
+    if found.status.state == .awaitingPlan {
+      let tokenName = services.tool(of: spec)?.tokenFile
+      guard let entrusted = await LaunchSecrets.recover(from: found, for: spec, tokenName: tokenName) else {
+        try? found.send(.kill)
+        link = found
+        released = Promise()
+        return await settle(Workspace.credentialsLost)
+      }
+      secrets = entrusted
+      if let tokenName, secrets.token == nil {
+        // The launch was not answered yet: nobody was told another.
+        secrets.token = (tokenName, NodeServices.freshToken())
+        var token = LaunchSecrets()
+        token.token = secrets.token
+        do { try await token.entrust(to: found, services.vault) } catch { return await launchAgain() }
+      }
+      if record.state == .pending { await transition(.preparationBegan) }
+    }
+    await attempt(found, isAdopted: true)
+  }
+
+  private static let credentialsLost = Reason(
+    .credentialsLost, "its supervisor was lost before the tool started, and with it the credentials of the launch; launch it again")
+
+  /// A start whose supervisor is gone before it had anything to start.
+  private func launchAgain() async {
+    guard !spec.needsSecrets, record.supervisorsLost < 5 else {
+      released = Promise()
+      return await settle(
+        spec.needsSecrets
+          ? Workspace.credentialsLost : Reason(.internal, "its supervisor was lost \(record.supervisorsLost) times before the tool started")
+      )
+    }
+    let old = record.sandbox
+    do {
+      let found = try await newSandbox()
+      update { $0.supervisorsLost += 1 }
+      if record.state == .preparing { await transition(.supervisorLost, ["why": "its supervisor was lost before the tool started"]) }
+      await discard(old)
+      await transition(.preparationBegan)
+      await attempt(found, isAdopted: false)
+    } catch {
+      released = Promise()
+      await settle(Reason(.internal, "no other supervisor could be started: \(describe(error))"))
+    }
+  }
+
+  /// Makes a sandbox for the next attempt, and puts it into the record.
+  private func newSandbox() async throws -> any SandboxLink {
+    let place = SandboxPlace(id: SandboxPlace.freshID())
+    if let name = services.tool(of: spec)?.tokenFile, secrets.token == nil { secrets.token = (name, NodeServices.freshToken()) }
+    let found = try await newSandbox(place)
+    update {
+      $0.sandbox = place
+      $0.bootID = services.facts.bootID
+    }
+    return found
+  }
+
+  /// Makes a sandbox, and entrusts its supervisor with what the attempt needs.
+  func newSandbox(_ place: SandboxPlace) async throws -> any SandboxLink {
+    let found = try await services.sandboxes.create(place, for: id)
+    do {
+      try await secrets.entrust(to: found, services.vault)
+    } catch {
+      try? found.send(.kill)
+      await discard(place)
+      throw error
+    }
+    return found
+  }
+
+  func discard(_ place: SandboxPlace?) async {
+    guard let place else { return }
+    await services.sandboxes.removeCgroup(place)
+    await services.sandboxes.remove(place)
+  }
+
+  /// Everything as before the first attempt; nil where there can be no other.
+  private func nextAttempt() async -> (any SandboxLink)? {
+    let old = (place: record.sandbox, link: link)
+    let isRescue = record[RescueFeature.self].isPending
+    do {
+      if isRescue { try await recoverSecrets(old.place) }
+      let found = try await newSandbox()
+      update {
+        $0.attempt += 1
+        $0.verdict = nil
+        $0.phases = []
+        $0.startedNanoseconds = nil
+        $0.outOfMemoryKills = 0
+        $0.supervisorsLost = 0
+        if isRescue {
+          $0[RescueFeature.self].isPending = false
+          $0[RescueFeature.self].isRescued = true
+        }
+      }
+      await transition(.restartDecided)
+      // Only now: until the new one is on record, what the old supervisor was entrusted with is all there is.
+      if isRescue {
+        try? old.link?.send(.release)
+        await discard(old.place)
+      }
+      await transition(.preparationBegan)
+      return found
+    } catch {
+      guard !Task.isCancelled else { return nil }
+      logger.error("no further attempt", metadata: ["workspace": "\(id)", "error": "\(describe(error))"])
+      update { $0[RescueFeature.self].isPending = false }
+      try? old.link?.send(.release)
+      await discard(old.place)
+      try? await commit(.restartsEnded, ["by": "the agent", "why": describe(error)])
+      return nil
+    }
+  }
+
+  /// For another start after a rescue: from memory, or from the supervisor of the attempt before, which has waited for this.
+  private func recoverSecrets(_ place: SandboxPlace?) async throws {
+    guard secrets.isEmpty, let place else { return }
+    if link == nil { link = try await services.sandboxes.connect(place) }
+    guard let link, let found = await LaunchSecrets.recover(from: link, for: spec, tokenName: services.tool(of: spec)?.tokenFile)
+    else { throw AgentError(.failedPrecondition, "the credentials of the launch are lost; launch it again") }
+    secrets = found
+  }
+
+  // ------------------------------------------------------------------ attempt
+
+  private func attempt(_ first: any SandboxLink, isAdopted: Bool) async {
+    link = first
+    released = Promise()
+    attempt = AttemptState()
+    guard !record.state.isTerminal else {
+      // It was stopped before anything was prepared.
+      try? first.send(.kill)
+      await discard(record.sandbox)
+      link = nil
+      return released.fulfil(.success(()))
+    }
+    var failure: Reason?
+    let streams = features.map { _ in AsyncStream<ShimReport>.makeStream() }
+    attempt.reports = streams.map(\.continuation)
+    if first.status.state == .awaitingPlan {
+      do throws(Refusal) {
+        try await prepareCancellably(first)
+      } catch {
+        guard !Task.isCancelled else { return }
+        failure = error.reason
+        try? first.send(.kill)
+      }
+    }
+    if failure == nil {
+      failure = await follow(first, streams.map(\.stream), isAdopted: isAdopted)
+      guard !Task.isCancelled else { return }
+    }
+    await settle(failure)
+  }
+
+  /// A stop ends the preparation at once, whatever it waits for.
+  private func prepareCancellably(_ link: any SandboxLink) async throws(Refusal) {
+    let preparation = Task { try await prepare(link) }
+    attempt.preparation = preparation
+    defer { attempt.preparation = nil }
+    let result = await withTaskCancellationHandler {
+      await preparation.result
+    } onCancel: {
+      preparation.cancel()
+    }
+    do { try result.get() } catch {
+      throw error as? Refusal ?? requested ?? Refusal(.internal, describe(error))
+    }
+  }
+
+  private var requested: Refusal? {
+    record.stop.map { Refusal(.requested, "stopped by \($0.by) before it was started") }
+  }
+
+  private func prepare(_ link: any SandboxLink) async throws {
+    guard let tool = services.tool(of: spec) else { throw Refusal(.internal, "there is no tool \(spec.tool) any more") }
+    let image = try await image()
+    update { $0.imageDigest = image.digest }
+    lap("image")
+    for feature in features {
+      try await feature.prepare(self)
+      if let phase = type(of: feature).phase { lap(phase) }
+      if let requested { throw requested }
+      try Task.checkCancellation()
+    }
+    let plan = compile(record, tool, image)
+    do {
+      try await services.sandboxes.write(plan, record: try record.encoded(), to: record.sandbox ?? SandboxPlace(id: ""))
+      if let requested { throw requested }
+      try link.send(.launch)
+    } catch let error as Refusal {
+      throw error
+    } catch {
+      throw Refusal(.isolation, describe(error))
+    }
+    lap("supervisor")
+    Fault.at(.spawned)
+  }
+
+  private func image() async throws(Refusal) -> StoredImage {
+    let record = record
+    do {
+      // By what it was when the launch was accepted; an image that has been replaced since is found by its name.
+      if !record.imageDigest.isEmpty, let image = try? await services.images.find(record.imageDigest) { return image }
+      return try await services.images.find(record.spec.image)
+    } catch {
+      throw Refusal(.imageNotFound, "\(error)")
+    }
+  }
+
+  private func lap(_ name: String) {
+    let phase = attempt.clock.lap(name)
+    update { $0.phases.append(phase) }
+  }
+
+  /// From a record, its tool and its image to the launch plan.
+  nonisolated func compile(_ record: WorkspaceRecord, _ tool: Tool, _ image: StoredImage) -> Plan {
+    var draft = draft(record, tool, image)
+    draft.enclosure.layers = services.images.layerPaths(image)
+    draft.enclosure.environment = AttemptDraft.entries(draft.variables(record.spec))
+    let configuration = services.configuration
+    draft.enclosure.logSegmentBytes = Quantity.whole(configuration.logSegment) ?? draft.enclosure.logSegmentBytes
+    draft.enclosure.logSegments = configuration.logSegments
+    draft.enclosure.logBytesPerSecond = Quantity.whole(configuration.logRate) ?? draft.enclosure.logBytesPerSecond
+    return PlanCompiler.compile(draft.enclosure, seccomp: services.seccomp)
+  }
+
+  // ---------------------------------------------------------------- following
+
+  /// How far the sandbox has come with this agent.
+  private struct Progress {
+    var isConnected = false
+    var isConnecting = false
+    var isWaiting = false
+    var isRunning = false
+    var isOver = false
+    var failure: Reason?
+  }
+
+  /// Follows a sandbox from where it is to its confirmed end. Returns why its start failed, if it did.
+  private func follow(_ first: any SandboxLink, _ streams: [AsyncStream<ShimReport>], isAdopted: Bool) async -> Reason? {
+    await withTaskGroup(of: Void.self) { group in
+      let (graces, continuation) = AsyncStream<UInt32>.makeStream()
+      attempt.graces = continuation
+      group.addTask { await self.endAfterGrace(graces) }
+      if let stop = record.stop { continuation.yield(UInt32(clamping: killDelay(stop).components.seconds)) }
+      var progress = Progress()
+      var current: (any SandboxLink)? = first
+      while let link = current, !progress.isOver {
+        self.link = link
+        let opening = [ShimReport.state(link.status.state)]
+        for report in opening { await handle(report, &progress, streams, &group, isAdopted) }
+        if !progress.isOver {
+          for await report in link.reports {
+            await handle(report, &progress, streams, &group, isAdopted)
+            if progress.isOver { break }
+          }
+        }
+        if progress.isOver || Task.isCancelled { break }
+        current = await reconnect(link)
+      }
+      for report in attempt.reports { report.finish() }
+      continuation.finish()
+      group.cancelAll()
+      await group.waitForAll()
+      return progress.failure
+    }
+  }
+
+  /// The connection has ended, which is not the end of the sandbox: that is its process's. Nil where that has ended.
+  private func reconnect(_ link: any SandboxLink) async -> (any SandboxLink)? {
+    if await link.hasEnded(within: .seconds(2)) == true { return nil }
+    guard !Task.isCancelled, let place = record.sandbox else { return nil }
+    logger.warning("the connection to a supervisor ended", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)"])
+    return try? await reach(place)
+  }
+
+  private func handle(
+    _ report: ShimReport, _ progress: inout Progress, _ streams: [AsyncStream<ShimReport>], _ group: inout TaskGroup<Void>,
+    _ isAdopted: Bool
+  ) async {
+    guard case .state(let state) = report else {
+      for stream in attempt.reports { stream.yield(report) }
+      return
+    }
+    switch state {
+    case .awaitingPlan, .preparing: break
+    case .created, .waiting:
+      if case .waiting = state, !progress.isWaiting {
+        progress.isWaiting = true
+        lap("isolation")
+      }
+      // Whichever of the two comes first: a quick child waits before this connection was accepted.
+      if !progress.isConnecting {
+        progress.isConnecting = true
+        do throws(Refusal) {
+          try await connect()
+          progress.isConnected = true
+        } catch {
+          progress.failure = error.reason
+          try? link?.send(.kill)
+        }
+      }
+      if progress.isWaiting, progress.isConnected {
+        if record.stop != nil { return await killTool() }
+        try? link?.send(.start)
+        Fault.at(.released)
+        lap("secrets")
+      }
+    case .started:
+      guard !progress.isRunning else { return }
+      progress.isRunning = true
+      await started(isAdopted)
+      for (feature, reports) in zip(features, streams) {
+        group.addTask { await feature.run(self, isAdopted: isAdopted, reports: reports) }
+      }
+    case .failed(let failure):
+      progress.failure = progress.failure ?? Reason(failure)
+      progress.isOver = true
+    case .ended: progress.isOver = true
+    }
+  }
+
+  private func connect() async throws(Refusal) {
+    guard let process = link?.process else { throw Refusal(.isolation, "its supervisor did not name PID 1") }
+    Fault.at(.entrusted)
+    for feature in features { try await feature.connect(self, process) }
+    lap("network")
+    Fault.at(.connected)
+  }
+
+  private func started(_ isAdopted: Bool) async {
+    if isAdopted, record.state != .preparing {
+      logger.notice("adopted", metadata: ["workspace": "\(id)"])
+      try? await commit(.adopted, ["pid": "\(link?.process?.pid ?? 0)", "sandbox": record.sandbox?.id ?? ""])
+      return
+    }
+    lap("execute")
+    update { $0.startedNanoseconds = $0.startedNanoseconds ?? Clock.boottime }
+    await transition(.launched)
+  }
+
+  /// The tool serves, or has no way to tell: what it was launched with is needed no more.
+  func becameReady() async {
+    guard record.state == .starting else { return }
+    lap("ready")
+    forgetSecrets()
+    await transition(.becameReady)
+  }
+
+  private func forgetSecrets() {
+    secrets.credentials = []
+    secrets.homeKey = nil
+    try? link?.send(.release)
+  }
+}
+
+extension Reason {
+  /// A step of the start that failed.
+  init(_ failure: StepFailure) {
+    let isProgram = failure.step.hasPrefix("execute") || failure.step.hasPrefix("find the")
+    self.init(isProgram ? .executable : .isolation, explain(failure))
+    step = failure.step
+    errno = failure.errno
+  }
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Synchronization
+
+/// Mutual exclusion between tasks, first come, first served; a task that is cancelled waits no longer.
+package final class AsyncLock: Sendable {
+  private struct State {
+    var isHeld = false
+    var waiting: [Promise<Void>] = []
+  }
+  private let state = Mutex(State())
+
+  package init() {}
+
+  /// Runs `body` while no other does; throws `late` where that takes longer than `limit`.
+  package func whileHeld<T: Sendable>(
+    within limit: Duration, else late: @autoclosure @escaping @Sendable () -> any Error, _ body: () async throws -> T
+  ) async throws -> T {
+    let turn = Promise<Void>()
+    let isFirst = state.withLock { state in
+      if !state.isHeld {
+        state.isHeld = true
+        return true
+      }
+      state.waiting.append(turn)
+      return false
+    }
+    if !isFirst {
+      do {
+        try await turn.value(within: limit, else: late())
+      } catch {
+        // The lock may have been handed over meanwhile: it goes on to the next.
+        let wasHandedOver = state.withLock { state in
+          guard let index = state.waiting.firstIndex(where: { $0 === turn }) else { return true }
+          state.waiting.remove(at: index)
+          return false
+        }
+        if wasHandedOver { release() }
+        throw error
+      }
+    }
+    defer { release() }
+    return try await body()
+  }
+
+  private func release() {
+    let next = state.withLock { state -> Promise<Void>? in
+      guard !state.waiting.isEmpty else {
+        state.isHeld = false
+        return nil
+      }
+      return state.waiting.removeFirst()
+    }
+    next?.fulfil(.success(()))
+  }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Synchronization
+
+/// A call that is not answered any more, because its time was over.
+package struct DeadlineExceeded: Error, Equatable, Sendable, CustomStringConvertible {
+  package let call: String
+  package let limit: Duration
+  package var description: String {
+    "\(call): no result within \(limit.components.seconds) s, the limit of this call; what it began may go on"
+  }
+}
+
+/// As many calls run as may.
+package struct TooManyCalls: Error, Equatable, Sendable, CustomStringConvertible {
+  package let limit: Int
+  package var description: String { "\(limit) calls are being handled, which is the limit; retry later" }
+}
+
+/// Owns the work of calls, so that each is answered at its deadline even where what is below does not honour cancellation. What goes
+/// on after that is counted, bounded and named here.
+package final class CallRegistry: Sendable {
+  private struct Call {
+    let name: String
+    let began: ContinuousClock.Instant
+    var isOverdue = false
+    var task: Task<Void, Never>?
+  }
+
+  private struct State {
+    var calls: [UInt64: Call] = [:]
+    var next: UInt64 = 0
+  }
+
+  package struct Gauge: Sendable {
+    package let running: Int
+    /// The names of those whose deadline has passed.
+    package let overdue: [String]
+  }
+
+  private let limit: Int
+  private let state = Mutex(State())
+
+  package init(limit: Int) { self.limit = limit }
+
+  package var gauge: Gauge {
+    state.withLock { state in
+      Gauge(running: state.calls.count, overdue: state.calls.values.filter(\.isOverdue).map(\.name).sorted())
+    }
+  }
+
+  /// Runs `body` and returns what it returns, or throws `DeadlineExceeded` when `limit` has passed: the body is then cancelled, and
+  /// goes on as far as it does not honour that. The same where the caller is cancelled.
+  package func run<T: Sendable>(
+    _ name: String, within limit: Duration, _ body: @escaping @Sendable () async throws -> T
+  ) async throws -> T {
+    let promise = Promise<T>()
+    let number = try begin(name)
+    let task = Task {
+      let result: Result<T, any Error>
+      do { result = .success(try await body()) } catch { result = .failure(error) }
+      // Gone from the count before the caller goes on.
+      end(number)
+      promise.fulfil(result)
+    }
+    state.withLock { $0.calls[number]?.task = task }
+    do {
+      return try await promise.value(within: limit, else: DeadlineExceeded(call: name, limit: limit))
+    } catch {
+      if !promise.isFulfilled {
+        state.withLock { $0.calls[number]?.isOverdue = true }
+        task.cancel()
+      }
+      throw error
+    }
+  }
+
+  private func begin(_ name: String) throws(TooManyCalls) -> UInt64 {
+    let number = state.withLock { state -> UInt64? in
+      guard state.calls.count < limit else { return nil }
+      state.next += 1
+      state.calls[state.next] = Call(name: name, began: .now)
+      return state.next
+    }
+    guard let number else { throw TooManyCalls(limit: limit) }
+    return number
+  }
+
+  private func end(_ number: UInt64) { state.withLock { _ = $0.calls.removeValue(forKey: number) } }
+
+  /// Cancels all that goes on: the agent ends.
+  package func cancelAll() { for task in state.withLock({ $0.calls.values.map(\.task) }) { task?.cancel() } }
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Dispatch
+internal import Synchronization
+
+/// Why a lane did not take work.
+package enum LaneError: Error, Equatable, Sendable, CustomStringConvertible {
+  /// As much waits as may.
+  case full(lane: String, queued: Int)
+  /// All its threads have been in the same calls for so long that more work would only wait with them.
+  case stuck(lane: String, threads: Int, seconds: Int64)
+
+  package var description: String {
+    switch self {
+    case .full(let lane, let queued): "\(lane): \(queued) requests are waiting, which is the limit; retry later"
+    case .stuck(let lane, let threads, let seconds):
+      "\(lane): does not answer; \(threads) operations have been waiting for it for up to \(seconds) s"
+    }
+  }
+}
+
+/// A bounded number of threads for one kind of work that may block, and a bounded queue before them. Work in one lane never waits
+/// for work in another.
+package final class Lane: Sendable {
+  /// What is going on in a lane.
+  package struct Gauge: Sendable {
+    package let name: String
+    package let width: Int
+    package let running: Int
+    package let queued: Int
+    /// How long the oldest work has been running, in seconds.
+    package let oldestSeconds: Double
+  }
+
+  private struct Work: Sendable {
+    let body: @Sendable () -> Void
+  }
+
+  private struct State {
+    /// First in, first out; `head` is the next to run.
+    var queue: [Work] = []
+    var head = 0
+    var idle: [DispatchQueue]
+    /// When what runs began, by a number of its own.
+    var running: [UInt64: ContinuousClock.Instant] = [:]
+    var next: UInt64 = 0
+    var queued: Int { queue.count - head }
+  }
+
+  package let name: String
+  package let width: Int
+  private let queueLimit: Int
+  /// After so long in the same calls on all threads the lane counts as stuck; nil: work takes as long as it takes.
+  private let patience: Duration?
+  private let state: Mutex<State>
+
+  package init(_ name: String, width: Int, queue queueLimit: Int, patience: Duration? = nil) {
+    self.name = name
+    self.width = width
+    self.queueLimit = queueLimit
+    self.patience = patience
+    // A serial queue has a thread of its own while it has work, and waits for one where the kernel refuses it; a Foundation Thread
+    // says nothing then and never runs.
+    state = Mutex(State(idle: (0..<width).map { DispatchQueue(label: "carrel.\(name).\($0)") }))
+  }
+
+  package var gauge: Gauge {
+    state.withLock { state in
+      Gauge(
+        name: name, width: width, running: state.running.count, queued: state.queued,
+        oldestSeconds: state.running.values.min().map { Lane.seconds($0.duration(to: .now)) } ?? 0)
+    }
+  }
+
+  package var isIdle: Bool { state.withLock { $0.running.isEmpty && $0.queued == 0 } }
+
+  private static func seconds(_ duration: Duration) -> Double {
+    Double(duration.components.seconds) + Double(duration.components.attoseconds) / 1e18
+  }
+
+  /// Runs `body` on one of the lane's threads. A task that is cancelled waits no longer; what its body does goes on, in the lane's
+  /// bounds. Throws `LaneError` where the lane takes no more.
+  package func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+    let promise = Promise<T>()
+    try start { promise.fulfil(Result { try body() }) }
+    return try await promise.value
+  }
+
+  /// The same, for no longer than `limit`; then `LaneError.stuck`.
+  package func run<T: Sendable>(within limit: Duration, _ body: @escaping @Sendable () throws -> T) async throws -> T {
+    let promise = Promise<T>()
+    try start { promise.fulfil(Result { try body() }) }
+    return try await promise.value(
+      within: limit, else: LaneError.stuck(lane: self.name, threads: self.gauge.running, seconds: limit.components.seconds))
+  }
+
+  private func start(_ body: @escaping @Sendable () -> Void) throws(LaneError) {
+    let outcome = state.withLock { state -> Result<DispatchQueue?, LaneError> in
+      if state.idle.isEmpty {
+        if let patience, let youngest = state.running.values.max(), let oldest = state.running.values.min(),
+          youngest.duration(to: .now) > patience
+        {
+          return .failure(.stuck(lane: name, threads: state.running.count, seconds: oldest.duration(to: .now).components.seconds))
+        }
+        guard state.queued < queueLimit else { return .failure(.full(lane: name, queued: state.queued)) }
+      }
+      state.queue.append(Work(body: body))
+      return .success(state.idle.popLast())
+    }
+    if let worker = try outcome.get() { worker.async { [self] in drain(worker) } }
+  }
+
+  private func drain(_ worker: DispatchQueue) {
+    while true {
+      let work = state.withLock { state -> (Work, UInt64)? in
+        guard state.queued > 0 else {
+          state.queue = []
+          state.head = 0
+          state.idle.append(worker)
+          return nil
+        }
+        let work = state.queue[state.head]
+        state.head += 1
+        if state.head > 64, state.head * 2 > state.queue.count {
+          state.queue.removeFirst(state.head)
+          state.head = 0
+        }
+        state.next += 1
+        state.running[state.next] = .now
+        return (work, state.next)
+      }
+      guard let (work, number) = work else { return }
+      work.body()
+      state.withLock { _ = $0.running.removeValue(forKey: number) }
+    }
+  }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import LaunchPlan
+package import Linux
+package import Sandbox
+
+/// The directory of a sandbox, `<state>/sandboxes/<id>/`, mode 0700: `plan`, `shim.sock`, `exit`, `record.json`, `mounts`. It is the
+/// truth about what runs. Blocking, as files are.
+package struct SandboxFolder: Sendable {
+  package let path: String
+  private let folder: Handle
+
+  static let socketName = "shim.sock"
+  private static let recordName = "record.json"
+  private static let mountsName = "mounts"
+
+  /// Opens the directory, or makes a new one: `exists` where it is there already.
+  package init(path: String, create: Bool = false) throws(Errno) {
+    self.path = path
+    if create { try Descriptor.open("/", [.path, .directory]).makeDirectory(path, mode: 0o700) }
+    folder = Handle(try Descriptor.open(path, [.readOnly, .directory, .noFollow]))
+  }
+
+  /// What the supervisor left behind; nil while it runs, or if it was killed.
+  package var exitRecord: ExitRecord? { ExitRecord.read(in: folder.descriptor) }
+
+  /// A copy of the agent's record, for the case that the journal is lost; nil where there is none.
+  package var record: [UInt8]? {
+    guard let file = try? folder.descriptor.open(SandboxFolder.recordName, [.readOnly, .noFollow]) else { return nil }
+    return try? file.readAll(limit: 1 << 20)
+  }
+
+  package func keep(record: [UInt8]) throws(Errno) {
+    // Not synced: after a crash of the host there is nothing that runs to bring back.
+    try folder.descriptor.replace(SandboxFolder.recordName, with: record, durable: false)
+  }
+
+  /// Whether a supervisor may have been told to launch.
+  package var hasPlan: Bool { (try? folder.descriptor.open(Supervisor.planName, [.path, .noFollow])) != nil }
+
+  package func write(_ plan: Plan) throws(Errno) {
+    // Not synced: after a crash of the host nothing runs that could want to read it.
+    try folder.descriptor.replace(Supervisor.planName, with: plan.encoded(), durable: false)
+  }
+
+  /// The targets at which mounts were attached or detached after the launch, written ahead of each: what another agent looks at.
+  package var changedMounts: [String] {
+    guard let file = try? folder.descriptor.open(SandboxFolder.mountsName, [.readOnly, .noFollow]),
+      let bytes = try? file.readAll(limit: 1 << 20)
+    else { return [] }
+    return String(decoding: bytes, as: UTF8.self).split(separator: "\n").map(String.init)
+  }
+
+  package func willChange(mount target: String) throws(Errno) {
+    let known = changedMounts
+    guard !known.contains(target) else { return }
+    let text = (known + [target]).map { $0 + "\n" }.joined()
+    try folder.descriptor.replace(SandboxFolder.mountsName, with: Array(text.utf8), durable: false)
+  }
+
+  /// Starts a supervisor that listens before this returns, and waits for its plan. `logs`: the workspace's folder of output.
+  package func startSupervisor(_ id: String, helper: String, logs: borrowing Descriptor, errors: Int32) throws(StepFailure) {
+    do throws(Errno) {
+      let listener = try Socket.listen(SandboxFolder.socketName, in: folder.descriptor)
+      _ = try Process.spawn(
+        helper, CStrings(["carrel-shim", id]), CStrings(Fault.environment), folder.descriptor, listener, logs, errors: errors)
+    } catch {
+      throw StepFailure("start \(helper)", error)
+    }
+  }
+
+  /// A connection to the supervisor, never waited for: `connectionRefused` or `noEntry` where there is none, `again` where as many
+  /// wait for it as may.
+  package func connect() throws(Errno) -> Handle {
+    Handle(try Socket.connect(SandboxFolder.socketName, in: folder.descriptor, wait: false))
+  }
+}
