@@ -181,8 +181,8 @@ let package = Package(
       name: "UnitTests",
       dependencies: [
         "CLinux", "Agent", "Concurrency", "Credentials", "Images", "Isolation", "Journal", "LaunchPlan", "Limits", "Linux", "Networking",
-        "OCI", "Sandbox",
-        "Supervision", "Workspaces",
+        "OCI", "Sandbox", "Storage", "Supervision", "Workspaces",
+        .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
     .testTarget(
       name: "RootTests",

@@ -45,6 +45,9 @@ package final class Lane: Sendable {
     var running: [UInt64: ContinuousClock.Instant] = [:]
     var next: UInt64 = 0
     var queued: Int { queue.count - head }
+
+    /// What waits although all threads of the lane are taken; a thread that is on its way takes the next of the queue.
+    func waiting(_ width: Int) -> Int { max(0, queued - (width - idle.count - running.count)) }
   }
 
   package let name: String
@@ -67,7 +70,7 @@ package final class Lane: Sendable {
   package var gauge: Gauge {
     state.withLock { state in
       Gauge(
-        name: name, width: width, running: state.running.count, queued: state.queued,
+        name: name, width: width, running: state.running.count, queued: state.waiting(width),
         oldestSeconds: state.running.values.min().map { Lane.seconds($0.duration(to: .now)) } ?? 0)
     }
   }
@@ -102,7 +105,8 @@ package final class Lane: Sendable {
         {
           return .failure(.stuck(lane: name, threads: state.running.count, seconds: oldest.duration(to: .now).components.seconds))
         }
-        guard state.queued < queueLimit else { return .failure(.full(lane: name, queued: state.queued)) }
+        let waiting = state.waiting(width)
+        guard waiting < queueLimit else { return .failure(.full(lane: name, queued: waiting)) }
       }
       state.queue.append(Work(body: body))
       return .success(state.idle.popLast())

@@ -188,8 +188,8 @@ package final class Journal: Sendable {
       case setting(String, to: String?)
     }
 
-    let event: JournalEvent
-    let change: Change
+    package let event: JournalEvent
+    package let change: Change
 
     package init(_ event: JournalEvent, _ change: Change = .none) {
       self.event = event

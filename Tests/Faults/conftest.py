@@ -141,13 +141,24 @@ class Agent:
         env = {**os.environ, **environment, "SWIFT_BACKTRACE": "enable=no"}
         if fault:
             env.update(CARREL_FAULT=fault, CARREL_FAULT_LOG=str(self.directory / "reached"))
+        self.traced = "started" if "strace" in under else ""
         self.process = subprocess.Popen([*under, BIN / "carreld", "--config", self.config], stdout=log, stderr=log, env=env)
         if wait:
-            until(lambda: self.run("node").returncode == 0 or self.process.poll() is not None, "the agent serves")
+            until(lambda: self.run("node").returncode == 0 or not self.lives, "the agent serves")
 
     @property
     def lives(self):
-        return self.process is not None and self.process.poll() is None
+        if self.process is None or self.process.poll() is not None:
+            return False
+        if self.traced:
+            # A tracer follows the supervisors as well, which go on without their agent: it is over when its own child is.
+            children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+            if self.traced == "seen" and not children:
+                self.process.kill()
+                self.process.wait()
+                return False
+            self.traced = "seen" if children else self.traced
+        return True
 
     def stop(self, how=signal.SIGKILL):
         if self.lives:

@@ -191,8 +191,6 @@ class Launches:
         for aim in Life.AIMS:
             self.tried[aim] = self.reached[aim][aim.split()[-1]] = 2
         self.history = collections.defaultdict(list)
-        # The thread that kills must not wait five milliseconds for one that reads JSON.
-        sys.setswitchinterval(0.0005)
 
     def serves(self):
         with socket.socket(socket.AF_UNIX) as connection:
@@ -288,6 +286,9 @@ class Launches:
         self.witness = Witness(self.agent)
         workers = [threading.Thread(target=self.work) for _ in range(self.WORKERS)]
         keeper = threading.Thread(target=self.keep)
+        # The thread that kills must not wait for one that reads JSON, as long as phases are short.
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(0.0005)
         for thread in [*workers, keeper]:
             thread.start()
         try:
@@ -302,6 +303,7 @@ class Launches:
             self.finished = True
             for thread in [*workers, keeper]:
                 thread.join()
+            sys.setswitchinterval(interval)
         self.agent.start()
         open_ends = lambda: [id for id in self.accepted if not self.over[id].is_set()]
         end = time.monotonic() + 60

@@ -29,10 +29,11 @@ def hello_state(datagram):
     4 started, 5 failed, 6 ended; None where that is not to be read from it."""
     if datagram[:1] != b"H":
         return STATUS.get(datagram[0]) if datagram else None
-    number = lambda at: int.from_bytes(datagram[at:at + 8], "little")
+    # The version, so many capabilities, each with its length before it.
+    number = lambda at, width: int.from_bytes(datagram[at:at + width], "little")
     at = 17
-    for _ in range(min(number(9), len(datagram))):
-        at += 8 + number(at)
+    for _ in range(min(number(9, 8), len(datagram))):
+        at += 4 + number(at, 4)
     return datagram[at] if at < len(datagram) else None
 
 

@@ -252,9 +252,11 @@ def test_a_torn_end_is_no_event(node):
     """Power cut in the middle of the last commit: the log's end is cut off at some byte, or is a page of zeros. What was committed before it is there."""
     agent, _ = node
     batch(agent, "a", 2)
-    agent.launch("last", "exit 3")
-    agent.wait("last", "STOPPED")
+    # Until the commit is on disk, the sandbox's folder is there as well.
     agent.stop()
+    agent.start("after Stopped")
+    agent.launch("last", "exit 3")
+    until(lambda: not agent.lives, "the commit")
     log = agent.state / "journal.sqlite-wal"
     whole = log.read_bytes()
     frame = 24 + 4096
@@ -262,11 +264,16 @@ def test_a_torn_end_is_no_event(node):
     kept.mkdir()
     for file in agent.state.glob("journal.sqlite*"):
         shutil.copy(file, kept)
+    sandboxes = agent.state / "sandboxes"
+    if sandboxes.is_dir():
+        shutil.copytree(sandboxes, kept / "sandboxes", ignore=shutil.ignore_patterns("shim.sock"))
     assert len(whole) > 32 + 3 * frame
     heads = []
     for torn in (whole[:-1], whole[:-4096], whole[:-frame], whole[:-frame - 7], whole[:-4096] + bytes(4096), whole[:-frame] + bytes(frame)):
         # The mark is from before the cut, as it would be: it is made at the start and at a trim.
         shutil.copy(kept / "journal.sqlite", agent.state / "journal.sqlite")
+        if sandboxes.is_dir():
+            shutil.copytree(kept / "sandboxes", sandboxes, dirs_exist_ok=True)
         log.write_bytes(torn)
         (agent.state / "journal.sqlite-shm").unlink(missing_ok=True)
         (agent.state / "journal.sqlite.mark").write_bytes((kept / "journal.sqlite.mark").read_bytes())

@@ -93,7 +93,7 @@ def test_the_points_of_a_start_are_those_of_the_agent():
 
 
 def hello(state):
-    text = lambda value: struct.pack("<Q", len(value)) + value
+    text = lambda value: struct.pack("<I", len(value)) + value
     return b"H" + struct.pack("<QQ", 1, 2) + text(b"hold") + text(b"exec-hangup") + bytes([state])
 
 

@@ -7,7 +7,6 @@ import Limits
 import Linux
 import Sandbox
 import Supervision
-import Synchronization
 
 /// A box to test isolation in: the default plan over a root file system of busybox, with operations changed where a
 /// test wants to see a defence missing. Everything it makes it takes away again.
@@ -101,15 +100,10 @@ final class Box: Sendable {
     return try result(folder)
   }
 
-  static let counter = Mutex(0)
-
   /// A supervisor that waits for its plan.
   func supervisor() async throws -> (SandboxFolder, SupervisorLink) {
-    let number = Box.counter.withLock { count in
-      count += 1
-      return count
-    }
-    let folder = try SandboxFolder(path: "\(path)/sandbox-\(number)", create: true)
+    try? FileManager.default.removeItem(atPath: path + "/sandbox")
+    let folder = try SandboxFolder(path: path + "/sandbox", create: true)
     try? FileManager.default.removeItem(atPath: path + "/log")
     try FileManager.default.createDirectory(atPath: path + "/log", withIntermediateDirectories: true)
     let logs = try Descriptor.open(path + "/log", [.readOnly, .directory])

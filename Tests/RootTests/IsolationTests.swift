@@ -138,11 +138,11 @@ import Testing
       """
     let plan = try box.plan(probe)
     #expect(try await box.run(plan, secrets: ["key": "canary-7"]).output == "400 1000\ncanary-7\nrefused\nrefused\n1\n0\n")
-    let everything = try FileManager.default.subpathsOfDirectory(atPath: box.path + "/workspace").filter {
+    let everything = try FileManager.default.subpathsOfDirectory(atPath: box.path + "/sandbox").filter {
       !$0.hasSuffix(".log") && !$0.hasSuffix(".sock")
     }
     for name in everything {
-      let data = FileManager.default.contents(atPath: box.path + "/workspace/" + name) ?? Data()
+      let data = FileManager.default.contents(atPath: box.path + "/sandbox/" + name) ?? Data()
       #expect(data.range(of: Data("canary-7".utf8)) == nil, "\(name) holds the secret")
     }
   }

@@ -60,7 +60,7 @@ import Testing
     let box = try Box()
     let result = try await box.run(try box.plan("yes 0123456789 | head -c 4000000; echo done"))
     #expect(result.record == .ended(.exited(0)))
-    let folder = box.path + "/workspace/log"
+    let folder = box.path + "/log"
     let size = try FileManager.default.contentsOfDirectory(atPath: folder).reduce(0) {
       $0 + (try FileManager.default.attributesOfItem(atPath: "\(folder)/\($1)")[.size] as? Int ?? 0)
     }

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Networking
+internal import Storage
+
 /// The capabilities of a workspace: a new one is one folder beside this file and one line in `list`.
 package struct Features: Sendable {
   let home: HomeFeature
@@ -10,6 +13,24 @@ package struct Features: Sendable {
   let network: NetworkFeature
   let limits: LimitsFeature
   let rescue: RescueFeature
+
+  /// Over the real drivers of this host.
+  init(_ services: NodeServices) throws {
+    let configuration = services.configuration
+    let network = try NetworkDriver(
+      subnet: configuration.subnet, slots: configuration.maxWorkspaces, table: configuration.firewallTable,
+      linkPrefix: configuration.linkPrefix)
+    home = HomeFeature(
+      services: services, volumes: try HomeImages(root: configuration.state + "/homes", holder: services.facts.name),
+      registry: HomeRegistry(root: configuration.homes))
+    packages = PackagesFeature(services: services, home: home)
+    datasets = DatasetsFeature(services: services, images: try DatasetImages(root: configuration.state + "/datasets"))
+    credentials = CredentialsFeature(services: services)
+    broker = BrokerFeature(services: services, network: network, controllers: ControllerProvider())
+    self.network = NetworkFeature(services: services, driver: network)
+    limits = LimitsFeature(services: services)
+    rescue = RescueFeature(services: services, home: home)
+  }
 
   /// In the order in which they are asked, with the reasons for it.
   var list: [any WorkspaceFeature] {

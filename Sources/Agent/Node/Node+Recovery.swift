@@ -21,7 +21,10 @@ extension Node {
     let (layout, parent) = (facts.layout, configuration.cgroupParent)
     try await services.lanes.launch.run { try Cgroup(layout: layout, path: parent).prepare() }
     for var record in try await journal.records().map({ try WorkspaceRecord($0) }) {
-      if record.sandbox == nil, !record.state.isTerminal { record.sandbox = await legacySandbox(record) }
+      if record.sandbox == nil, !record.state.isTerminal, let copy = await legacyCopy(record) {
+        record.sandbox = copy.sandbox
+        record.bootID = copy.bootID
+      }
       let workspace = Workspace(record, services, features.list, isOnRecord: true)
       if drain != nil { await workspace.drain() }
       insert(workspace)
@@ -41,10 +44,10 @@ extension Node {
   }
 
   /// Where a start that an agent of commit 7ede341 was in the middle of stands: only the folder's copy of the record says.
-  private func legacySandbox(_ record: WorkspaceRecord) async -> SandboxPlace? {
+  private func legacyCopy(_ record: WorkspaceRecord) async -> WorkspaceRecord? {
     let path = "\(configuration.state)/workspaces/\(record.spec.id)"
     guard let bytes = (try? await services.lanes.launch.run { (try? SandboxFolder(path: path))?.record }) ?? nil else { return nil }
-    return (try? JSONDecoder().decode(WorkspaceRecord.self, from: Data(bytes)))?.sandbox
+    return try? JSONDecoder().decode(WorkspaceRecord.self, from: Data(bytes))
   }
 
   // --------------------------------------------------------------- what is lost

@@ -22,14 +22,12 @@ package actor Node {
   package nonisolated let journal: Journal
   package nonisolated let images: ImageStore
   package nonisolated let feed: EventFeed
-  package nonisolated let controllers: ControllerProvider
   package nonisolated let features: Features
-  nonisolated let homeStore: HomeStore
   /// The calls of all front ends.
   package nonisolated let calls = CallRegistry(limit: 1024)
   package nonisolated let started = wallTime()
   nonisolated let sink: JournalSink
-  private nonisolated let lock: StateLock
+  private nonisolated let lock: StateLock?
   /// Work that begins while the node runs, such as the lives of workspaces: each is a child task of `run`.
   private nonisolated let beginnings: AsyncStream<@Sendable () async -> Void>
   private nonisolated let beginning: AsyncStream<@Sendable () async -> Void>.Continuation
@@ -45,9 +43,11 @@ package actor Node {
   package internal(set) var drain: Drain?
 
   package nonisolated var configuration: Configuration { services.configuration }
+  package nonisolated var controllers: ControllerProvider { features.broker.controllers }
   package nonisolated var facts: NodeFacts { services.facts }
   nonisolated var logger: Logger { services.logger }
 
+  /// The node of this host, with its real drivers.
   package init(configuration: Configuration, logger: Logger) throws {
     let facts = try NodeFacts(name: configuration.nodeName)
     for folder in [configuration.state, configuration.state + "/workspaces", configuration.state + "/sandboxes", configuration.homes] {
@@ -55,36 +55,35 @@ package actor Node {
         atPath: folder, withIntermediateDirectories: true,
         attributes: [.posixPermissions: folder == configuration.homes ? 0o711 : 0o700])
     }
-    lock = try StateLock(configuration.state)
+    let lock = try StateLock(configuration.state)
     let folders = try FileManager.default.contentsOfDirectory(atPath: configuration.state + "/workspaces")
-    journal = try Journal(path: configuration.state + "/journal.sqlite", hasHistory: !folders.isEmpty)
-    feed = EventFeed()
-    sink = JournalSink(journal, feed, logger)
-    images = try ImageStore(path: configuration.state + "/images")
-    controllers = ControllerProvider()
-    let lanes = Lanes()
+    let journal = try Journal(path: configuration.state + "/journal.sqlite", hasHistory: !folders.isEmpty)
+    let (lanes, feed) = (Lanes(), EventFeed())
+    let sink = JournalSink(journal, feed, logger)
+    let images = try ImageStore(path: configuration.state + "/images")
     let helper = URL(fileURLWithPath: configuration.helper).resolvingSymlinksInPath().path
-    services = NodeServices(
+    let services = NodeServices(
       configuration: configuration, facts: facts, logger: logger, tools: try Node.loadTools(configuration.tools), lanes: lanes,
       events: sink,
       sandboxes: HostSandboxes(
         state: configuration.state, helper: helper, layout: facts.layout, cgroupParent: configuration.cgroupParent, lanes: lanes),
       images: HostImages(store: images, lanes: lanes), helper: helper, seccomp: try SeccompCompiler.compileDefaultProfile(),
       vault: try Node.makeVault())
-    let volumes = try HomeImages(root: configuration.state + "/homes", holder: facts.name)
-    let registry = HomeRegistry(root: configuration.homes)
-    let home = HomeFeature(services: services, volumes: volumes, registry: registry)
-    let network = try NetworkDriver(
-      subnet: configuration.subnet, slots: configuration.maxWorkspaces, table: configuration.firewallTable,
-      linkPrefix: configuration.linkPrefix)
-    features = Features(
-      home: home, packages: PackagesFeature(services: services, home: home),
-      datasets: DatasetsFeature(services: services, images: try DatasetImages(root: configuration.state + "/datasets")),
-      credentials: CredentialsFeature(services: services),
-      broker: BrokerFeature(services: services, network: network, controllers: controllers),
-      network: NetworkFeature(services: services, driver: network), limits: LimitsFeature(services: services),
-      rescue: RescueFeature(services: services, home: home))
-    homeStore = HomeStore(root: configuration.homes, images: volumes)
+    self.init(services, journal, sink, feed, images, try Features(services), lock)
+  }
+
+  /// A node over these drivers. `lock`: what keeps another agent from its state.
+  init(
+    _ services: NodeServices, _ journal: Journal, _ sink: JournalSink, _ feed: EventFeed, _ images: ImageStore, _ features: Features,
+    _ lock: StateLock?
+  ) {
+    self.services = services
+    self.journal = journal
+    self.sink = sink
+    self.feed = feed
+    self.images = images
+    self.features = features
+    self.lock = lock
     (beginnings, beginning) = AsyncStream<@Sendable () async -> Void>.makeStream()
     (trims, trimming) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
   }
@@ -422,7 +421,8 @@ package actor Node {
 
   package nonisolated var homes: HomeAdministration {
     HomeAdministration(
-      services: services, store: homeStore, volumes: features.home.volumes, registry: features.home.registry,
+      services: services, store: HomeStore(root: configuration.homes, images: features.home.volumes), volumes: features.home.volumes,
+      registry: features.home.registry,
       images: { try await self.readImages { try $0.list() } }, workspaces: { await Array(self.workspaces.values) })
   }
 

@@ -25,7 +25,7 @@ package struct NodeServices: Sendable {
   /// The compiled default profile.
   let seccomp: [UInt8]
   /// Secrets on their way to supervisors.
-  let vault: SecretVault
+  let vault: any SecretFiles
 
   func tool(of spec: WorkspaceSpec) -> Tool? { tools[spec.tool] }
 
@@ -61,6 +61,13 @@ package struct NodeServices: Sendable {
       phases: try phases.map { try encodedText($0) })
   }
 }
+
+/// Files in memory for secrets that travel to supervisors.
+protocol SecretFiles: Sendable {
+  func file(_ content: [UInt8]) throws(Errno) -> Handle
+}
+
+extension SecretVault: SecretFiles {}
 
 /// Where workspaces find the image that they are to run.
 protocol ImageLookup: Sendable {

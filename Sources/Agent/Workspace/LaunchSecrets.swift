@@ -18,7 +18,7 @@ struct LaunchSecrets: Sendable {
   var isEmpty: Bool { credentials.isEmpty && token == nil && homeKey == nil }
 
   /// Entrusts all of it to a supervisor that waits for its plan. It is then safe from the end of this agent.
-  func entrust(to link: any SandboxLink, _ vault: SecretVault) async throws {
+  func entrust(to link: any SandboxLink, _ vault: any SecretFiles) async throws {
     var files = credentials.map { (name: $0.name, content: $0.content) }
     if let token { files.append((token.name, Array(token.content.utf8))) }
     // Sent together and then waited for together: each reply is a wake-up of a process.

@@ -445,6 +445,8 @@ extension Workspace {
     case .started:
       guard !progress.isRunning else { return }
       progress.isRunning = true
+      // What has come to its start with this agent is adopted from nobody.
+      let isAdopted = isAdopted && !progress.isConnecting
       await started(isAdopted)
       for (feature, reports) in zip(features, streams) {
         group.addTask { await feature.run(self, isAdopted: isAdopted, reports: reports) }
@@ -465,11 +467,11 @@ extension Workspace {
   }
 
   private func started(_ isAdopted: Bool) async {
-    if isAdopted, record.state != .preparing {
+    if isAdopted {
       logger.notice("adopted", metadata: ["workspace": "\(id)"])
       try? await commit(.adopted, ["pid": "\(link?.process?.pid ?? 0)", "sandbox": record.sandbox?.id ?? ""])
-      return
     }
+    guard record.state == .preparing else { return }
     lap("execute")
     update { $0.startedNanoseconds = $0.startedNanoseconds ?? Clock.boottime }
     await transition(.launched)

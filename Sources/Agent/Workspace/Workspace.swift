@@ -210,6 +210,9 @@ package actor Workspace {
 
   // --------------------------------------------------------------- supervisor
 
+  /// From now on the supervisor is reached over this connection.
+  func use(_ connection: any SandboxLink) { link = connection }
+
   /// A workspace whose tool runs; `rule`: why it has to.
   @discardableResult
   nonisolated func requireUp(_ rule: String) throws -> WorkspaceRecord {

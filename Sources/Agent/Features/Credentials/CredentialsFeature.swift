@@ -18,6 +18,11 @@ package struct CredentialEnd: Codable, Equatable, Sendable {
     end = given + Double(seconds)
   }
 
+  init(given: Double, seconds end: Double) {
+    self.given = given
+    self.end = end
+  }
+
   /// From when on its end is near: a quarter of an hour before, or a quarter of its time.
   var warning: Double { end - min(900, (end - given) / 4) }
 }

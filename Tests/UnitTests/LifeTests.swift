@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Concurrency
+import Foundation
+import Images
+import Journal
+import Linux
+import Storage
+import Synchronization
+import Testing
+
+@testable import Agent
+@testable import Credentials
+@testable import Sandbox
+@testable import Supervision
+@testable import Workspaces
+
+@Suite("The life of a workspace") struct LifeTests {
+  @Test("a launch runs through its hooks to its end, and everything is given back") func whole() async throws {
+    let bench = try Bench()
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    bench.sandboxes.put(.ended(.exited(7)), of: bench.workspace.record.sandbox)
+    link.report(.ended(.exited(7)))
+    link.end()
+    await life.value
+    let record = bench.workspace.record
+    #expect(record.state == .stopped && record.reason?.code == .exited && record.reason?.exitCode == 7)
+    #expect(bench.feature.calls == ["prepare", "connect", "run", "run ended", "ended Exited", "release"])
+    #expect(bench.events.types == ["Created", "Preparing", "Starting", "Ready", "Stopped"])
+    #expect(bench.sandboxes.removed == [record.sandbox?.id])
+  }
+
+  @Test("a stop during the preparation ends it at once, and nothing is launched") func stopDuringPrepare() async throws {
+    let bench = try Bench(Bench.spec(), FakeFeature(gate: Promise()))
+    let life = try await bench.launch()
+    try await bench.feature.wait(for: "prepare")
+    let record = try await bench.workspace.stop(grace: nil, by: "me")
+    #expect(record.state == .stopped && record.reason?.code == .requested && record.reason?.stoppedBy == "me")
+    await life.value
+    #expect(!bench.sandboxes.links[0].asked.contains(.launch) && bench.sandboxes.links[0].asked.contains(.kill))
+    #expect(bench.feature.calls == ["prepare", "ended Requested", "release"])
+    #expect(bench.sandboxes.removed.count == 1)
+  }
+
+  @Test("a step that refuses is why the start failed") func refusal() async throws {
+    let bench = try Bench(Bench.spec(), FakeFeature(refusal: Refusal(.storage, "no such export")))
+    try await bench.launch().value
+    #expect(bench.workspace.record.state == .failed && bench.workspace.record.reason?.code == .storage)
+    #expect(bench.events.types == ["Created", "Preparing", "Failed"])
+  }
+
+  @Test("a stop signals before the disk takes anything") func stopOnFullDisk() async throws {
+    let bench = try Bench()
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    bench.events.become(.hangs)
+    let stopping = Task { try await bench.workspace.stop(grace: 60, by: "me") }
+    try await link.wait(for: .signal(Signals.terminate))
+    bench.sandboxes.put(.ended(.exited(0)), of: bench.workspace.record.sandbox)
+    link.report(.ended(.exited(0)))
+    link.end()
+    try await bench.until(.stopped)
+    // It is told when it is on disk, and not before.
+    #expect(await !bench.workspace.end.isFulfilled)
+    bench.events.become(.takes)
+    #expect(try await stopping.value.reason?.code == .requested)
+    await life.value
+  }
+
+  @Test("a launch that the journal refuses leaves nothing") func journalFull() async throws {
+    let bench = try Bench()
+    bench.events.become(.refuses)
+    await #expect(throws: AgentError.self) { try await bench.launch() }
+    #expect(bench.sandboxes.links[0].asked == [.kill] && bench.sandboxes.removed.count == 1)
+    #expect(bench.feature.calls.isEmpty)
+  }
+
+  @Test("a launch for which no supervisor can be started is accepted and failed") func noSupervisor() async throws {
+    let bench = try Bench()
+    bench.sandboxes.state.withLock { $0.failsToCreate = true }
+    try await bench.launch().value
+    #expect(bench.workspace.record.state == .failed && bench.workspace.record.reason?.code == .isolation)
+  }
+
+  @Test("the restart policy brings another attempt, in a sandbox of its own; a drain does not") func restart() async throws {
+    let bench = try Bench(Bench.spec { $0.lifecycle.restartPolicy = .always })
+    let life = try await bench.launch()
+    let first = bench.workspace.record.sandbox
+    let link = try await bench.start()
+    link.report(.ended(.exited(0)))
+    bench.sandboxes.put(.ended(.exited(0)), of: first)
+    link.end()
+    try await bench.start(1)
+    #expect(bench.workspace.record.attempt == 2 && bench.workspace.record.sandbox != first)
+    bench.sandboxes.put(.ended(.exited(1)), of: bench.workspace.record.sandbox)
+    try await bench.sandboxes.link(1).report(.ended(.exited(1)))
+    try await bench.sandboxes.link(1).end()
+    try await bench.until(.stopped)
+    while await !bench.workspace.isPausing { try await Task.sleep(for: .milliseconds(1)) }
+    await bench.workspace.drain()
+    await life.value
+    #expect(bench.workspace.record.attempt == 2 && bench.workspace.record.state == .stopped)
+    #expect(bench.sandboxes.links.count == 2)
+  }
+
+  @Test("credentials are with the supervisor before the launch is on record") func entrusted() async throws {
+    let bench = try Bench(Bench.spec { $0.credentials = ["key"] })
+    bench.events.become(.hangs)
+    let launching = Task { try await bench.launch(LaunchSecrets(credentials: [Credential(name: "key", content: [1, 2])])) }
+    let link = try await bench.sandboxes.link(0)
+    try await link.wait(for: .putSecret(name: "key", content: []))
+    #expect(try link.secrets["key"]?.descriptor.read(at: 0, upTo: 10) == [1, 2])
+    bench.events.become(.takes)
+    _ = try await launching.value
+  }
+
+  // ----------------------------------------------------------------- recovery
+
+  static func recovered(
+    _ state: WorkspaceState, _ link: FakeLink?, spec: WorkspaceSpec = Bench.spec(), plan: Bool = false, exit: ExitRecord? = nil,
+    _ change: (inout WorkspaceRecord) -> Void = { _ in }
+  ) throws -> Bench {
+    try Bench(spec, isOnRecord: true) { record, sandboxes in
+      let place = SandboxPlace(id: SandboxPlace.freshID())
+      record.sandbox = place
+      record.state = state
+      if state.isUp { record.startedNanoseconds = 1 }
+      change(&record)
+      sandboxes.state.withLock { sandboxes in
+        sandboxes.living[place.id] = link
+        if plan { sandboxes.plans.insert(place.id) }
+        sandboxes.exits[place.id] = exit
+      }
+    }
+  }
+
+  @Test("a new agent goes on wherever the sandbox stands, and the known exit is what is reported", arguments: 0..<5)
+  func resume(step: Int) async throws {
+    let states: [SandboxState] = [
+      .awaitingPlan, .preparing, .created(pid: getpid()), .waiting(pid: getpid()), .started(pid: getpid()),
+    ]
+    let link = FakeLink(states[step])
+    let bench = try Self.recovered(.preparing, link, plan: step > 0)
+    let workspace = bench.workspace
+    let life = Task { await workspace.live(.recovered) }
+    if step == 0 { try await link.wait(for: .launch) }
+    if step < 2 { link.report(.created(pid: getpid())) }
+    if step < 3 { link.report(.waiting(pid: getpid())) }
+    if step < 4 {
+      try await link.wait(for: .start)
+      link.report(.started(pid: getpid()))
+    }
+    try await bench.feature.wait(for: step == 4 ? "run adopted" : "run")
+    bench.sandboxes.put(.ended(.exited(48)), of: workspace.record.sandbox)
+    link.report(.ended(.exited(48)))
+    link.end()
+    await life.value
+    #expect(workspace.record.state == .stopped && workspace.record.reason?.exitCode == 48)
+    #expect(workspace.record.attempt == 1)
+    #expect(bench.events.types.filter { $0 == "Adopted" }.count == (step == 4 ? 1 : 0))
+  }
+
+  @Test("an exit that is on record is reported, whatever the agent knew before", arguments: [WorkspaceState.preparing, .starting, .ready])
+  func exitOnRecord(state: WorkspaceState) async throws {
+    let bench = try Self.recovered(state, nil, plan: true, exit: .ended(.exited(48)))
+    await bench.workspace.live(.recovered)
+    #expect(bench.workspace.record.reason?.code == .exited && bench.workspace.record.reason?.exitCode == 48)
+  }
+
+  @Test("a supervisor lost before its plan: the launch is tried again, unless its credentials went with it")
+  func supervisorLost() async throws {
+    let bench = try Self.recovered(.preparing, nil)
+    let workspace = bench.workspace
+    let life = Task { await workspace.live(.recovered) }
+    let link = try await bench.start()
+    #expect(bench.events.types == ["Restarting", "Preparing", "Starting", "Ready"])
+    bench.sandboxes.put(.ended(.exited(0)), of: workspace.record.sandbox)
+    link.report(.ended(.exited(0)))
+    link.end()
+    await life.value
+    #expect(workspace.record.reason?.exitCode == 0)
+
+    let secret = try Self.recovered(.preparing, nil, spec: Bench.spec { $0.credentials = ["key"] })
+    await secret.workspace.live(.recovered)
+    #expect(secret.workspace.record.state == .failed && secret.workspace.record.reason?.code == .credentialsLost)
+  }
+
+  @Test("one whose supervisor has the credentials starts with them") func credentialsRecovered() async throws {
+    let key = try FakeVault().file([7, 8])
+    let link = FakeLink(.awaitingPlan, secrets: ["key": key])
+    let bench = try Self.recovered(.preparing, link, spec: Bench.spec { $0.credentials = ["key"] })
+    let workspace = bench.workspace
+    let life = Task { await workspace.live(.recovered) }
+    try await link.wait(for: .launch)
+    #expect(await workspace.secrets.credentials.map(\.content) == [[7, 8]])
+    bench.sandboxes.put(.ended(.exited(0)), of: workspace.record.sandbox)
+    link.report(.ended(.exited(0)))
+    link.end()
+    await life.value
+  }
+
+  @Test("a supervisor that is gone without a record is reported as that, and after a reboot as lost to it") func lost() async throws {
+    let gone = try Self.recovered(.ready, nil, plan: true)
+    await gone.workspace.live(.recovered)
+    #expect(gone.workspace.record.reason?.code == .unknown)
+    let rebooted = try Self.recovered(.ready, nil, plan: true) { $0.bootID = "another" }
+    await rebooted.workspace.live(.recovered)
+    #expect(rebooted.workspace.record.reason?.code == .lost)
+    #expect(rebooted.events.types == ["Stopped"])
+  }
+
+  @Test("a stop that an earlier agent began is carried on, and says who asked") func stopResumed() async throws {
+    let link = FakeLink(.started(pid: getpid()))
+    let bench = try Self.recovered(.stopping, link, plan: true) {
+      $0.startedNanoseconds = 1
+      $0.stop = WorkspaceRecord.StopRequest(by: "me", killAt: 0, bootID: $0.bootID)
+    }
+    let workspace = bench.workspace
+    let life = Task { await workspace.live(.recovered) }
+    try await link.wait(for: .kill)
+    await life.value
+    #expect(workspace.record.state == .stopped && workspace.record.reason?.stoppedBy == "me")
+  }
+
+  @Test("a connection that breaks is no end: the same sandbox is connected to again") func reconnect() async throws {
+    let bench = try Bench()
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    let again = FakeLink(.started(pid: getpid()))
+    bench.sandboxes.state.withLock { $0.living[bench.workspace.record.sandbox?.id ?? ""] = again }
+    link.close()
+    bench.sandboxes.put(.ended(.exited(3)), of: bench.workspace.record.sandbox)
+    again.report(.ended(.exited(3)))
+    again.end()
+    await life.value
+    #expect(bench.workspace.record.reason?.exitCode == 3)
+    #expect(bench.feature.calls.filter { $0 == "run" }.count == 1)
+  }
+}
+
+@Suite("What follows an end") struct AftermathTests {
+  private func facts(_ change: (inout Aftermath.Facts) -> Void = { _ in }) -> Aftermath.Facts {
+    var facts = Aftermath.Facts()
+    facts.policy = .always
+    facts.quickEnds = 1
+    change(&facts)
+    return facts
+  }
+
+  @Test("restarts by the policy, not for who stopped it, drains, or needs secrets") func decisions() {
+    let failed = Reason(.exited, "", exitCode: 1)
+    let done = Reason(.exited, "", exitCode: 0)
+    #expect(Aftermath.decide(.stopped, failed, facts()) == .restart(afterSeconds: 1))
+    #expect(Aftermath.decide(.stopped, done, facts { $0.policy = .onFailure }) == .none)
+    #expect(Aftermath.decide(.stopped, failed, facts { $0.policy = .onFailure }) == .restart(afterSeconds: 1))
+    #expect(Aftermath.decide(.stopped, failed, facts { $0.policy = .never }) == .none)
+    #expect(Aftermath.decide(.stopped, failed, facts { $0.isStopRequested = true }) == .none)
+    #expect(Aftermath.decide(.stopped, failed, facts { $0.isDraining = true }) == .none)
+    #expect(Aftermath.decide(.stopped, failed, facts { $0.needsSecrets = true }) == .none)
+    #expect(Aftermath.decide(.stopped, Reason(.lifetime, ""), facts()) == .none)
+    #expect(Aftermath.decide(.ready, failed, facts()) == .none)
+    #expect(
+      Aftermath.decide(
+        .failed, failed,
+        facts {
+          $0.isRescuePending = true; $0.needsSecrets = true
+        }) == .rescue)
+  }
+
+  @Test("the pause doubles to five minutes") func pauses() {
+    #expect((0...12).map { Aftermath.delay($0) } == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300])
+  }
+}
+
+@Suite("A node") struct NodeTests {
+  /// A node over a real journal and stand-ins for the rest.
+  private func node(_ sandboxes: FakeSandboxes) throws -> (Node, String) {
+    let state = FileManager.default.temporaryDirectory.appendingPathComponent("carrel-node-\(UUID().uuidString)").path
+    try FileManager.default.createDirectory(atPath: state, withIntermediateDirectories: true)
+    let journal = try Journal(path: state + "/journal.sqlite")
+    let feed = EventFeed()
+    let first = try Bench.services(sandboxes, FakeEvents(), state: state)
+    let sink = JournalSink(journal, feed, first.logger)
+    let services = try Bench.services(sandboxes, sink, state: state)
+    return (Node(services, journal, sink, feed, try ImageStore(path: state + "/images"), try Features(services), nil), state)
+  }
+
+  @Test("two launches of the same spec at once are one workspace, and of another spec a refusal") func twice() async throws {
+    let sandboxes = FakeSandboxes()
+    let (node, state) = try node(sandboxes)
+    defer { try? FileManager.default.removeItem(atPath: state) }
+    let committing = Task { try await node.sink.run() }
+    defer { committing.cancel() }
+    async let first = node.launch(Bench.spec(), credentials: [])
+    async let second = node.launch(Bench.spec(), credentials: [])
+    let created = try await [first.created, second.created]
+    #expect(created.filter { $0 }.count == 1)
+    #expect(sandboxes.links.count == 1)
+    await #expect(throws: AgentError.self) { try await node.launch(Bench.spec { $0.command = ["/bin/false"] }, credentials: []) }
+    #expect(await node.list().count == 1)
+  }
+
+  @Test("a spec that no longer can be fulfilled still finds its workspace") func idempotent() async throws {
+    let sandboxes = FakeSandboxes()
+    let (node, state) = try node(sandboxes)
+    defer { try? FileManager.default.removeItem(atPath: state) }
+    // As if its dataset's registration had gone since.
+    let spec = Bench.spec { $0.storage.datasets = [WorkspaceSpec.Dataset(target: "/data", writable: false, name: "gone")] }
+    await #expect(throws: AgentError.self) { try await node.launch(spec, credentials: []) }
+    let amounts = ResourceAmounts(memoryBytes: 1, milliCPUs: 1, pids: 1, shmBytes: 1, scratchBytes: 1)
+    let record = WorkspaceRecord(spec: spec, amounts: amounts, slot: 1, address: "10.0.0.3", firstID: 1_048_576, created: "t")
+    await node.insert(Workspace(record, node.services, [], isOnRecord: true))
+    #expect(try await node.launch(spec, credentials: []).created == false)
+  }
+}
+
+@Suite("Features") struct FeatureTests {
+  private func workspace(_ features: [any WorkspaceFeature], _ services: NodeServices, _ spec: WorkspaceSpec) -> Workspace {
+    let amounts = ResourceAmounts(memoryBytes: 1, milliCPUs: 1, pids: 1, shmBytes: 1, scratchBytes: 1)
+    var record = WorkspaceRecord(spec: spec, amounts: amounts, slot: 1, address: "10.0.0.3", firstID: 1_048_576, created: "t")
+    record.state = .ready
+    return Workspace(record, services, features, isOnRecord: true)
+  }
+
+  private func until(_ what: String, _ condition: () async -> Bool) async throws {
+    for _ in 0..<5000 {
+      if await condition() { return }
+      try await Task.sleep(for: .milliseconds(1))
+    }
+    throw TestFailure(what)
+  }
+
+  @Test("each credential that ends is warned of once, whatever it is called") func expiring() async throws {
+    let (sandboxes, events) = (FakeSandboxes(), FakeEvents())
+    let services = try Bench.services(sandboxes, events)
+    let feature = CredentialsFeature(services: services)
+    let workspace = workspace([feature], services, Bench.spec { $0.credentials = ["a", "soon", "late"] })
+    await workspace.use(FakeLink(.started(pid: getpid())))
+    // A warning comes when a quarter of the time is left: at once for these.
+    await workspace.update { record in
+      for name in ["a", "soon", "late"] {
+        record[CredentialsFeature.self].ends[name] = CredentialEnd(given: 0, seconds: Date.now.timeIntervalSince1970 + 100)
+      }
+    }
+    let running = Task { await feature.run(workspace, isAdopted: false, reports: AsyncStream { $0.finish() }) }
+    try await until("three warnings") { events.types.filter { $0 == "CredentialsExpiring" }.count == 3 }
+    try await Task.sleep(for: .milliseconds(20))
+    #expect(events.types.filter { $0 == "CredentialsExpiring" }.count == 3)
+    #expect(workspace.record.condition(.credentialsExpiring)?.message == "soon removed: a, late, soon")
+    await workspace.update { $0[CredentialsFeature.self].ends["soon"] = CredentialEnd(given: 0, seconds: 1) }
+    try await until("removed") { events.types.contains("CredentialsRemoved") }
+    #expect(workspace.record[CredentialsFeature.self].ends.keys.sorted() == ["a", "late"])
+    running.cancel()
+    await running.value
+  }
+
+  @Test("the file of the tool's token is the agent's own, at the launch and after") func reserved() async throws {
+    let services = try Bench.services(FakeSandboxes(), FakeEvents())
+    let feature = CredentialsFeature(services: services)
+    let tool = try Tool(yaml: "name: t\nhome: /h\ntokenFile: mytoken\narguments: [x]\n")
+    await #expect(throws: InvalidField.self) { try await feature.validate(Bench.spec { $0.credentials = ["mytoken"] }, tool) }
+    try await feature.validate(Bench.spec { $0.credentials = ["other"] }, tool)
+  }
+
+  @Test("a provider that is dead delays no start: it is reported once, and asked again") func deadProvider() async throws {
+    let events = FakeEvents()
+    let state = FileManager.default.temporaryDirectory.appendingPathComponent("carrel-provider-\(UUID().uuidString)").path
+    defer { try? FileManager.default.removeItem(atPath: state) }
+    let services = try Bench.services(FakeSandboxes(), events, state: state) {
+      $0.webIdentity = (.program(["/bin/false"], timeoutSeconds: 1), "arn:{role}")
+    }
+    let feature = try Features(services).broker
+    let spec = Bench.spec { $0.aws = WorkspaceSpec.AWS(roles: ["reader"], webIdentity: true) }
+    let workspace = workspace([feature], services, spec)
+    let link = FakeLink(.started(pid: getpid()))
+    await workspace.use(link)
+    try await feature.connect(workspace, try #require(link.process))
+    #expect(events.types == ["CredentialsFailed"])
+    let running = Task { await feature.run(workspace, isAdopted: false, reports: link.reports) }
+    try await Task.sleep(for: .milliseconds(1200))
+    running.cancel()
+    link.end()
+    await running.value
+    #expect(events.types == ["CredentialsFailed"])
+  }
+}
