@@ -9,12 +9,22 @@ package enum LaneError: Error, Equatable, Sendable, CustomStringConvertible {
   case full(lane: String, queued: Int)
   /// All its threads have been in the same calls for so long that more work would only wait with them.
   case stuck(lane: String, threads: Int, seconds: Int64)
+  /// The work was not done in the time that its caller gave it.
+  case slow(lane: String, seconds: Int64)
 
   package var description: String {
     switch self {
     case .full(let lane, let queued): "\(lane): \(queued) requests are waiting, which is the limit; retry later"
-    case .stuck(let lane, let threads, let seconds):
-      "\(lane): does not answer; \(threads) operations have been waiting for it for up to \(seconds) s"
+    case .stuck(let lane, _, _), .slow(let lane, _): "\(lane) \(problem)"
+    }
+  }
+
+  /// The same without the lane's name, as the end of a sentence about what the lane is for.
+  package var problem: String {
+    switch self {
+    case .full(_, let queued): "is busy: \(queued) requests are waiting, which is the limit; retry later"
+    case .stuck(_, let threads, let seconds): "does not answer: \(threads) operations have been waiting for it for up to \(seconds) s"
+    case .slow(_, let seconds): "does not answer within \(seconds) s"
     }
   }
 }
@@ -89,12 +99,12 @@ package final class Lane: Sendable {
     return try await promise.value
   }
 
-  /// The same, for no longer than `limit`; then `LaneError.stuck`.
+  /// The same, for no longer than `limit`; then `LaneError.slow`.
   package func run<T: Sendable>(within limit: Duration, _ body: @escaping @Sendable () throws -> T) async throws -> T {
     let promise = Promise<T>()
     try start { promise.fulfil(Result { try body() }) }
     return try await promise.value(
-      within: limit, else: LaneError.stuck(lane: self.name, threads: self.gauge.running, seconds: limit.components.seconds))
+      within: limit, else: LaneError.slow(lane: self.name, seconds: limit.components.seconds))
   }
 
   private func start(_ body: @escaping @Sendable () -> Void) throws(LaneError) {

@@ -30,6 +30,7 @@ package struct Errno: Error, Equatable, Sendable {
   package static let notSupported = Errno(ENOTSUP)
   package static let noSuchProcess = Errno(ESRCH)
   package static let noChild = Errno(ECHILD)
+  package static let brokenPipe = Errno(EPIPE)
   package static let connectionReset = Errno(ECONNRESET)
   package static let connectionRefused = Errno(ECONNREFUSED)
   package static let canceled = Errno(ECANCELED)

@@ -236,9 +236,19 @@ package final class Supervisor {
     request(.exec(session: session, exec), passing: descriptors)
   }
 
-  /// To PID 1. Where it has gone already, its end is reported next.
+  /// To PID 1. Where it has gone already, its end is reported next; where the kernel has no memory just now, it is tried again.
   private func request(_ message: InitRequest, passing: [Handle] = []) {
-    do throws(Errno) { try launched?.control.send(message, passing: passing) } catch {}
+    for _ in 0..<20 {
+      do throws(Errno) {
+        try launched?.control.send(message, passing: passing)
+        return
+      } catch {
+        if error == .brokenPipe || error == .connectionReset { return }
+        Clock.sleep(milliseconds: 5)
+      }
+    }
+    // One that cannot be told to go on would wait for ever.
+    do throws(Errno) { if let launched { try Process.signal(launched.process.descriptor, Signals.kill) } } catch {}
   }
 
   // ---------------------------------------------------------------- launching
@@ -374,7 +384,13 @@ package final class Supervisor {
   private func handleReport() {
     guard let child = launched else { return }
     let received: InitSocket.Received?
-    do throws(Errno) { received = try child.control.receive() } catch { received = nil }
+    do throws(Errno) {
+      received = try child.control.receive(wait: false)
+    } catch {
+      // No memory just now, say: what PID 1 reported is still there to be read. Waited a little, so that this does not spin.
+      guard error == .connectionReset else { return Clock.sleep(milliseconds: 1) }
+      received = nil
+    }
     guard let received else {
       // PID 1 is gone without a word: killed from outside, with all that ran in the sandbox.
       var ended = ExitStatus.signalled(Signals.kill)

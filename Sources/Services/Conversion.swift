@@ -349,7 +349,7 @@ extension RPCError {
     case is DeadlineExceeded: .deadlineExceeded
     case is TooManyCalls: .resourceExhausted
     case LaneError.full: .resourceExhausted
-    case LaneError.stuck: .unavailable
+    case LaneError.stuck, LaneError.slow: .unavailable
     case is CancellationError: .cancelled
     default: .internalError
     }

@@ -173,7 +173,10 @@ package final class SupervisorLink: SandboxLink {
       try socket.send(.request(id: id, request), passing: passing, wait: false)
     } catch {
       forget(id)
-      throw error == .again ? .noReply(seconds: 0) : error == .messageTooLong ? .refused(error) : .disconnected
+      if error == .messageTooLong { throw .refused(error) }
+      // A connection on which something could not be sent is given up: over the next one it is found out what is to be done again.
+      close()
+      throw .disconnected
     }
     return (id, promise)
   }

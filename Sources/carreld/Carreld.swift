@@ -91,7 +91,21 @@ struct Carreld: AsyncParsableCommand {
 /// First of the services, and so the last to end: the others need it.
 private struct NodeRunner: Service {
   let node: Node
-  func run() async throws { try await cancelWhenGracefulShutdown { try await node.run() } }
+  func run() async throws {
+    try await cancelWhenGracefulShutdown {
+      try await withThrowingTaskGroup(of: Void.self) { group in
+        group.addTask { try await node.run() }
+        group.addTask {
+          do { try await node.untilJournalFails() } catch is CancellationError {} catch {
+            // At once: nothing that this process would still do can be made durable.
+            exit(1)
+          }
+        }
+        defer { group.cancelAll() }
+        try await group.next()
+      }
+    }
+  }
 }
 
 private struct LinkService: Service {

@@ -39,6 +39,9 @@ final class JournalSink: EventSink {
     (wakes, wake) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
   }
 
+  /// Throws when the journal's disk has failed.
+  func untilFailure() async throws { try await failure.value }
+
   func submit(_ entries: [Journal.Entry], insists: Bool) -> Promise<Void> {
     let commit = Commit(entries: entries, insists: insists, done: Promise())
     waiting.withLock { $0.append(commit) }
@@ -93,6 +96,7 @@ final class JournalSink: EventSink {
       _ = try await journal.commit(entries)
     } catch  where Journal.isFatal(error) {
       logger.critical("the journal's disk failed; the agent ends, for a new start to read what is there", metadata: ["error": "\(error)"])
+      failure.fulfil(.failure(JournalFailed()))
       throw JournalFailed()
     }
     feed.announce()

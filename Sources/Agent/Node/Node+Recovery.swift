@@ -58,7 +58,9 @@ extension Node {
     // Only until it has been done once: what a folder says later may have been deleted in the meantime.
     let done = try await journal.setting(Node.recoveredSetting) != nil
     let afterLoss = journal.loss != nil && !done
-    let known = Set(workspaces.values.compactMap(\.record.sandbox?.folder))
+    // One that has ended needs its sandbox only for another start after a rescue.
+    let known = Set(
+      workspaces.values.map(\.record).filter { !$0.state.isTerminal || $0[RescueFeature.self].isPending }.compactMap(\.sandbox?.folder))
     let state = configuration.state
     let legacy = Set(workspaces.keys)
     let found = try await services.lanes.launch.run {

@@ -132,6 +132,9 @@ package actor Node {
     }
   }
 
+  /// Throws when the journal's disk has failed: what is in it only a new process knows, which reads the file again.
+  package nonisolated func untilJournalFails() async throws { try await sink.untilFailure() }
+
   /// Returns when `run` has taken over what an earlier agent left; throws where it cannot.
   package nonisolated func untilRecovered() async throws { try await recovered.value }
 

@@ -8,8 +8,8 @@ struct AttemptState {
   var clock = PhaseClock()
   /// Where each feature hears what the supervisor reports, in the order of the features.
   var reports: [AsyncStream<ShimReport>.Continuation] = []
-  /// Who ends the tool when its grace period is over, by the seconds it is given.
-  var graces: AsyncStream<UInt32>.Continuation?
+  /// Who ends the tool when its grace period is over, by the time it is given.
+  var graces: AsyncStream<Duration>.Continuation?
   /// What makes the attempt ready, as long as it does: a stop cancels it.
   var preparation: Task<Void, any Error>?
   /// Ends the pause before the next attempt.

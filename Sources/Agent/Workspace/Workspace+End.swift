@@ -54,14 +54,14 @@ extension Workspace {
     }
     let step = isFirst ? enter(.stopRequested(by: by)) : nil
     attempt.preparation?.cancel()
-    attempt.graces?.yield(record.startedNanoseconds == nil ? 0 : seconds)
+    attempt.graces?.yield(.seconds(record.startedNanoseconds == nil ? 0 : seconds))
     return step
   }
 
   /// Ends the tool for a reason of the agent's own.
   func condemn(_ reason: Reason) {
     update { $0.verdict = $0.verdict ?? reason }
-    attempt.graces?.yield(0)
+    attempt.graces?.yield(.zero)
   }
 
   /// How long after now SIGKILL is due.
@@ -74,13 +74,13 @@ extension Workspace {
   }
 
   /// Kills when a grace period is over, again and again until the end of the attempt cancels this.
-  func endAfterGrace(_ graces: AsyncStream<UInt32>) async {
+  func endAfterGrace(_ graces: AsyncStream<Duration>) async {
     await withDiscardingTaskGroup { group in
-      for await seconds in graces {
+      for await grace in graces {
         group.addTask {
           var attempts = 0
           do {
-            try await Task.sleep(for: .seconds(seconds))
+            try await Task.sleep(for: grace)
             while true {
               await self.killTool(byCgroup: attempts >= 3)
               attempts += 1
@@ -121,10 +121,12 @@ extension Workspace {
     let follows = record[RescueFeature.self].isPending
     if !follows { secrets = LaunchSecrets() }
     let step = enter(certificate.isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
-    async let given: Void = release(place, keepsSupervisor: follows)
+    // To its end also where this agent ends meanwhile: what is begun to be given back is given back.
+    let giving = Task { await release(place, keepsSupervisor: follows) }
     if let step { await arrive(step) } else { end.fulfil(.success(())) }
-    await given
-    if let place, !follows { await services.sandboxes.remove(place) }
+    await giving.value
+    // The exit record goes last: until the end is on disk, it is what tells of it.
+    if let place, !follows, !Task.isCancelled { await services.sandboxes.remove(place) }
     released.fulfil(.success(()))
   }
 

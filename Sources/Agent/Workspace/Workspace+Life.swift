@@ -192,15 +192,23 @@ extension Workspace {
 
   /// Makes a sandbox, and entrusts its supervisor with what the attempt needs.
   func newSandbox(_ place: SandboxPlace) async throws -> any SandboxLink {
-    let found = try await services.sandboxes.create(place, for: id)
+    var found: (any SandboxLink)?
     do {
-      try await secrets.entrust(to: found, services.vault)
+      let link = try await services.sandboxes.create(place, for: id)
+      found = link
+      try await secrets.entrust(to: link, services.vault)
+      return link
     } catch {
-      try? found.send(.kill)
-      await discard(place)
+      await end(found, place)
       throw error
     }
-    return found
+  }
+
+  /// Takes back a sandbox in which nothing was started.
+  func end(_ link: (any SandboxLink)?, _ place: SandboxPlace) async {
+    try? link?.send(.kill)
+    link?.close()
+    await discard(place)
   }
 
   func discard(_ place: SandboxPlace?) async {
@@ -367,6 +375,7 @@ extension Workspace {
     var isConnected = false
     var isConnecting = false
     var isWaiting = false
+    var isReleased = false
     var isRunning = false
     var isOver = false
     var failure: Reason?
@@ -375,10 +384,10 @@ extension Workspace {
   /// Follows a sandbox from where it is to its confirmed end. Returns why its start failed, if it did.
   private func follow(_ first: any SandboxLink, _ streams: [AsyncStream<ShimReport>], isAdopted: Bool) async -> Reason? {
     await withTaskGroup(of: Void.self) { group in
-      let (graces, continuation) = AsyncStream<UInt32>.makeStream()
+      let (graces, continuation) = AsyncStream<Duration>.makeStream()
       attempt.graces = continuation
       group.addTask { await self.endAfterGrace(graces) }
-      if let stop = record.stop { continuation.yield(UInt32(clamping: killDelay(stop).components.seconds)) }
+      if let stop = record.stop { continuation.yield(killDelay(stop)) }
       var progress = Progress()
       var current: (any SandboxLink)? = first
       while let link = current, !progress.isOver {
@@ -438,9 +447,11 @@ extension Workspace {
       }
       if progress.isWaiting, progress.isConnected {
         if record.stop != nil { return await killTool() }
+        // What cannot be sent closes the connection; over the next one it comes to this again.
         try? link?.send(.start)
         Fault.at(.released)
-        lap("secrets")
+        if !progress.isReleased { lap("secrets") }
+        progress.isReleased = true
       }
     case .started:
       guard !progress.isRunning else { return }

@@ -161,11 +161,11 @@ package actor Workspace {
       // Not given up where the caller leaves: what is on disk by then has been accepted.
       try await done.valueWhateverHappens
     } catch {
-      try? link?.send(.kill)
-      await discard(place)
+      await end(link, place)
       throw AgentError(.internal, "the journal cannot be written: \(error)")
     }
     Fault.at(.afterCreated)
+    Fault.at(.afterPreparing)
     if let failure { await transition(.preparationFailed(Reason(.isolation, describe(failure)))) }
     return link
   }

@@ -118,7 +118,7 @@ package struct DatasetsFeature: WorkspaceFeature {
         try HostFolder.checkDataset(base + (dataset.path.map { "/" + $0 } ?? ""))
       }
     } catch let error as LaneError {
-      throw StorageError(description: "dataset \(dataset.reference ?? dataset.source): its file system does not answer: \(error)")
+      throw StorageError(description: "dataset \(dataset.reference ?? dataset.source): its file system \(error.problem)")
     }
   }
 

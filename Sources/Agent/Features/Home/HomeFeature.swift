@@ -112,7 +112,7 @@ package struct HomeFeature: WorkspaceFeature {
       case .directory(let limit): isFull = try await openDirectory(spec, home, limit)
       }
     } catch let error as LaneError {
-      throw Refusal(.storage, "home \(home): its file system does not answer: \(error)")
+      throw Refusal(.storage, "home \(home): its file system \(error.problem)")
     } catch {
       throw Refusal(.storage, "\(error)")
     }
