@@ -58,12 +58,21 @@ package struct SandboxFolder: Sendable {
     try folder.descriptor.replace(SandboxFolder.mountsName, with: Array(text.utf8), durable: false)
   }
 
-  /// Starts a supervisor that listens before this returns, and waits for its plan. `logs`: the workspace's folder of output.
-  package func startSupervisor(_ id: String, helper: String, logs: borrowing Descriptor, errors: Int32) throws(StepFailure) {
+  /// Starts a supervisor that listens before this returns, and waits for its plan. `logs`: the workspace's folder of output;
+  /// `workspace`: for people who look at processes. Returns its process, for a caller that cannot go on with it.
+  @discardableResult
+  package func startSupervisor(
+    _ id: String, workspace: String, helper: String, logs: borrowing Descriptor, errors: Int32
+  ) throws(StepFailure) -> Handle {
     do throws(Errno) {
       let listener = try Socket.listen(SandboxFolder.socketName, in: folder.descriptor)
-      _ = try Process.spawn(
-        helper, CStrings(["carrel-shim", id]), CStrings(Fault.environment), folder.descriptor, listener, logs, errors: errors)
+      let pid = try Process.spawn(
+        helper, CStrings(["carrel-shim", id, workspace]), CStrings(Fault.environment), folder.descriptor, listener, logs, errors: errors)
+      do throws(Errno) { return Handle(try Process.open(pid: pid)) } catch {
+        // It does not end by itself: its number is still its own.
+        try? Process.kill(pid, Signals.kill)
+        throw error
+      }
     } catch {
       throw StepFailure("start \(helper)", error)
     }

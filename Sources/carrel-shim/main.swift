@@ -4,7 +4,7 @@
 //
 // carrel-shim inject: changes the mounts of one sandbox by the request at its standard input, and ends.
 //
-// carrel-shim SANDBOX: the supervisor of one sandbox. Started by carreld with the sandbox's directory at descriptor 3, the socket
+// carrel-shim SANDBOX WORKSPACE: the supervisor of one sandbox. Started by carreld with the sandbox's directory at descriptor 3, the socket
 // to listen on at 4 and the folder of the workspace's output at 5. It waits there for agents, of which one gives it its plan.
 
 if let first = Process.arguments.first, first.split(separator: "/").last.map({ String($0) }) == GitHelper.name {

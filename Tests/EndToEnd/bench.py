@@ -155,7 +155,7 @@ def supervisors(carrel, pb, count=20):
     for id in ids:
         carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/busybox", "sleep", "1000"], resources=pb.Resources(memory="16Mi")), {"Ready", "Stopped"})
     sizes = {"supervisor": [], "first process inside": []}
-    found = {int(line.split()[0]) for line in subprocess.run(["pgrep", "-a", "-f", r"^carrel-shim p[0-9]+$"], capture_output=True, text=True).stdout.splitlines()}
+    found = {int(line.split()[0]) for line in subprocess.run(["pgrep", "-a", "-f", r"^carrel-shim [a-z2-7]+ p[0-9]+$"], capture_output=True, text=True).stdout.splitlines()}
     for pid in found:
         rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
         size = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))

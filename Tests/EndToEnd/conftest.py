@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 
@@ -59,6 +60,12 @@ class Agent:
 
     def json(self, command, *arguments):
         return json.loads(self.run(command, "-o", "json", *arguments).stdout)
+
+    def sandbox(self, id):
+        """The id of the sandbox that a workspace occupies, or occupied last."""
+        with sqlite3.connect(f"file:{self.directory}/state/journal.sqlite?mode=ro", uri=True) as journal:
+            (body,) = journal.execute("SELECT body FROM workspace WHERE id = ?", [id]).fetchone()
+        return json.loads(body)["sandbox"]["id"]
 
     def exec(self, id, *command, check=True, **options):
         return self.run("exec", id, "--", *command, check=check, **options)

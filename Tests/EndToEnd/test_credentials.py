@@ -239,8 +239,9 @@ assert fetch()[0] == 200 and time.monotonic() - begun < 1
 """)
     assert agent.json("get", workspace)["state"] == "STATE_READY"
     # A flood costs its own workspace, not the host: the supervisor is outside the workspace's limits.
-    shim = next(int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*") if (p / "cmdline").exists() and cmdline(p) == f"carrel-shim {workspace}"
-                and cmdline(pathlib.Path("/proc") / status(p, "PPid")) != f"carrel-shim {workspace}")
+    name = f"carrel-shim {agent.sandbox(workspace)} {workspace}"
+    shim = next(int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*") if (p / "cmdline").exists() and cmdline(p) == name
+                and cmdline(pathlib.Path("/proc") / status(p, "PPid")) != name)
     before = spent(shim)
     asked = int(agent.python(workspace, FETCH + """
 import socket

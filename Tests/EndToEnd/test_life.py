@@ -92,7 +92,7 @@ def test_a_killed_agent_leaves_the_tool_and_its_connections_alone(agent):
 def test_a_killed_supervisor_is_told_as_unknown_and_leaves_nothing(agent):
     agent.launch("batch.yaml", "orphan", "--no-wait", command='["sleep", "60"]')
     time.sleep(0.5)
-    pids = subprocess.run(["pgrep", "-f", "carrel-shim orphan"], capture_output=True, text=True).stdout.split()
+    pids = subprocess.run(["pgrep", "-f", "^carrel-shim [a-z2-7]+ orphan$"], capture_output=True, text=True).stdout.split()
     os.kill(int(pids[0]), signal.SIGKILL)
     for _ in range(50):
         workspace = agent.json("get", "orphan")
@@ -101,7 +101,7 @@ def test_a_killed_supervisor_is_told_as_unknown_and_leaves_nothing(agent):
         time.sleep(0.1)
     assert workspace["reason"]["code"] == "Unknown"
     time.sleep(0.3)
-    assert not subprocess.run(["pgrep", "-f", "carrel-shim orphan"], capture_output=True).stdout
+    assert not subprocess.run(["pgrep", "-f", "^carrel-shim [a-z2-7]+ orphan$"], capture_output=True).stdout
     agent.remove("orphan")
 
 
@@ -212,12 +212,14 @@ def test_a_second_agent_does_not_take_the_socket(agent):
 def test_nothing_is_left_of_what_was_removed(agent):
     agent.launch("batch.yaml", "trace", check=False)
     slot = int(agent.json("get", "trace")["address"].rsplit(".", 1)[1]) - 2
+    sandbox = agent.sandbox("trace")
     agent.remove("trace")
     assert not (agent.directory / "state/workspaces/trace").exists()
-    assert not list(pathlib.Path("/sys/fs/cgroup").glob("**/carrel-e2e/trace-*"))
+    assert not (agent.directory / "state/sandboxes" / sandbox).exists()
+    assert not list(pathlib.Path("/sys/fs/cgroup").glob(f"**/carrel-e2e/{sandbox}"))
     # The kernel takes a link away with its namespace, a little later.
     deadline = time.monotonic() + 5
     while pathlib.Path(f"/sys/class/net/cre{slot}").exists():
         assert time.monotonic() < deadline, "its link is left"
         time.sleep(0.05)
-    assert not subprocess.run(["pgrep", "-f", "carrel-shim trace"], capture_output=True).stdout
+    assert not subprocess.run(["pgrep", "-f", "^carrel-shim [a-z2-7]+ trace$"], capture_output=True).stdout

@@ -484,5 +484,5 @@ def pids(agent, id):
     found = sandbox_of(agent, id)
     if found is None:
         return []
-    shim = subprocess.run(["pgrep", "-f", f"^carrel-shim {re.escape(found.name)}$"], capture_output=True, text=True).stdout.split()
+    shim = subprocess.run(["pgrep", "-f", f"^carrel-shim {re.escape(found.name)}( |$)"], capture_output=True, text=True).stdout.split()
     return [int(p) for p in shim]

@@ -108,7 +108,7 @@ final class Box: Sendable {
     try FileManager.default.createDirectory(atPath: path + "/log", withIntermediateDirectories: true)
     let logs = try Descriptor.open(path + "/log", [.readOnly, .directory])
     let helper = ProcessInfo.processInfo.environment["CARREL_SHIM"] ?? Box.helper
-    try folder.startSupervisor("test", helper: helper, logs: logs, errors: 2)
+    try folder.startSupervisor("test", workspace: "box", helper: helper, logs: logs, errors: 2)
     guard case .hello(let link) = try await SupervisorLink.greet(try folder.connect(), within: .seconds(10)) else {
       throw Errno.invalid
     }

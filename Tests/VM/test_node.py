@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import sqlite3
 import subprocess
 import time
 
@@ -18,7 +19,9 @@ v2 = pytest.mark.skipif(not UNIFIED, reason="cgroup v2 only")
 
 def cgroup(id, controller="memory"):
     base = pathlib.Path("/sys/fs/cgroup") / ("" if UNIFIED else controller) / PARENT
-    return next(base.glob(f"{id}-*"))
+    with sqlite3.connect("file:/var/lib/carrel/journal.sqlite?mode=ro", uri=True) as journal:
+        record = json.loads(journal.execute("SELECT body FROM workspace WHERE id = ?", [id]).fetchone()[0])
+    return base / record["sandbox"]["cgroup"]
 
 
 def test_the_unit_runs_and_is_ready_when_it_says_so(host):
@@ -125,7 +128,7 @@ open("/tmp/given.json", "w").write(json.dumps({"AccessKeyId": "ASIA", "SecretAcc
     careless = subprocess.Popen(["python3", "-c", "import sys, time; text = sys.stdin.read(); kept = [text + str(n) for n in range(1000)]; time.sleep(600)"], stdin=subprocess.PIPE, text=True)
     careless.stdin.write(control * 20)
     careless.stdin.close()
-    shims = [int(p) for p in sh("pgrep -f '^carrel-shim secret$'").stdout.split()]
+    shims = [int(p) for p in sh("pgrep -f '^carrel-shim [a-z2-7]+ secret$'").stdout.split()]
     sh("dd if=/dev/zero of=/swap bs=1M count=512 && chmod 600 /swap && mkswap /swap && swapon /swap")
     hog = None
     try:

@@ -49,7 +49,7 @@ struct HostSandboxes: SandboxDriver {
 
   func create(_ place: SandboxPlace, for workspace: String) async throws -> any SandboxLink {
     let (path, logs, helper) = (path(place), HostSandboxes.logs(state, workspace), helper)
-    let connection = try await lanes.launch.run {
+    let (connection, process) = try await lanes.launch.run { () -> (Handle, Handle) in
       let folder: SandboxFolder
       do throws(Errno) {
         folder = try SandboxFolder(path: path, create: true)
@@ -58,20 +58,30 @@ struct HostSandboxes: SandboxDriver {
           do throws(Errno) { try root.makeDirectory(part, mode: 0o700) } catch { if error != .exists { throw error } }
         }
         let output = try Descriptor.open(logs, [.readOnly, .directory, .noFollow])
+        let process: Handle
         do throws(StepFailure) {
-          try folder.startSupervisor(place.id, helper: helper, logs: output, errors: 2)
+          process = try folder.startSupervisor(place.id, workspace: workspace, helper: helper, logs: output, errors: 2)
         } catch {
           throw Errno(error.errno)
         }
-        return try folder.connect()
+        do throws(Errno) { return (try folder.connect(), process) } catch {
+          try? Process.signal(process.descriptor, Signals.kill)
+          throw error
+        }
       } catch {
         throw AgentError(.internal, "sandbox \(path) cannot be made: \(error.sentence)")
       }
     }
-    guard case .hello(let link) = try await SupervisorLink.greet(connection, within: HostSandboxes.helloLimit) else {
-      throw AgentError(.failedPrecondition, "\(helper) is of a release before this agent's; install both from one package")
+    do {
+      guard case .hello(let link) = try await SupervisorLink.greet(connection, within: HostSandboxes.helloLimit) else {
+        throw AgentError(.failedPrecondition, "\(helper) is of a release before this agent's; install both from one package")
+      }
+      return link
+    } catch {
+      // Nobody will connect to it again.
+      try? Process.signal(process.descriptor, Signals.kill)
+      throw error
     }
-    return link
   }
 
   func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)? {

@@ -20,12 +20,16 @@ struct StopCertificate {
   /// Whether the attempt ended before the tool was up, and that is all there is to say.
   var isFailedStart: Bool {
     guard record.state == .preparing || record.state == .pending else { return record.verdict?.code == .readinessTimeout }
-    if case .failed? = exit { return true }
-    return failure != nil
+    switch exit {
+    case .failed?: return true
+    // How the tool ended is known, and nothing that the agent did not come to is in its place.
+    case .ended(.exited)?: return false
+    case .ended(.signalled)?, nil: return failure != nil
+    }
   }
 
   var reason: Reason {
-    if record.state == .preparing || record.state == .pending {
+    if isFailedStart, record.state == .preparing || record.state == .pending {
       // What failed in the supervisor came first: the agent then cannot hand over, and says so too.
       if case .failed(let step)? = exit { return Reason(step) }
       if let failure { return failure }
