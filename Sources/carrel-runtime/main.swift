@@ -20,7 +20,7 @@ func runCommandLine() -> Int32 {
     let global = try Arguments(Process.arguments.dropFirst(), globalOptions)
     log = ErrorLog(path: global.value("log") ?? "", isJSON: global.value("log-format") == "json")
     if global.has("version") {
-      StandardStream.output.write("carrel-runtime version 0.1.0\nspec: \(Features.specificationVersion)\n")
+      StandardStream.output.write("carrel-runtime version 0.2.0\nspec: \(Features.specificationVersion)\n")
       return 0
     }
     guard let name = global.operands.first, !global.has("help"), name != "help" else {

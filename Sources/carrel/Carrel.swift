@@ -15,13 +15,29 @@ struct Carrel: AsyncParsableCommand {
       reached; `exec` and `launch --wait` of a batch run pass on the program's own.
       Shell completion: carrel --generate-completion-script bash
       """,
-    version: "0.1.0",
+    version: "0.2.0",
     subcommands: [
       Launch.self, List.self, Get.self, Explain.self, Logs.self, Exec.self, Stop.self, Remove.self, Events.self, Top.self,
       Node.self, DrainCommand.self, Resume.self, PlanCommand.self, Credentials.self, ImageCommand.self, DatasetCommand.self,
       HomeCommand.self,
       EnvironmentCommand.self,
     ])
+
+  static func main() async {
+    do {
+      var command = try parseAsRoot()
+      if var asynchronous = command as? any AsyncParsableCommand {
+        try await asynchronous.run()
+      } else {
+        try command.run()
+      }
+    } catch {
+      guard exitCode(for: error) == .validationFailure else { exit(withError: error) }
+      FileHandle.standardError.write(Data((fullMessage(for: error) + "\n").utf8))
+      // As documented above, and not the library's 64 (EX_USAGE).
+      Foundation.exit(2)
+    }
+  }
 }
 
 /// What every command knows: where the agent is and how to print.
@@ -44,6 +60,7 @@ struct Common: ParsableArguments {
     guard FileManager.default.fileExists(atPath: socket) else {
       throw Failure(code: 4, message: "there is no agent at \(socket); start carreld, or name its socket with --socket")
     }
+    let begun = ContinuousClock.now
     do {
       let transport = try HTTP2ClientTransport.Posix(
         target: .unixDomainSocket(path: socket), transportSecurity: .plaintext, config: config,
@@ -56,7 +73,8 @@ struct Common: ParsableArguments {
         case .unavailable, .deadlineExceeded: 4
         default: 1
         }
-      if error.code == .deadlineExceeded {
+      // The agent has a limit of its own, and says more about it.
+      if error.code == .deadlineExceeded, begun.duration(to: .now) >= .seconds(Int64(requestTimeout)) {
         throw Failure(code: code, message: "the agent did not answer within \(requestTimeout) s; what was asked may still happen")
       }
       throw Failure(code: code, message: error.message.isEmpty ? "\(error.code)" : error.message)

@@ -12,7 +12,7 @@ internal import UnixSignals
 internal import Workspaces
 
 /// The version that this build says of itself.
-let version = "0.1.0"
+let version = "0.2.0"
 
 @main
 struct Carreld: AsyncParsableCommand {
