@@ -8,7 +8,11 @@ internal import Synchronization
 package final class DatasetImages: Sendable {
   private let root: String
   /// By mount point, who has it.
-  private let users = Mutex<[String: Set<String>]>([:])
+  private let users = Mutex<[String: Users]>([:])
+
+  /// The workspaces that have one image. Locked while it is mounted or unmounted, so that the two never cross; an image whose file system
+  /// does not answer holds up no other.
+  private final class Users: Sendable { let ids = Mutex<Set<String>>([]) }
 
   package init(root: String) throws {
     self.root = root
@@ -24,10 +28,19 @@ package final class DatasetImages: Sendable {
     root + "/" + image.dropFirst().replacing("%", with: "%25").replacing("/", with: "%2F")
   }
 
+  private func users(_ point: String) -> Users {
+    users.withLock { users in
+      if let known = users[point] { return known }
+      let fresh = Users()
+      users[point] = fresh
+      return fresh
+    }
+  }
+
   package func acquire(_ image: String, by workspace: String) throws {
     let point = path(image)
-    try users.withLock { users in
-      if users[point] == nil {
+    try users(point).ids.withLock { ids in
+      if ids.isEmpty {
         let type = try DatasetImages.type(image)
         try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o755])
         do {
@@ -38,20 +51,19 @@ package final class DatasetImages: Sendable {
           throw error
         }
       }
-      users[point, default: []].insert(workspace)
+      ids.insert(workspace)
     }
   }
 
   /// Of a workspace that an earlier agent started.
-  package func adopt(_ image: String, by workspace: String) { users.withLock { _ = $0[path(image), default: []].insert(workspace) } }
+  package func adopt(_ image: String, by workspace: String) { users(path(image)).ids.withLock { _ = $0.insert(workspace) } }
 
-  /// Everything that a workspace has but these. May be said twice.
+  /// Everything that a workspace has but these. Idempotent.
   package func release(by workspace: String, except kept: [String] = []) {
-    let kept = kept.map(path)
-    users.withLock { users in
-      for (point, ids) in users where ids.contains(workspace) && !kept.contains(point) {
-        users[point]?.remove(workspace)
-        if users[point]?.isEmpty ?? true { unmount(point, &users) }
+    let kept = Set(kept.map(path))
+    for (point, users) in users.withLock({ $0 }) where !kept.contains(point) {
+      users.ids.withLock { ids in
+        if ids.remove(workspace) != nil, ids.isEmpty { unmount(point) }
       }
     }
   }
@@ -59,18 +71,17 @@ package final class DatasetImages: Sendable {
   /// Mounts that no workspace has. Returns their names.
   package func sweep() -> [String] {
     let points = (try? FileManager.default.contentsOfDirectory(atPath: root)) ?? []
-    return users.withLock { users in
-      points.sorted().filter { name in
-        let point = "\(root)/\(name)"
-        if users[point] != nil { return false }
-        unmount(point, &users)
+    return points.sorted().filter { name in
+      let point = "\(root)/\(name)"
+      return users(point).ids.withLock { ids in
+        guard ids.isEmpty else { return false }
+        unmount(point)
         return true
       }
     }
   }
 
-  private func unmount(_ point: String, _ users: inout [String: Set<String>]) {
-    users[point] = nil
+  private func unmount(_ point: String) {
     try? HostProgram.run(["umount", "--lazy", point], "")
     rmdir(point)
   }

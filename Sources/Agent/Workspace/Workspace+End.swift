@@ -119,7 +119,12 @@ extension Workspace {
     // What a feature finds out, or sets aside, it does before anything is given back.
     for feature in features.reversed() { await feature.ended(reason, self) }
     let follows = record[RescueFeature.self].isPending
-    if !follows { secrets = LaunchSecrets() }
+    if !follows {
+      // A restart by the policy has the same token, by which its owner's browser knows it.
+      let token = spec.lifecycle.restartPolicy == .never ? nil : secrets.token
+      secrets = LaunchSecrets()
+      secrets.token = token
+    }
     let step = enter(certificate.isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
     // To its end also where this agent ends meanwhile: what is begun to be given back is given back.
     let giving = Task { await release(place, keepsSupervisor: follows) }

@@ -134,7 +134,7 @@ extension Workspace {
     if found.status.state == .awaitingPlan {
       let tokenName = services.tool(of: spec)?.tokenFile
       guard let entrusted = await LaunchSecrets.recover(from: found, for: spec, tokenName: tokenName) else {
-        try? found.send(.kill)
+        await endSupervisor(found, record.sandbox)
         link = found
         released = Promise()
         return await settle(Workspace.credentialsLost)
@@ -206,9 +206,19 @@ extension Workspace {
 
   /// Takes back a sandbox in which nothing was started.
   func end(_ link: (any SandboxLink)?, _ place: SandboxPlace) async {
-    try? link?.send(.kill)
-    link?.close()
+    if let link { await endSupervisor(link, place) }
     await discard(place)
+  }
+
+  /// Ends a supervisor that has started nothing, over another connection where this one is broken. Returns when its process has ended,
+  /// or when it does not reply: the sandbox's directory then stays for another agent to sweep.
+  private func endSupervisor(_ link: any SandboxLink, _ place: SandboxPlace?) async {
+    try? link.send(.kill)
+    if await link.hasEnded(within: .seconds(2)) == true { return }
+    guard let place, let again = (try? await services.sandboxes.connect(place)) ?? nil else { return }
+    try? again.send(.kill)
+    _ = await again.hasEnded(within: .seconds(2))
+    again.close()
   }
 
   func discard(_ place: SandboxPlace?) async {
@@ -272,7 +282,7 @@ extension Workspace {
     attempt = AttemptState()
     guard !record.state.isTerminal else {
       // It was stopped before anything was prepared.
-      try? first.send(.kill)
+      await endSupervisor(first, record.sandbox)
       await discard(record.sandbox)
       link = nil
       return released.fulfil(.success(()))
@@ -286,7 +296,7 @@ extension Workspace {
       } catch {
         guard !Task.isCancelled else { return }
         failure = error.reason
-        try? first.send(.kill)
+        await endSupervisor(first, record.sandbox)
       }
     }
     if failure == nil {

@@ -4,9 +4,10 @@ internal import Concurrency
 internal import Foundation
 internal import Isolation
 internal import Linux
+internal import Synchronization
 internal import Networking
 package import Supervision
-internal import Workspaces
+package import Workspaces
 
 /// The sandbox's link, address and name service.
 package struct NetworkFeature: WorkspaceFeature {
@@ -14,6 +15,18 @@ package struct NetworkFeature: WorkspaceFeature {
 
   let services: NodeServices
   let driver: NetworkDriver
+  private let resolver = HostResolver()
+
+  init(services: NodeServices, driver: NetworkDriver) {
+    self.services = services
+    self.driver = driver
+  }
+
+  package func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws { await readResolver() }
+
+  package func prepare(_ workspace: Workspace) async throws(Refusal) { await readResolver() }
+
+  private func readResolver() async { _ = try? await services.lanes.inspect.run { [resolver] in resolver.read() } }
 
   func policy(_ spec: WorkspaceSpec) -> WorkspaceSpec.NetworkPolicy { spec.network ?? services.configuration.networkDefault }
 
@@ -35,14 +48,24 @@ package struct NetworkFeature: WorkspaceFeature {
   package func contribute(to draft: inout AttemptDraft, of record: WorkspaceRecord) {
     let hostname = draft.enclosure.hostname
     draft.enclosure.hosts = Array("127.0.0.1 localhost\n::1 localhost ip6-localhost\n\(record.address) \(hostname)\n".utf8)
-    draft.enclosure.resolver = resolver(record.spec)
+    draft.enclosure.resolver =
+      policy(record.spec) == .open
+      ? resolver.forWorkspaces : Array("# No name service: the network policy is \"none\".\n".utf8)
+  }
+}
+
+/// The host's resolver, as it was when a start last looked.
+private final class HostResolver: Sendable {
+  private let text = Mutex("")
+
+  func read() {
+    let now = (try? String(contentsOfFile: "/etc/resolv.conf", encoding: .utf8)) ?? ""
+    text.withLock { $0 = now }
   }
 
   /// The host's name servers without those that listen on its loopback, which a workspace cannot reach.
-  private func resolver(_ spec: WorkspaceSpec) -> [UInt8] {
-    guard policy(spec) == .open, let text = try? String(contentsOfFile: "/etc/resolv.conf", encoding: .utf8) else {
-      return Array("# No name service: the network policy is \"none\".\n".utf8)
-    }
+  var forWorkspaces: [UInt8] {
+    let text = text.withLock { $0 }
     let lines = text.split(separator: "\n").filter { line in
       let fields = line.split(whereSeparator: \.isWhitespace)
       guard fields.count >= 2 else { return false }
