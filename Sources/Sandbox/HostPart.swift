@@ -149,7 +149,14 @@ final class HostPart {
       // namespaces and more for the owner, and with root as the owner one workspace could use up all.
       try Process.keepCapabilitiesAcrossSetID()
       try Process.setEffectiveIDs(owner, owner)
-      guard let child = try Process.clone(into: flags, cgroup: birthplace) else { return nil }
+      let child: Child?
+      do throws(Errno) {
+        child = try Process.clone(into: flags, cgroup: birthplace)
+      } catch {
+        try Process.setEffectiveIDs(0, 0)
+        throw error
+      }
+      guard let child else { return nil }
       try Process.setEffectiveIDs(0, 0)
       return child
     } catch {

@@ -22,6 +22,10 @@ struct Init {
     let number: UInt32
     /// Its client has gone.
     var isHungUp = false
+    /// While it is not known whether it could be executed: it may hang on the storage of its directory, and nobody waits for that.
+    var starting: Payload.Forked?
+    /// Of its terminal, until its start is reported.
+    var master: Handle?
   }
 
   /// Starts the tool.
@@ -47,7 +51,12 @@ struct Init {
         poller.removeAll()
         let fromSignals = poller.add(signals)
         let fromSupervisor = poller.add(supervisor.handle)
+        var fromStarting: [(number: UInt32, slot: Int)] = []
+        for session in sessions {
+          if let starting = session.starting { fromStarting.append((session.number, poller.add(starting.report))) }
+        }
         try poller.wait()
+        for entry in fromStarting where poller.isReady(entry.slot) { try reportStart(entry.number) }
         if poller.isReady(fromSignals) { try handleSignals() }
         if poller.isReady(fromSupervisor) { try handleRequest() }
       }
@@ -74,12 +83,30 @@ struct Init {
         Process.exit(0)
       }
       if let index = sessions.firstIndex(where: { $0.pid == ended.pid }) {
+        // One that could not be executed has said so before it ended.
+        if sessions[index].starting != nil, try !reportStart(sessions[index].number) { continue }
         let session = sessions.remove(at: index)
         // What ignored the hang-up and outlives its leader. The group keeps the number as long as it has members.
         if session.isHungUp { signal(group: session.pid, Signals.kill) }
         try supervisor.send(.execExited(session: session.number, ended.status))
       }
     }
+  }
+
+  /// Reports whether a further program runs. False where it does not.
+  @discardableResult
+  private mutating func reportStart(_ number: UInt32) throws(Errno) -> Bool {
+    guard let index = sessions.firstIndex(where: { $0.number == number }), let starting = sessions[index].starting else { return true }
+    sessions[index].starting = nil
+    if let failure = starting.outcome() {
+      sessions.remove(at: index)
+      try supervisor.send(.execFailed(session: number, failure))
+      return false
+    }
+    let master = sessions[index].master
+    sessions[index].master = nil
+    try supervisor.send(.execStarted(session: number), passing: master.map { [$0] } ?? [])
+    return true
   }
 
   private func signal(group: Int32, _ number: Int32) { do throws(Errno) { try Process.kill(-group, number) } catch {} }
@@ -102,9 +129,8 @@ struct Init {
     case .exec(let number, let request):
       let payload = Payload(arguments: request.arguments, environment: request.environment, directory: request.directory)
       do throws(StepFailure) {
-        let started = try start(payload, received.descriptors, request)
-        sessions.append(Session(pid: started.pid, number: number))
-        try report(.execStarted(session: number), passing: started.master.map { [$0] } ?? [])
+        let begun = try start(payload, received.descriptors, request)
+        sessions.append(Session(pid: begun.forked.pid, number: number, starting: begun.forked, master: begun.master))
       } catch {
         try supervisor.send(.execFailed(session: number, error))
       }
@@ -112,13 +138,9 @@ struct Init {
     }
   }
 
-  private func report(_ report: InitReport, passing: [Handle]) throws(StepFailure) {
-    do throws(Errno) { try supervisor.send(report, passing: passing) } catch { throw StepFailure("report", error) }
-  }
-
   private func start(
     _ payload: Payload, _ descriptors: [Handle], _ request: ExecRequest
-  ) throws(StepFailure) -> (pid: Int32, master: Handle?) {
+  ) throws(StepFailure) -> (forked: Payload.Forked, master: Handle?) {
     if request.terminal {
       let pair: (master: Handle, slave: Handle)
       do throws(Errno) {
@@ -127,10 +149,10 @@ struct Init {
       } catch {
         throw StepFailure("open a terminal", error)
       }
-      return (try payload.start(Payload.Streams(terminal: pair.slave)), pair.master)
+      return (try payload.fork(Payload.Streams(terminal: pair.slave)), pair.master)
     }
     guard descriptors.count == 3 else { throw StepFailure("receive standard streams", .invalid) }
     let streams = Payload.Streams(input: descriptors[0], output: descriptors[1], errors: descriptors[2])
-    return (try payload.start(streams), nil)
+    return (try payload.fork(streams), nil)
   }
 }

@@ -33,6 +33,19 @@ package final class OutputLog {
     self.bytesPerSecond = Int64(clamping: max(bytesPerSecond, 65_536))
     allowance = self.bytesPerSecond
     refilled = Clock.monotonic
+    // An attempt before this one has written here: its lines stay, and these come after them.
+    do throws(Errno) {
+      var last: (start: UInt64, size: UInt64) = (0, 0)
+      for name in try folder.descriptor.entries() where name.utf8.count == 24 {
+        guard let start = UInt64(name.prefix(20)) else { continue }
+        starts.append(start)
+        if start >= last.start { last = (start, UInt64(try folder.descriptor.open(name, [.path, .noFollow]).status().size)) }
+      }
+      starts.sort { $0 < $1 }
+      offset = last.start + last.size
+    } catch {}
+    // An empty segment is written to again.
+    starts.removeAll { $0 == offset }
   }
 
   /// Milliseconds to wait before more is read; 0 for now. Slowing the reader slows a flooding tool, for a

@@ -49,9 +49,33 @@ package struct Payload {
     return search.split(separator: ":").map { String($0) + "/" + name }
   }
 
+  /// A program that has been forked, and has not said yet whether it could be executed.
+  package struct Forked: Sendable {
+    package let pid: Int32
+    /// Readable when that is known.
+    package let report: Handle
+
+    /// Why it could not be executed; nil where it runs. Blocks until that is known.
+    package func outcome() -> StepFailure? {
+      do throws(Errno) {
+        let bytes = try report.descriptor.readAll(limit: 65_536)
+        if bytes.isEmpty { return nil }  // close-on-exec: the program runs
+        return StepFailure(String(decoding: bytes.dropFirst(), as: UTF8.self), Errno(Int32(bytes[0])))
+      } catch {
+        return StepFailure("fork", error)
+      }
+    }
+  }
+
   /// Forks and executes; returns when the program runs, throws when it could not.
   package func start(_ streams: Streams) throws(StepFailure) -> Int32 {
-    let failure: StepFailure
+    let forked = try fork(streams)
+    if let failure = forked.outcome() { throw failure }
+    return forked.pid
+  }
+
+  /// Forks; the child executes.
+  package func fork(_ streams: Streams) throws(StepFailure) -> Forked {
     do throws(Errno) {
       let pipe = try Pipe()
       let pid = try Process.fork()
@@ -63,13 +87,10 @@ package struct Payload {
       }
       // This process's own writing end would keep the read from ever ending.
       pipe.closeWriting()
-      let report = try pipe.reading.descriptor.readAll(limit: 65_536)
-      if report.isEmpty { return pid }  // close-on-exec: the program runs
-      failure = StepFailure(String(decoding: report.dropFirst(), as: UTF8.self), Errno(Int32(report[0])))
+      return Forked(pid: pid, report: pipe.reading)
     } catch {
       throw StepFailure("fork", error)
     }
-    throw failure
   }
 
   /// Turns this process into the program; returns only if that cannot be.

@@ -15,7 +15,9 @@ package final class Supervisor {
   private let listener: Handle
   private let logs: Handle
   /// This process, for those who want to see its end (pidfd_open(2)).
-  private let own: Handle?
+  private let own: Handle
+  /// Whose agents are served.
+  private let user = Process.effectiveUser
   private var connections: [Connection] = []
   private var nextConnection = 0
   private var state = SandboxState.awaitingPlan
@@ -41,6 +43,13 @@ package final class Supervisor {
     var outputs: [(handle: Handle, stream: OutputLog.Stream)]
     let log: OutputLog
     var memory: MemoryWatch?
+    /// What PID 1 reported as its last, or that it went without a word; nil while it lives.
+    var ending: Ending?
+  }
+
+  private enum Ending {
+    case reported(ExitRecord, SandboxState)
+    case unreported
   }
 
   /// More than agents need, which have one each; a bound on what a faulty one can take.
@@ -50,7 +59,8 @@ package final class Supervisor {
     self.folder = folder
     self.listener = listener
     self.logs = logs
-    do throws(Errno) { own = Handle(try Process.open(pid: Process.id)) } catch { own = nil }
+    // Without it nobody could tell its end from a broken connection.
+    do throws(Errno) { own = Handle(try Process.open(pid: Process.id)) } catch { Process.exit(1) }
   }
 
   /// Serves, and returns when the sandbox has ended and its end is on disk, or when it was ended before its launch.
@@ -62,11 +72,13 @@ package final class Supervisor {
       let fromConnections = connections.map { (id: $0.id, index: poller.add($0.socket.handle)) }
       let rest = broker?.pause() ?? 0
       let fromBroker = rest == 0 ? broker?.watch(&poller) : nil
-      let fromChild = launched.map { poller.add($0.control.handle) }
+      // Once PID 1 has reported its end, its process is waited for: it goes with the last process of its namespace, which storage may hold up.
+      let fromChild = launched.map { poller.add($0.ending == nil ? $0.control.handle : $0.process) }
       let fromMemory = launched?.memory?.watch(&poller)
       let pause = launched?.log.pause() ?? 0
       let fromOutputs = pause == 0 ? (launched?.outputs ?? []).map { poller.add($0.handle) } : []
-      let longest = Supervisor.shortest(pause, rest, launched?.memory?.pause() ?? 0, execs.pause())
+      let isAlone = launched == nil && connections.isEmpty
+      let longest = Supervisor.shortest(pause, rest, launched?.memory?.pause() ?? 0, execs.pause(), isAlone ? 60_000 : 0)
       do throws(Errno) { try poller.wait(milliseconds: longest) } catch { continue }
       for (index, slot) in fromOutputs.enumerated().reversed() where poller.isReady(slot) { readOutput(index) }
       if poller.isReady(fromListener) { accept() }
@@ -74,7 +86,9 @@ package final class Supervisor {
       if let fromBroker { report(issues: broker?.serve(poller, fromBroker) ?? []) }
       if let fromMemory { lookAtMemory(isRung: poller.isReady(fromMemory)) }
       for session in execs.overdue() { request(.execSignal(session: session, signal: Signals.kill)) }
-      if let fromChild, poller.isReady(fromChild) { handleReport() }
+      if let fromChild, poller.isReady(fromChild) { if launched?.ending == nil { handleReport() } else { conclude() } }
+      // Its directory was taken away: nobody will ever connect again.
+      if isAlone, connections.isEmpty, !folder.descriptor.exists(Supervisor.socketName) { isDone = true }
     }
   }
 
@@ -87,7 +101,7 @@ package final class Supervisor {
     do throws(Errno) {
       let socket = try Socket.accept(listener.descriptor)
       // The socket lies in a 0700 directory; this is the second lock on the same door.
-      guard try Socket.peer(socket).uid == Process.effectiveUser, connections.count < Supervisor.connectionLimit else { return }
+      guard try Socket.peer(socket).uid == user, connections.count < Supervisor.connectionLimit else { return }
       let connection = Connection(socket: AgentSocket(Handle(socket)), id: nextConnection)
       nextConnection += 1
       try greet(connection.socket)
@@ -99,8 +113,7 @@ package final class Supervisor {
     let hello = SupervisorHello(
       version: ShimProtocol.version, capabilities: ShimProtocol.capabilities, state: state, held: secrets.heldNames,
       secrets: secrets.names, servesCredentials: broker != nil)
-    var processes: [Handle] = []
-    if let own { processes.append(own) }
+    var processes = [own]
     if let launched { processes.append(launched.process) }
     try socket.send(.hello(hello), passing: processes, wait: false)
     for issue in broker?.issues ?? [] { try socket.send(.report(.issued(role: issue.role, count: issue.count)), wait: false) }
@@ -115,8 +128,8 @@ package final class Supervisor {
       received = try socket.receive(wait: false)
     } catch {
       if error == .again { return }
-      // No frame of the protocol at all: answered, and the connection stays.
-      if error == .invalid { return reply(.malformed, to: 0, on: id) }
+      // No frame of the protocol, or longer than one may be: answered, and the connection stays.
+      if error == .invalid || error == .messageTooLong { return reply(.malformed, to: 0, on: id) }
       return close(id)
     }
     guard let received else { return close(id) }
@@ -211,6 +224,7 @@ package final class Supervisor {
       if state.isOver { isDone = true }
     case .serveCredentials(let token):
       guard let listener = descriptors.first else { throw .invalid }
+      guard broker == nil else { throw .exists }
       broker = CredentialBroker(listener: listener, token: token)
     case .putRole(let name, let body, let expires):
       guard broker != nil else { throw .notSupported }
@@ -233,29 +247,42 @@ package final class Supervisor {
     guard let session = execs.begin(request: number, connection: id) else {
       return reply(.refused(Errno.again.code), to: number, on: id)
     }
-    request(.exec(session: session, exec), passing: descriptors)
+    guard request(.exec(session: session, exec), passing: descriptors) else {
+      _ = execs.end(session)
+      return reply(.refused(Errno.again.code), to: number, on: id)
+    }
   }
 
-  /// To PID 1. Where it has gone already, its end is reported next; where the kernel has no memory just now, it is tried again.
-  private func request(_ message: InitRequest, passing: [Handle] = []) {
+  /// To PID 1, never waiting for it for long. Where it has gone already, its end is reported next. False where it could not be sent.
+  @discardableResult
+  private func request(_ message: InitRequest, passing: [Handle] = []) -> Bool {
     for _ in 0..<20 {
       do throws(Errno) {
-        try launched?.control.send(message, passing: passing)
-        return
+        try launched?.control.send(message, passing: passing, wait: false)
+        return true
       } catch {
-        if error == .brokenPipe || error == .connectionReset { return }
+        if error == .brokenPipe || error == .connectionReset { return true }
+        // The kernel has no memory just now, or PID 1 does not read.
         Clock.sleep(milliseconds: 5)
       }
     }
-    // One that cannot be told to go on would wait for ever.
-    do throws(Errno) { if let launched { try Process.signal(launched.process.descriptor, Signals.kill) } } catch {}
+    switch message {
+    case .proceed, .start:
+      // One that cannot be told to go on would wait for ever.
+      do throws(Errno) { if let launched { try Process.signal(launched.process.descriptor, Signals.kill) } } catch {}
+    default: break
+    }
+    return false
   }
 
   // ---------------------------------------------------------------- launching
 
   private func launch() {
     enter(.preparing)
-    do throws(StepFailure) { try execute(try readPlan()) } catch { finish(.failed(error), .failed(error)) }
+    do throws(StepFailure) { try execute(try readPlan()) } catch {
+      write(.failed(error))
+      finish(.failed(error))
+    }
   }
 
   private func readPlan() throws(StepFailure) -> Plan {
@@ -269,6 +296,7 @@ package final class Supervisor {
   }
 
   package static let planName = "plan"
+  package static let socketName = "shim.sock"
 
   private func execute(_ plan: Plan) throws(StepFailure) {
     do throws(Errno) { try ExitRecord.reserve(in: folder.descriptor) } catch {
@@ -288,6 +316,9 @@ package final class Supervisor {
       control = try Socket.pair()
       output = try Pipe()
       errors = try Pipe()
+      // A descriptor of them may outlive the sandbox, handed to somebody by the tool: nothing here waits for their end.
+      try output.reading.descriptor.makeNonBlocking()
+      try errors.reading.descriptor.makeNonBlocking()
       // Blocked here, so that none is lost between the clone and the signal descriptor of PID 1.
       try Signals.blockAll()
     } catch {
@@ -376,7 +407,7 @@ package final class Supervisor {
       let bytes = try handle.descriptor.read(upTo: 65_536)
       if bytes.isEmpty { launched?.outputs.remove(at: index) } else { launched?.log.append(bytes, to: stream) }
     } catch {
-      launched?.outputs.remove(at: index)
+      if error != .again { launched?.outputs.remove(at: index) }
     }
   }
 
@@ -391,19 +422,18 @@ package final class Supervisor {
       guard error == .connectionReset else { return Clock.sleep(milliseconds: 1) }
       received = nil
     }
-    guard let received else {
-      // PID 1 is gone without a word: killed from outside, with all that ran in the sandbox.
-      var ended = ExitStatus.signalled(Signals.kill)
-      do throws(Errno) { if let reaped = try Process.reap(child.pid, wait: true) { ended = reaped.status } } catch {}
-      return conclude(.ended(ended), .ended(ended), reaped: true)
-    }
+    // PID 1 is gone without a word: killed from outside, with all that ran in the sandbox.
+    guard let received else { return awaitEnd(.unreported) }
     switch received.message {
     case .waiting: enter(.waiting(pid: child.pid))
     case .started: enter(.started(pid: child.pid))
-    case .failed(let failure): conclude(.failed(failure), .failed(failure), reaped: false)
-    case .exited(let ended): conclude(.ended(ended), .ended(ended), reaped: false)
+    case .failed(let failure): awaitEnd(.reported(.failed(failure), .failed(failure)))
+    case .exited(let ended): awaitEnd(.reported(.ended(ended), .ended(ended)))
     case .execStarted(let session):
-      guard let exec = execs.client(of: session) else { return request(.execHangUp(session: session)) }
+      guard let exec = execs.client(of: session) else {
+        request(.execHangUp(session: session))
+        return
+      }
       reply(.started, to: exec.request, on: exec.connection, passing: received.descriptors)
     case .execFailed(let session, let failure):
       if let exec = execs.end(session) { reply(.failed(failure), to: exec.request, on: exec.connection) }
@@ -414,35 +444,49 @@ package final class Supervisor {
     }
   }
 
-  private func conclude(_ record: ExitRecord, _ next: SandboxState, reaped: Bool) {
+  /// PID 1 ends, and what runs with it; its process is waited for in the loop. A status that is known is on disk before that.
+  private func awaitEnd(_ ending: Ending) {
     guard let child = launched else { return }
-    if !reaped {
-      do throws(Errno) {
-        // PID 1 ends right after its report; the kill is for the case that it does not.
-        try Process.signal(child.process.descriptor, Signals.kill)
-        _ = try Process.reap(child.pid, wait: true)
-      } catch {}
-    }
-    // The namespace is empty now, so nothing writes any more: what is in the pipes is all there will be.
-    for (handle, stream) in child.outputs { Supervisor.drain(handle, stream, child.log) }
-    finish(record, next)
+    if case .reported(let record, _) = ending { write(record) }
+    do throws(Errno) { try Process.signal(child.process.descriptor, Signals.kill) } catch {}
+    launched?.ending = ending
   }
 
+  private func conclude() {
+    guard let child = launched, let ending = child.ending else { return }
+    var ended = ExitStatus.signalled(Signals.kill)
+    do throws(Errno) { if let reaped = try Process.reap(child.pid) { ended = reaped.status } } catch {}
+    // The namespace is empty now, so that nothing of it writes any more: what is in the pipes is all there will be.
+    for (handle, stream) in child.outputs { Supervisor.drain(handle, stream, child.log) }
+    switch ending {
+    case .reported(_, let next): finish(next)
+    case .unreported:
+      write(.ended(ended))
+      finish(.ended(ended))
+    }
+  }
+
+  /// As much as a pipe holds; what comes after that is written by somebody outside.
   private static func drain(_ handle: Handle, _ stream: OutputLog.Stream, _ log: OutputLog) {
+    var rest = 1 << 20
     do throws(Errno) {
-      while true {
+      while rest > 0 {
         let bytes = try handle.descriptor.read(upTo: 65_536)
         if bytes.isEmpty { return }
         log.append(bytes, to: stream)
+        rest -= bytes.count
       }
     } catch {}
   }
 
-  /// First on disk, then told.
-  private func finish(_ record: ExitRecord, _ next: SandboxState) {
+  private func write(_ record: ExitRecord) {
     Fault.at(.beforeRecord)
     do throws(Errno) { try record.write(in: folder.descriptor) } catch {}
     Fault.at(.afterRecord)
+  }
+
+  /// Reports the end, which is on disk.
+  private func finish(_ next: SandboxState) {
     launched = nil
     broker.map { report(issues: $0.issues) }
     enter(next)

@@ -67,11 +67,15 @@ struct ExecStream: Sendable {
   }
 
   private func pump(_ session: ExecSession, _ stream: Handle, _ write: ([UInt8]) async throws -> Void) async throws {
-    while true {
+    // A child that was left behind may go on writing for ever: as much as a pipe holds is the program's own.
+    var rest = 1 << 20
+    while rest > 0 {
       // Asked before reading: what was written before the end is then read after it.
       let hasEnded = session.hasEnded
       switch ExecSession.readNow(stream) {
-      case .bytes(let bytes): try await write(bytes)
+      case .bytes(let bytes):
+        try await write(bytes)
+        if hasEnded { rest -= bytes.count }
       case .end: return
       case .nothing:
         if hasEnded { return }

@@ -9,6 +9,8 @@ package final class DatasetImages: Sendable {
   private let root: String
   /// By mount point, who has it.
   private let users = Mutex<[String: Users]>([:])
+  /// By workspace, the mount points that it may have.
+  private let points = Mutex<[String: Set<String>]>([:])
 
   /// The workspaces that have one image. Locked while it is mounted or unmounted, so that the two never cross; an image whose file system
   /// does not answer holds up no other.
@@ -39,6 +41,7 @@ package final class DatasetImages: Sendable {
 
   package func acquire(_ image: String, by workspace: String) throws {
     let point = path(image)
+    points.withLock { _ = $0[workspace, default: []].insert(point) }
     try users(point).ids.withLock { ids in
       if ids.isEmpty {
         let type = try DatasetImages.type(image)
@@ -56,13 +59,23 @@ package final class DatasetImages: Sendable {
   }
 
   /// Of a workspace that an earlier agent started.
-  package func adopt(_ image: String, by workspace: String) { users(path(image)).ids.withLock { _ = $0.insert(workspace) } }
+  package func adopt(_ image: String, by workspace: String) {
+    let point = path(image)
+    points.withLock { _ = $0[workspace, default: []].insert(point) }
+    users(point).ids.withLock { _ = $0.insert(workspace) }
+  }
 
   /// Everything that a workspace has but these. Idempotent.
   package func release(by workspace: String, except kept: [String] = []) {
     let kept = Set(kept.map(path))
-    for (point, users) in users.withLock({ $0 }) where !kept.contains(point) {
-      users.ids.withLock { ids in
+    let had = points.withLock { points in
+      let had = points[workspace] ?? []
+      let rest = had.intersection(kept)
+      points[workspace] = rest.isEmpty ? nil : rest
+      return had.subtracting(kept)
+    }
+    for point in had {
+      users(point).ids.withLock { ids in
         if ids.remove(workspace) != nil, ids.isEmpty { unmount(point) }
       }
     }

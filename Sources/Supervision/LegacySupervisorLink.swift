@@ -71,6 +71,8 @@ package final class LegacySupervisorLink: SandboxLink {
   }
 
   deinit { connection.descriptor.shutDown() }
+  /// Which process it is that protocol does not say.
+  package func killSupervisor() {}
   package func close() { connection.descriptor.shutDown() }
 
   @discardableResult
@@ -142,8 +144,6 @@ package final class LegacySupervisorLink: SandboxLink {
     }
     let started = Promise<Handle?>()
     let outcome = Promise<ExecSession.Outcome>()
-    // Without a terminal that supervisor says nothing of a start that succeeds before the end: its end is then all that is heard.
-    if !request.terminal { started.fulfil(.success(nil)) }
     do throws(Errno) {
       try Readiness.shared.watch(socket) {
         do throws(Errno) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Concurrency
-package import Linux
+internal import Linux
 package import Sandbox
 
 /// Changes what is mounted in a sandbox, each time by an injector of its own (`MountInjector`).
@@ -15,25 +15,33 @@ package struct MountInjection: Sendable {
     self.process = process
   }
 
-  /// Starts an injector: its connection. Blocking, for as long as a program takes to be started.
-  package func start() throws(StepFailure) -> Handle {
+  /// An injector that waits for its request.
+  package struct Injector: Sendable {
+    let connection: Handle
+    let process: Handle
+  }
+
+  /// Starts an injector. Blocking, for as long as a program takes to be started.
+  package func start() throws(StepFailure) -> Injector {
     do throws(Errno) {
       let (near, far) = try Socket.pair()
       let user = try process.namespace("user")
       let mounts = try process.namespace("mnt")
-      _ = try Process.spawn(
+      let pid = try Process.spawn(
         helper, CStrings(["carrel-shim", MountInjector.name]), CStrings(Fault.environment), far.descriptor, user, mounts, errors: 2)
-      return near
+      // It waits for its request, so that its number is still its own.
+      return Injector(connection: near, process: Handle(try Process.open(pid: pid)))
     } catch {
       throw StepFailure("start \(helper)", error)
     }
   }
 
-  /// Has the injector at `connection` do one thing, and returns the mount's number. An injector that storage holds up for longer
-  /// than `limit` is left to itself: what it was to do does not happen any more.
+  /// Has an injector do one thing, and returns the mount's number. One that storage holds up for longer than `limit` is killed: it ends
+  /// before its next step, whenever the storage lets go of it.
   package static func perform(
-    _ request: InjectorRequest, over connection: Handle, within limit: Duration
+    _ request: InjectorRequest, by injector: Injector, within limit: Duration
   ) async throws(SupervisorError) -> UInt64 {
+    let connection = injector.connection
     let socket = MessageSocket<InjectorRequest, InjectorReport>(connection)
     let result = Promise<UInt64>()
     do throws(Errno) {
@@ -57,11 +65,14 @@ package struct MountInjection: Sendable {
     } catch {
       throw .refused(error)
     }
-    defer { connection.descriptor.shutDown() }
+    defer {
+      connection.descriptor.shutDown()
+      if !result.isFulfilled { try? Process.signal(injector.process.descriptor, Signals.kill) }
+    }
     do {
       return try await result.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
     } catch {
-      throw error as? SupervisorError ?? .disconnected
+      throw error as? SupervisorError ?? .cancelled
     }
   }
 }

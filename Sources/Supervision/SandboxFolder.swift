@@ -4,13 +4,31 @@ package import LaunchPlan
 package import Linux
 package import Sandbox
 
+/// The directory of a workspace, `<state>/workspaces/<id>/`: its output, and a copy of its record when it last ended.
+package struct WorkspaceFolder: Sendable {
+  private let folder: Handle
+  private static let recordName = "record.json"
+
+  package init(path: String) throws(Errno) { folder = Handle(try Descriptor.open(path, [.readOnly, .directory, .noFollow])) }
+
+  package var record: [UInt8]? {
+    guard let file = try? folder.descriptor.open(WorkspaceFolder.recordName, [.readOnly, .noFollow]) else { return nil }
+    return try? file.readAll(limit: 1 << 20)
+  }
+
+  package func keep(record: [UInt8]) throws(Errno) {
+    // Not synced: it is for a journal that is lost, not for a host that is.
+    try folder.descriptor.replace(WorkspaceFolder.recordName, with: record, durable: false)
+  }
+}
+
 /// The directory of a sandbox, `<state>/sandboxes/<id>/`, mode 0700: `plan`, `shim.sock`, `exit`, `record.json`, `mounts`. It is the
 /// truth about what runs. Blocking, as files are.
 package struct SandboxFolder: Sendable {
   package let path: String
   private let folder: Handle
 
-  static let socketName = "shim.sock"
+  static let socketName = Supervisor.socketName
   private static let recordName = "record.json"
   private static let mountsName = "mounts"
 

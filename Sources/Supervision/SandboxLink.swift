@@ -34,6 +34,8 @@ package enum SupervisorError: Error, Equatable, Sendable, CustomStringConvertibl
   case unsupported
   case malformed
   case tooManyExecs
+  /// The task that waited was cancelled.
+  case cancelled
 
   package var description: String {
     switch self {
@@ -43,6 +45,7 @@ package enum SupervisorError: Error, Equatable, Sendable, CustomStringConvertibl
     case .failed(let failure): "\(failure.step): \(Errno(failure.errno).sentence)"
     case .unsupported: "its supervisor is of a release that cannot do this; restart the workspace"
     case .malformed: "its supervisor did not understand the request"
+    case .cancelled: "nobody waits for its supervisor any more"
     case .tooManyExecs: "\(ShimProtocol.execLimit) further programs run in it, which is the limit"
     }
   }
@@ -63,6 +66,8 @@ package protocol SandboxLink: Sendable {
   func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession
   /// Whether the supervisor's process has ended; waits for that up to `limit`. Nil where it cannot be seen.
   func hasEnded(within limit: Duration) async -> Bool?
+  /// SIGKILL to the supervisor itself, which does not reply any more.
+  func killSupervisor()
   func close()
 }
 

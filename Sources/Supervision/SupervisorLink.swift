@@ -52,7 +52,7 @@ package final class SupervisorLink: SandboxLink {
     }
   }
 
-  deinit { socket.handle.descriptor.shutDown() }
+  deinit { close() }
 
   /// How a supervisor presents itself on a new connection.
   package enum Greeting: Sendable {
@@ -80,19 +80,20 @@ package final class SupervisorLink: SandboxLink {
     let message: Socket.Message?
     do {
       message = try await first.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
-    } catch let error as SupervisorError {
-      connection.descriptor.shutDown()
-      throw error
     } catch {
-      throw .disconnected
+      connection.descriptor.shutDown()
+      throw error as? SupervisorError ?? .cancelled
     }
     guard let message, let code = message.bytes.first else { throw .disconnected }
     if LegacySupervisorLink.isLegacy(code) { return .legacy(message.bytes) }
     do {
       guard case .hello(let hello) = try SupervisorMessage(decoding: message.bytes) else { throw SupervisorError.malformed }
+      // Of a later release, in which a message may mean something else.
+      guard hello.version <= ShimProtocol.version else { throw SupervisorError.unsupported }
       return .hello(try SupervisorLink(SupervisorSocket(connection), hello, message.descriptors))
     } catch {
-      throw .malformed
+      connection.descriptor.shutDown()
+      throw error as? SupervisorError ?? .malformed
     }
   }
 
@@ -134,6 +135,8 @@ package final class SupervisorLink: SandboxLink {
     for promise in execs { promise.fulfil(.success(.lost)) }
   }
 
+  package func killSupervisor() { if let supervisor { try? Process.signal(supervisor.descriptor, Signals.kill) } }
+
   package func close() {
     socket.handle.descriptor.shutDown()
     disconnect()
@@ -143,8 +146,12 @@ package final class SupervisorLink: SandboxLink {
 
   @discardableResult
   package func request(_ request: ShimRequest, passing: [Handle], within limit: Duration) async throws(SupervisorError) -> [Handle] {
-    let (_, promise) = try post(request, passing: passing)
-    let reply = try await SupervisorLink.reply(promise, within: limit)
+    let (id, promise) = try post(request, passing: passing)
+    let reply: Reply
+    do throws(SupervisorError) { reply = try await SupervisorLink.reply(promise, within: limit) } catch {
+      forget(id)
+      throw error
+    }
     switch reply.reply {
     case .done, .started: return reply.descriptors
     case .failed(let failure): throw .failed(failure)
@@ -160,6 +167,8 @@ package final class SupervisorLink: SandboxLink {
     _ request: ShimRequest, passing: [Handle], exec: Promise<ExecSession.Outcome>? = nil
   ) throws(SupervisorError) -> (id: UInt32, promise: Promise<Reply>) {
     let promise = Promise<Reply>()
+    // The other side would only see that something too long was cut off.
+    guard AgentMessage.request(id: 0, request).encoded().count <= Socket.messageLimit else { throw .refused(.messageTooLong) }
     let id = state.withLock { state -> UInt32? in
       guard !state.isClosed else { return nil }
       let id = state.next
@@ -191,10 +200,8 @@ package final class SupervisorLink: SandboxLink {
   private static func reply(_ promise: Promise<Reply>, within limit: Duration) async throws(SupervisorError) -> Reply {
     do {
       return try await promise.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
-    } catch let error as SupervisorError {
-      throw error
     } catch {
-      throw .disconnected
+      throw error as? SupervisorError ?? .cancelled
     }
   }
 
@@ -205,7 +212,10 @@ package final class SupervisorLink: SandboxLink {
     let (id, promise) = try post(.exec(request), passing: streams.far, exec: outcome)
     let control = ExecControl(
       signal: { [weak self] number in try? self?.send(.execSignal(session: id, signal: number)) },
-      hangUp: { [weak self] in try? self?.send(.execHangUp(session: id)) })
+      hangUp: { [weak self] in
+        try? self?.send(.execHangUp(session: id))
+        self?.forget(id)
+      })
     do {
       let reply = try await SupervisorLink.reply(promise, within: limit)
       switch reply.reply {
@@ -226,14 +236,20 @@ package final class SupervisorLink: SandboxLink {
   package func hasEnded(within limit: Duration) async -> Bool? {
     guard let supervisor else { return nil }
     let ended = Promise<Void>()
+    let token: Readiness.Token
     do throws(Errno) {
-      try Readiness.shared.watch(supervisor) {
+      token = try Readiness.shared.watch(supervisor) {
+        // Asked of the process itself: the number of the descriptor may have been another's a moment ago.
+        var poller = Poller()
+        let slot = poller.add(supervisor)
+        guard (try? poller.wait(milliseconds: 0)) != nil, poller.isReady(slot) else { return true }
         ended.fulfil(.success(()))
         return false
       }
     } catch {
       return nil
     }
+    defer { Readiness.shared.cancel(token) }
     do {
       try await ended.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
       return true

@@ -81,6 +81,7 @@ final class FakeLink: SandboxLink {
 
   func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession { throw .unsupported }
   func hasEnded(within limit: Duration) async -> Bool? { ended.isFulfilled }
+  func killSupervisor() { end() }
   func close() { continuation.finish() }
 }
 
@@ -127,9 +128,10 @@ final class FakeSandboxes: SandboxDriver {
   }
 
   func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)? { state.withLock { $0.living[place.id] } }
-  func hasPlan(_ place: SandboxPlace) async -> Bool { state.withLock { $0.plans.contains(place.id) } }
+  func hasPlan(_ place: SandboxPlace) async throws -> Bool { state.withLock { $0.plans.contains(place.id) } }
   func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws { state.withLock { _ = $0.plans.insert(place.id) } }
-  func exitRecord(_ place: SandboxPlace) async -> ExitRecord? { state.withLock { $0.exits[place.id] } }
+  func exitRecord(_ place: SandboxPlace) async throws -> ExitRecord? { state.withLock { $0.exits[place.id] } }
+  func keep(_ record: String, of workspace: String) async {}
   func usage(_ place: SandboxPlace) async -> Usage { Usage() }
   func kill(_ place: SandboxPlace) async -> Bool {
     state.withLock { $0.killed.append(place.id) }

@@ -30,7 +30,7 @@ extension Node {
     let before = self.drain
     self.drain = drain
     do {
-      try await services.record(.drainBegan, attributes, .setting(Node.drainSetting, to: text))
+      try await services.recordWhateverHappens(.drainBegan, attributes, .setting(Node.drainSetting, to: text))
     } catch {
       self.drain = before
       throw error
@@ -43,7 +43,7 @@ extension Node {
 
   package func uncordon(by: String) async throws {
     guard drain != nil else { return }
-    try await services.record(.drainEnded, ["by": by], .setting(Node.drainSetting, to: nil))
+    try await services.recordWhateverHappens(.drainEnded, ["by": by], .setting(Node.drainSetting, to: nil))
     drain = nil
     for workspace in workspaces.values { await workspace.undrain() }
     logger.notice("no longer draining", metadata: ["by": "\(by)"])
@@ -55,7 +55,8 @@ extension Node {
     let left = drain.bootID == facts.bootID ? max(0, deadline - Clock.boottime + 999_999_999) / 1_000_000_000 : 0
     for workspace in workspaces.values where !workspace.record.state.isTerminal {
       let reason = Reason(.drained, "the node is being drained by \(drain.by)")
-      begin { _ = try? await workspace.stop(grace: UInt32(clamping: left), by: drain.by, verdict: reason) }
+      let id = workspace.id
+      begin { _ = try? await self.stop(id, grace: UInt32(clamping: left), by: drain.by, verdict: reason) }
     }
   }
 

@@ -156,7 +156,26 @@ package struct HomeAdministration: Sendable {
     try validate(owner: owner, "owner")
     let path = store.path(owner)
     guard registry.close(path) else { throw AgentError(.unavailable, "home \(path) is being changed by another call; retry") }
-    defer { registry.open(path) }
+    do {
+      try await ensureUnused(path)
+    } catch {
+      registry.open(path)
+      throw error
+    }
+    do {
+      // Opened when the work has ended, which it does also where its caller has left.
+      return try await copying { [registry] in
+        defer { registry.open(path) }
+        return try body()
+      }
+    } catch let error as LaneError {
+      // It was not begun.
+      registry.open(path)
+      throw error
+    }
+  }
+
+  private func ensureUnused(_ path: String) async throws {
     // Closed first, so that none begins to use it between the look and the work.
     for workspace in await workspaces() where registry.home(workspace.spec) == path {
       guard workspace.record.state.isTerminal else {
@@ -165,7 +184,6 @@ package struct HomeAdministration: Sendable {
       // One that has ended may not have given it back yet.
       try await workspace.released.value
     }
-    return try await copying(body)
   }
 
   private func copying<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {

@@ -40,7 +40,12 @@ package struct Lanes: Sendable {
   /// The fields of /proc/self/mountinfo that name mount points (proc_pid_mountinfo(5)); no file system is asked.
   @Sendable private static func mountPoints() -> [String] {
     guard let bytes = try? Descriptor.open("/proc/self/mountinfo", [.readOnly]).readAll(limit: 16 << 20) else { return [] }
-    return bytes.split(separator: 0x0A).compactMap { line in
+    return mountPoints(bytes)
+  }
+
+  /// Those that a table of mounts names, with what it escapes.
+  static func mountPoints(_ table: [UInt8]) -> [String] {
+    table.split(separator: 0x0A).compactMap { line in
       let fields = line.split(separator: 0x20, maxSplits: 5)
       guard fields.count > 4 else { return nil }
       let point = String(decoding: fields[4], as: UTF8.self)

@@ -71,7 +71,24 @@ extension Node {
         }
     }
     for folder in found.sorted() { try await recover(folder, afterLoss: afterLoss) }
+    if afterLoss { try await recoverEnded() }
     if afterLoss { try await journal.set(Node.recoveredSetting, to: wallTime()) }
+  }
+
+  /// After the loss of a journal: workspaces that had ended, by the copies of their records beside their output.
+  private func recoverEnded() async throws {
+    let state = configuration.state
+    let copies = try await services.lanes.launch.run {
+      try Node.folders(state, "workspaces").compactMap { (try? WorkspaceFolder(path: "\(state)/\($0)"))?.record }
+    }
+    for bytes in copies {
+      guard let record = try? JSONDecoder().decode(WorkspaceRecord.self, from: Data(bytes)), record.state.isTerminal,
+        workspaces[record.spec.id] == nil, !workspaces.values.contains(where: { $0.record.slot == record.slot })
+      else { continue }
+      let workspace = Workspace(record, services, features.list, isOnRecord: false)
+      insert(workspace)
+      try await workspace.commit(.recovered, ["running": "false"])
+    }
   }
 
   private static func folders(_ state: String, _ kind: String) throws -> [String] {
@@ -85,7 +102,9 @@ extension Node {
     let name = String(folder.split(separator: "/")[1])
     let bytes = try await services.lanes.launch.run { (try? SandboxFolder(path: path))?.record }
     let record = bytes.flatMap { try? JSONDecoder().decode(WorkspaceRecord.self, from: Data($0)) }
-    let place = record?.sandbox ?? SandboxPlace(id: name)
+    let place =
+      record?.sandbox
+      ?? (folder.hasPrefix("workspaces/") ? SandboxPlace(legacyWorkspace: name, cgroup: name) : SandboxPlace(id: name))
     let link = try? await services.sandboxes.connect(place)
     let runs = link != nil
     let launched = link.map { $0.status.state != .awaitingPlan && !$0.status.state.isOver } ?? false
@@ -95,7 +114,7 @@ extension Node {
       let workspace = Workspace(record, services, features.list, isOnRecord: false)
       insert(workspace)
       try await workspace.commit(.recovered, ["running": "\(runs)"])
-    } else if record == nil, launched || afterLoss && FileManager.default.fileExists(atPath: path + "/plan") {
+    } else if launched && record.map({ workspaces[$0.spec.id] == nil }) ?? true || afterLoss && record == nil {
       try await quarantine(folder, name, runs)
     } else {
       // Its launch was not accepted, or its workspace has ended, has another sandbox or was deleted: only this was left.

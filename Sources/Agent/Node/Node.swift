@@ -38,7 +38,7 @@ package actor Node {
   nonisolated let trimming: AsyncStream<Void>.Continuation
   /// Every workspace that has a record, or is being accepted.
   private(set) var workspaces: [String: Workspace] = [:]
-  /// Launches under way, for those who ask for the same at once.
+  /// Launches and deletions under way, for those who ask for the same at once.
   private var accepting: [String: Promise<Void>] = [:]
   package internal(set) var drain: Drain?
 
@@ -184,8 +184,10 @@ package actor Node {
     workspaces[spec.id] = workspace
     do {
       let token = tool.tokenFile.map { ($0, NodeServices.freshToken()) }
-      let link = try await workspace.accept(LaunchSecrets(credentials: credentials, token: token, homeKey: homeKey))
-      if let link { begin { await workspace.live(.accepted(link)) } }
+      let secrets = LaunchSecrets(credentials: credentials, token: token, homeKey: homeKey)
+      // Not given up where the caller leaves: what has been begun is accepted or taken back.
+      let link = try await Task { try await workspace.accept(secrets) }.value
+      begin { await workspace.live(link.map { .accepted($0) } ?? .recovered) }
     } catch {
       workspaces[spec.id] = nil
       throw error
@@ -348,17 +350,29 @@ package actor Node {
 
   // --------------------------------------------------------- acting on one
 
-  package func stop(_ id: String, grace: UInt32?, by: String) async throws -> WorkspaceRecord {
-    try await find(id).stop(grace: grace, by: by)
+  /// One that is not being accepted or removed just now.
+  private func findSettled(_ id: String) async throws -> Workspace {
+    while let other = accepting[id] { try await other.value }
+    return try find(id)
+  }
+
+  package func stop(_ id: String, grace: UInt32?, by: String, verdict: Reason? = nil) async throws -> WorkspaceRecord {
+    try await findSettled(id).stop(grace: grace, by: by, verdict: verdict)
   }
 
   /// Removes a workspace that has stopped. Its home and datasets stay, its output goes.
   package func delete(_ id: String) async throws {
-    let workspace = try find(id)
+    let workspace = try await findSettled(id)
+    // Until its output is gone, another of the same id would have its own there.
+    let removed = Promise<Void>()
+    accepting[id] = removed
+    defer {
+      accepting[id] = nil
+      removed.fulfil(.success(()))
+    }
     try await workspace.delete()
-    guard workspaces[id] === workspace else { return }
     workspaces[id] = nil
-    await removeOutput(id)
+    await Task { await removeOutput(id) }.value
     Fault.at(.folderRemoved)
   }
 

@@ -41,8 +41,16 @@ package struct NodeServices: Sendable {
       wallTime: wallTime(), bootNanoseconds: Clock.boottime, bootID: facts.bootID, phases: nil)
   }
 
-  /// Records an event of the node itself, with the setting that it is about.
-  func record(_ type: EventType, _ attributes: [String: String], _ change: Journal.Entry.Change = .none) async throws {
+  /// Records an event of the node itself.
+  func record(_ type: EventType, _ attributes: [String: String]) async throws {
+    let event = try nodeEvent(type, attributes)
+    Fault.at("before \(type.rawValue)")
+    defer { Fault.at("after \(type.rawValue)") }
+    try await events.submit([Journal.Entry(event)], insists: false).value
+  }
+
+  /// The same with the setting that it is about, for a caller that has to know whether it is on disk.
+  func recordWhateverHappens(_ type: EventType, _ attributes: [String: String], _ change: Journal.Entry.Change) async throws {
     let event = try nodeEvent(type, attributes)
     Fault.at("before \(type.rawValue)")
     defer { Fault.at("after \(type.rawValue)") }

@@ -15,11 +15,13 @@ protocol SandboxDriver: Sendable {
   /// Connects to the supervisor of a sandbox; nil where there is none any more.
   func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)?
   /// Whether its supervisor may have been told to launch.
-  func hasPlan(_ place: SandboxPlace) async -> Bool
+  func hasPlan(_ place: SandboxPlace) async throws -> Bool
   /// Puts a plan, and a copy of the workspace's record, where the supervisor and another agent find them.
   func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws
+  /// A copy of a workspace's record beside its output.
+  func keep(_ record: String, of workspace: String) async
   /// How its tool ended; nil where that is not on record.
-  func exitRecord(_ place: SandboxPlace) async -> ExitRecord?
+  func exitRecord(_ place: SandboxPlace) async throws -> ExitRecord?
   func usage(_ place: SandboxPlace) async -> Usage
   /// SIGKILL to all that runs in it. Returns when its cgroup is empty, or false after a while.
   func kill(_ place: SandboxPlace) async -> Bool
@@ -99,13 +101,12 @@ struct HostSandboxes: SandboxDriver {
       switch try await SupervisorLink.greet(connection, within: HostSandboxes.helloLimit) {
       case .hello(let link): return link
       case .legacy(let first):
+        let pid = (try? await lanes.inspect.run { HostSandboxes.findInit(cgroup) }) ?? nil
         return try await LegacySupervisorLink.adopt(
-          connection, first: first, connect: { () throws(Errno) in try SandboxFolder(path: path).connect() },
-          findInit: { HostSandboxes.findInit(cgroup) })
+          connection, first: first, connect: { () throws(Errno) in try SandboxFolder(path: path).connect() }, findInit: { pid })
       }
     } catch {
-      // Its listener went with it while it was connected to.
-      if error == .disconnected { return nil }
+      // No end of anything: where it has gone, the next connection is refused.
       throw error
     }
   }
@@ -119,9 +120,9 @@ struct HostSandboxes: SandboxDriver {
     }
   }
 
-  func hasPlan(_ place: SandboxPlace) async -> Bool {
+  func hasPlan(_ place: SandboxPlace) async throws -> Bool {
     let path = path(place)
-    return (try? await lanes.launch.run { (try? SandboxFolder(path: path))?.hasPlan ?? false }) ?? true
+    return try await lanes.launch.run { (try? SandboxFolder(path: path))?.hasPlan ?? false }
   }
 
   func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws {
@@ -137,14 +138,24 @@ struct HostSandboxes: SandboxDriver {
     }
   }
 
-  func exitRecord(_ place: SandboxPlace) async -> ExitRecord? {
+  func keep(_ record: String, of workspace: String) async {
+    let path = String(HostSandboxes.logs(state, workspace).dropLast(4))
+    _ = try? await lanes.launch.run { try WorkspaceFolder(path: path).keep(record: Array(record.utf8)) }
+  }
+
+  func exitRecord(_ place: SandboxPlace) async throws -> ExitRecord? {
     let path = path(place)
-    return (try? await lanes.launch.run { (try? SandboxFolder(path: path))?.exitRecord }) ?? nil
+    return try await lanes.launch.run {
+      do throws(Errno) { return try SandboxFolder(path: path).exitRecord } catch {
+        guard error == .noEntry else { throw error }
+        return nil
+      }
+    }
   }
 
   func usage(_ place: SandboxPlace) async -> Usage {
     let cgroup = cgroup(place)
-    return (try? await lanes.inspect.run { cgroup.usage() }) ?? Usage()
+    return (try? await lanes.launch.run(within: .seconds(5)) { cgroup.usage() }) ?? Usage()
   }
 
   func kill(_ place: SandboxPlace) async -> Bool {

@@ -45,8 +45,9 @@ struct LaunchSecrets: Sendable {
     }
   }
 
-  /// Gets back from a supervisor what an earlier agent entrusted to it for `spec`; nil where it has less than that.
-  static func recover(from link: any SandboxLink, for spec: WorkspaceSpec, tokenName: String?) async -> LaunchSecrets? {
+  /// Gets back from a supervisor what an earlier agent entrusted to it for `spec`; nil where it says that it has less than that. Throws
+  /// where it does not say.
+  static func recover(from link: any SandboxLink, for spec: WorkspaceSpec, tokenName: String?) async throws -> LaunchSecrets? {
     var secrets = LaunchSecrets()
     do {
       for name in spec.credentials where name != tokenName {
@@ -56,7 +57,7 @@ struct LaunchSecrets: Sendable {
         secrets.token = (tokenName, String(decoding: try await read(link, .getSecret(name: tokenName)), as: UTF8.self))
       }
       if spec.hasEncryptedHome { secrets.homeKey = try await read(link, .getHeld(name: homeKeyName)) }
-    } catch {
+    } catch SupervisorError.refused(.noEntry) {
       return nil
     }
     return secrets

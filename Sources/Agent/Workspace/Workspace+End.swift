@@ -28,7 +28,7 @@ extension Workspace {
       by: by, killAt: Clock.boottime + Int64(seconds) * 1_000_000_000, bootID: services.facts.bootID)
     if record.state.isTerminal {
       // A stop of a workspace between two attempts ends the attempts, also for the next agent.
-      if record.stop == nil, isPausing || record[RescueFeature.self].isPending {
+      if record.stop == nil, aftermath() != .none {
         update {
           $0.stop = request
           $0[RescueFeature.self].isPending = false
@@ -53,7 +53,7 @@ extension Workspace {
       if isFirst { $0.verdict = $0.verdict ?? verdict }
     }
     let step = isFirst ? enter(.stopRequested(by: by)) : nil
-    attempt.preparation?.cancel()
+    attempt.cancelPreparation?()
     attempt.graces?.yield(.seconds(record.startedNanoseconds == nil ? 0 : seconds))
     return step
   }
@@ -79,10 +79,11 @@ extension Workspace {
       for await grace in graces {
         group.addTask {
           var attempts = 0
+          // A supervisor that does nothing, having been stopped perhaps, is not waited for: first its sandbox is killed, then itself.
           do {
             try await Task.sleep(for: grace)
             while true {
-              await self.killTool(byCgroup: attempts >= 3)
+              await self.killTool(byCgroup: attempts >= 3, supervisorToo: attempts >= 6)
               attempts += 1
               try await Task.sleep(for: .seconds(1))
             }
@@ -93,10 +94,10 @@ extension Workspace {
     }
   }
 
-  func killTool(byCgroup: Bool = false) async {
+  func killTool(byCgroup: Bool = false, supervisorToo: Bool = false) async {
     try? link?.send(.kill)
-    // A supervisor that does nothing, having been stopped perhaps, is not waited for.
-    if byCgroup, let place = record.sandbox { _ = await services.sandboxes.kill(place) }
+    guard byCgroup, let place = record.sandbox, await services.sandboxes.kill(place), supervisorToo else { return }
+    link?.killSupervisor()
   }
 
   // ------------------------------------------------------------------- ending
@@ -109,8 +110,18 @@ extension Workspace {
     var exit: ExitRecord?
     if let place {
       usage = await services.sandboxes.usage(place)
-      exit = await services.sandboxes.exitRecord(place)
+      // Until it can be read or is known not to be there: nothing takes the place of a known status.
+      while !Task.isCancelled {
+        do {
+          exit = try await services.sandboxes.exitRecord(place)
+          break
+        } catch {
+          _ = try? await Task.sleep(for: .milliseconds(200))
+        }
+      }
     }
+    guard !Task.isCancelled else { return }
+    exit = exit ?? attempt.reported
     let certificate = StopCertificate(
       record: record, exit: exit, failure: failure, usage: usage, bootID: services.facts.bootID)
     var reason = certificate.reason
@@ -118,6 +129,7 @@ extension Workspace {
     reason = await complete(reason)
     // What a feature finds out, or sets aside, it does before anything is given back.
     for feature in features.reversed() { await feature.ended(reason, self) }
+    let isFailedStart = certificate.isFailedStart
     let follows = record[RescueFeature.self].isPending
     if !follows {
       // A restart by the policy has the same token, by which its owner's browser knows it.
@@ -125,9 +137,11 @@ extension Workspace {
       secrets = LaunchSecrets()
       secrets.token = token
     }
-    let step = enter(certificate.isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
+    let step = enter(isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
     // To its end also where this agent ends meanwhile: what is begun to be given back is given back.
     let giving = Task { await release(place, keepsSupervisor: follows) }
+    // For the case that the journal is lost.
+    if let copy = try? record.encoded() { await services.sandboxes.keep(copy, of: id) }
     if let step { await arrive(step) } else { end.fulfil(.success(())) }
     await giving.value
     // The exit record goes last: until the end is on disk, it is what tells of it.
@@ -152,7 +166,7 @@ extension Workspace {
   private func complete(_ reason: Reason) async -> Reason {
     let record = record
     let folder = HostSandboxes.logs(services.configuration.state, id)
-    let tail = (try? await services.lanes.inspect.run { (try? LogReader(path: folder))?.tail(lines: 10) }) ?? nil
+    let tail = (try? await services.lanes.launch.run(within: .seconds(2)) { (try? LogReader(path: folder))?.tail(lines: 10) }) ?? nil
     return StopCertificate.complete(reason, of: record, logTail: tail)
   }
 

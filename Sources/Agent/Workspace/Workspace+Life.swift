@@ -39,10 +39,10 @@ extension Workspace {
     while !Task.isCancelled {
       quickEnds = begun.duration(to: .now) > .seconds(Aftermath.settledSeconds) ? 0 : min(quickEnds + 1, 10)
       switch aftermath(quickEnds) {
-      case .none: return
+      case .none: return await giveUpRescue()
       case .rescue: break
       case .restart(let seconds):
-        guard await pause(seconds), aftermath(quickEnds) != .none else { return }
+        guard await pause(seconds), aftermath(quickEnds) != .none else { return await giveUpRescue() }
       }
       begun = .now
       guard let link = await nextAttempt() else { return }
@@ -50,10 +50,24 @@ extension Workspace {
     }
   }
 
-  private func aftermath(_ quickEnds: UInt32) -> Aftermath {
+  /// A supervisor that has waited for another start, to which it did not come, goes with what it was entrusted with.
+  private func giveUpRescue() async {
+    guard !Task.isCancelled, record.state.isTerminal, let kept = link else { return }
+    link = nil
+    if record[RescueFeature.self].isPending {
+      update { $0[RescueFeature.self].isPending = false }
+      submit(.restartsEnded, ["by": "the agent", "why": "the node takes no starts"])
+    }
+    secrets = LaunchSecrets()
+    try? kept.send(.release)
+    kept.close()
+    await discard(record.sandbox)
+  }
+
+  func aftermath(_ quickEnds: UInt32 = 1) -> Aftermath {
     let record = record
     var facts = Aftermath.Facts()
-    facts.isStopRequested = record.stop != nil
+    facts.isStopRequested = record.stop != nil || isDeleting
     facts.isDraining = isDraining
     facts.needsSecrets = record.spec.needsSecrets
     facts.isRescuePending = record[RescueFeature.self].isPending
@@ -89,9 +103,17 @@ extension Workspace {
     }
     // No supervisor: what it left behind decides, here and nowhere else.
     link = nil
-    let exit = await services.sandboxes.exitRecord(place)
+    let (exit, hasPlan): (ExitRecord?, Bool)
+    do {
+      exit = try await services.sandboxes.exitRecord(place)
+      hasPlan = try await services.sandboxes.hasPlan(place)
+    } catch {
+      logger.error("a sandbox cannot be read", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
+      guard (try? await Task.sleep(for: .seconds(1))) != nil else { return }
+      return await recover()
+    }
+    guard !Task.isCancelled else { return }
     logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(exit.map { "\($0)" } ?? "none")"])
-    let hasPlan = await services.sandboxes.hasPlan(place)
     let mayHaveStarted = record.state != .pending && (hasPlan || !isSameBoot)
     if exit == nil, record.state == .pending || record.state == .preparing, !mayHaveStarted { return await launchAgain() }
     if isSameBoot { _ = await services.sandboxes.kill(place) }
@@ -101,13 +123,21 @@ extension Workspace {
 
   /// Connects to the supervisor of a sandbox that lives, however long it takes it to reply; nil where there is none.
   private func reach(_ place: SandboxPlace) async throws -> (any SandboxLink)? {
+    var failures = 0
     while true {
       do {
         let found = try await services.sandboxes.connect(place)
+        try Task.checkCancellation()
         if record.condition(.supervisorUnreachable) != nil { setCondition(.supervisorUnreachable, nil) }
         return found
       } catch {
         try Task.checkCancellation()
+        failures += 1
+        // One that has just ended closes its connections first.
+        if failures < 5 {
+          try await Task.sleep(for: .milliseconds(20))
+          continue
+        }
         if record.condition(.supervisorUnreachable) == nil {
           logger.error("supervisor unreachable", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
           setCondition(.supervisorUnreachable, "its supervisor lives and does not reply (\(describe(error)))")
@@ -133,7 +163,16 @@ extension Workspace {
     }
     if found.status.state == .awaitingPlan {
       let tokenName = services.tool(of: spec)?.tokenFile
-      guard let entrusted = await LaunchSecrets.recover(from: found, for: spec, tokenName: tokenName) else {
+      let known: LaunchSecrets?
+      do {
+        known = try await LaunchSecrets.recover(from: found, for: spec, tokenName: tokenName)
+      } catch {
+        // It is asked again over another connection.
+        found.close()
+        guard (try? await Task.sleep(for: .milliseconds(200))) != nil else { return }
+        return await recover()
+      }
+      guard let entrusted = known else {
         await endSupervisor(found, record.sandbox)
         link = found
         released = Promise()
@@ -145,7 +184,13 @@ extension Workspace {
         secrets.token = (tokenName, NodeServices.freshToken())
         var token = LaunchSecrets()
         token.token = secrets.token
-        do { try await token.entrust(to: found, services.vault) } catch { return await launchAgain() }
+        do {
+          try await token.entrust(to: found, services.vault)
+        } catch {
+          guard !Task.isCancelled else { return }
+          await endSupervisor(found, record.sandbox)
+          return await launchAgain()
+        }
       }
       if record.state == .pending { await transition(.preparationBegan) }
     }
@@ -173,6 +218,7 @@ extension Workspace {
       await transition(.preparationBegan)
       await attempt(found, isAdopted: false)
     } catch {
+      guard !Task.isCancelled else { return }
       released = Promise()
       await settle(Reason(.internal, "no other supervisor could be started: \(describe(error))"))
     }
@@ -181,13 +227,17 @@ extension Workspace {
   /// Makes a sandbox for the next attempt, and puts it into the record.
   private func newSandbox() async throws -> any SandboxLink {
     let place = SandboxPlace(id: SandboxPlace.freshID())
-    if let name = services.tool(of: spec)?.tokenFile, secrets.token == nil { secrets.token = (name, NodeServices.freshToken()) }
+    makeToken()
     let found = try await newSandbox(place)
     update {
       $0.sandbox = place
       $0.bootID = services.facts.bootID
     }
     return found
+  }
+
+  private func makeToken() {
+    if let name = services.tool(of: spec)?.tokenFile, secrets.token == nil { secrets.token = (name, NodeServices.freshToken()) }
   }
 
   /// Makes a sandbox, and entrusts its supervisor with what the attempt needs.
@@ -233,8 +283,18 @@ extension Workspace {
     let isRescue = record[RescueFeature.self].isPending
     do {
       if isRescue { try await recoverSecrets(old.place) }
-      let found = try await newSandbox()
+      let place = SandboxPlace(id: SandboxPlace.freshID())
+      makeToken()
+      let found = try await newSandbox(place)
+      // A stop, a drain or a deletion may have come meanwhile.
+      guard aftermath() != .none else {
+        await end(found, place)
+        await giveUpRescue()
+        return nil
+      }
       update {
+        $0.sandbox = place
+        $0.bootID = services.facts.bootID
         $0.attempt += 1
         $0.verdict = nil
         $0.phases = []
@@ -267,9 +327,9 @@ extension Workspace {
 
   /// For another start after a rescue: from memory, or from the supervisor of the attempt before, which has waited for this.
   private func recoverSecrets(_ place: SandboxPlace?) async throws {
-    guard secrets.isEmpty, let place else { return }
+    guard secrets.credentials.isEmpty, secrets.homeKey == nil, spec.needsSecrets, let place else { return }
     if link == nil { link = try await services.sandboxes.connect(place) }
-    guard let link, let found = await LaunchSecrets.recover(from: link, for: spec, tokenName: services.tool(of: spec)?.tokenFile)
+    guard let link, let found = try await LaunchSecrets.recover(from: link, for: spec, tokenName: services.tool(of: spec)?.tokenFile)
     else { throw AgentError(.failedPrecondition, "the credentials of the launch are lost; launch it again") }
     secrets = found
   }
@@ -289,10 +349,18 @@ extension Workspace {
     }
     var failure: Reason?
     let streams = features.map { _ in AsyncStream<ShimReport>.makeStream() }
-    attempt.reports = streams.map(\.continuation)
+    for (feature, stream) in zip(features, streams) {
+      // What nobody reads is not kept.
+      if type(of: feature).readsReports { attempt.reports.append(stream.continuation) } else { stream.continuation.finish() }
+    }
+    var first = first
     if first.status.state == .awaitingPlan {
       do throws(Refusal) {
-        try await prepareCancellably(first)
+        guard let link = try await prepareCancellably(first) else {
+          guard !Task.isCancelled else { return }
+          return await launchAgain()
+        }
+        first = link
       } catch {
         guard !Task.isCancelled else { return }
         failure = error.reason
@@ -306,17 +374,18 @@ extension Workspace {
     await settle(failure)
   }
 
-  /// A stop ends the preparation at once, whatever it waits for.
-  private func prepareCancellably(_ link: any SandboxLink) async throws(Refusal) {
+  /// A stop ends the preparation at once, whatever it waits for. Returns the connection over which the launch was requested; nil where the
+  /// supervisor has gone before that.
+  private func prepareCancellably(_ link: any SandboxLink) async throws(Refusal) -> (any SandboxLink)? {
     let preparation = Task { try await prepare(link) }
-    attempt.preparation = preparation
-    defer { attempt.preparation = nil }
+    attempt.cancelPreparation = { preparation.cancel() }
+    defer { attempt.cancelPreparation = nil }
     let result = await withTaskCancellationHandler {
       await preparation.result
     } onCancel: {
       preparation.cancel()
     }
-    do { try result.get() } catch {
+    do { return try result.get() } catch {
       throw error as? Refusal ?? requested ?? Refusal(.internal, describe(error))
     }
   }
@@ -325,7 +394,7 @@ extension Workspace {
     record.stop.map { Refusal(.requested, "stopped by \($0.by) before it was started") }
   }
 
-  private func prepare(_ link: any SandboxLink) async throws {
+  private func prepare(_ link: any SandboxLink) async throws -> (any SandboxLink)? {
     guard let tool = services.tool(of: spec) else { throw Refusal(.internal, "there is no tool \(spec.tool) any more") }
     let image = try await image()
     update { $0.imageDigest = image.digest }
@@ -337,17 +406,29 @@ extension Workspace {
       try Task.checkCancellation()
     }
     let plan = compile(record, tool, image)
-    do {
-      try await services.sandboxes.write(plan, record: try record.encoded(), to: record.sandbox ?? SandboxPlace(id: ""))
-      if let requested { throw requested }
-      try link.send(.launch)
-    } catch let error as Refusal {
-      throw error
-    } catch {
+    guard let place = record.sandbox else { throw Refusal(.internal, "the record names no sandbox") }
+    do { try await services.sandboxes.write(plan, record: try record.encoded(), to: place) } catch {
       throw Refusal(.isolation, describe(error))
     }
+    if let requested { throw requested }
+    let launched = try await requestLaunch(link, place)
     lap("supervisor")
     Fault.at(.spawned)
+    return launched
+  }
+
+  /// Over another connection where this one is broken; nil where the supervisor has gone.
+  private func requestLaunch(_ link: any SandboxLink, _ place: SandboxPlace) async throws -> (any SandboxLink)? {
+    do throws(SupervisorError) {
+      try link.send(.launch)
+      return link
+    } catch {
+      guard error == .disconnected else { throw Refusal(.isolation, "\(error)") }
+    }
+    guard let again = try await reach(place) else { return nil }
+    self.link = again
+    if again.status.state == .awaitingPlan { try again.send(.launch) }
+    return again
   }
 
   private func image() async throws(Refusal) -> StoredImage {
@@ -402,6 +483,8 @@ extension Workspace {
       var current: (any SandboxLink)? = first
       while let link = current, !progress.isOver {
         self.link = link
+        // What was asked to stop while there was no connection has not heard of it.
+        if let stop = record.stop, link.status.state.isStarted, killDelay(stop) > .zero { try? link.send(.signal(Signals.terminate)) }
         let opening = [ShimReport.state(link.status.state)]
         for report in opening { await handle(report, &progress, streams, &group, isAdopted) }
         if !progress.isOver {
@@ -473,9 +556,12 @@ extension Workspace {
         group.addTask { await feature.run(self, isAdopted: isAdopted, reports: reports) }
       }
     case .failed(let failure):
+      attempt.reported = .failed(failure)
       progress.failure = progress.failure ?? Reason(failure)
       progress.isOver = true
-    case .ended: progress.isOver = true
+    case .ended(let status):
+      attempt.reported = .ended(status)
+      progress.isOver = true
     }
   }
 

@@ -22,7 +22,9 @@ package actor Workspace {
   private nonisolated let published: Mutex<WorkspaceRecord>
   /// The state that the last event told.
   private var reported: WorkspaceState?
+  /// No event follows, and no attempt.
   private var isDeleted = false
+  private(set) var isDeleting = false
   /// Kept when the record changes next.
   private var change = Promise<Void>()
   /// Kept when the workspace has ended and that is on disk; a new one for each attempt.
@@ -62,9 +64,11 @@ package actor Workspace {
 
   func setCondition(_ type: Condition.Kind, _ message: String?) { update { $0.setCondition(type, message) } }
 
-  /// Waits until the record changes, at most until `moment` (wall time, seconds since 1970). Throws when the task is cancelled.
-  package func waitForChange(until moment: Double?) async throws {
-    let next = change
+  /// Kept when the record changes next: to be taken before the record is read for what is waited for.
+  var nextChange: Promise<Void> { change }
+
+  /// Waits for such a change, at most until `moment` (wall time, seconds since 1970). Throws when the task is cancelled.
+  nonisolated func wait(for next: Promise<Void>, until moment: Double?) async throws {
     guard let moment else { return try await next.value }
     let pause = moment - Date.now.timeIntervalSince1970
     guard pause > 0 else { return try Task.checkCancellation() }
@@ -108,7 +112,7 @@ package actor Workspace {
   /// stands. What comes after it acts on the new state, and is told after it.
   @discardableResult
   func enter(_ occurrence: Occurrence, _ attributes: [String: String] = [:]) -> Step? {
-    guard let (event, entry) = try? advance(occurrence, attributes) else { return nil }
+    guard !isDeleted, let (event, entry) = try? advance(occurrence, attributes) else { return nil }
     return Step(event: event, done: services.events.submit([entry], insists: true))
   }
 
@@ -155,7 +159,11 @@ package actor Workspace {
     var failure: (any Error)?
     // What cannot be had again is with the supervisor before there is a record that needs it; else the two do not wait for each other.
     if spec.needsSecrets { link = try await newSandbox(place) }
-    let done = try submitAcceptance()
+    let done: Promise<Void>
+    do { done = try submitAcceptance() } catch {
+      await end(link, place)
+      throw error
+    }
     if link == nil { do { link = try await newSandbox(place) } catch { failure = error } }
     do {
       // Not given up where the caller leaves: what is on disk by then has been accepted.
@@ -184,9 +192,15 @@ package actor Workspace {
     guard record.state.isTerminal else {
       throw AgentError(.failedPrecondition, "workspace \(id) is \(record.state.rawValue); stop it first")
     }
+    // From here on no attempt follows.
+    isDeleting = true
+    defer { isDeleting = false }
     endPause()
     try await released.value
     guard !isDeleted else { throw AgentError.noWorkspace(id) }
+    guard self.record.state.isTerminal else {
+      throw AgentError(.failedPrecondition, "workspace \(id) is \(self.record.state.rawValue); stop it first")
+    }
     let entry = Journal.Entry(
       try services.event(.deleted, record, after: record.state), .deletion(of: id))
     isDeleted = true
@@ -237,7 +251,8 @@ package actor Workspace {
   static func callError(_ error: SupervisorError, _ id: String) -> AgentError {
     let code: AgentError.Code =
       switch error {
-      case .disconnected, .noReply: .unavailable
+      case .disconnected, .noReply, .cancelled: .unavailable
+      case .refused(.messageTooLong): .invalidArgument
       case .refused: .internal
       case .failed: .failedPrecondition
       case .unsupported: .unimplemented

@@ -27,6 +27,9 @@ package protocol WorkspaceFeature: Sendable {
   /// The phase of the start under which the time that `prepare` takes is told; nil: under that of the feature after it.
   static var phase: String? { get }
 
+  /// Whether `run` reads the supervisor's reports.
+  static var readsReports: Bool { get }
+
   /// Refuses a spec that this node cannot fulfil. Nothing has been done for it yet, and nothing is done here.
   func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws
   /// Sets what a new workspace's record begins with.
@@ -48,6 +51,7 @@ package protocol WorkspaceFeature: Sendable {
 
 extension WorkspaceFeature {
   package static var phase: String? { nil }
+  package static var readsReports: Bool { false }
   package func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws {}
   package func begin(_ record: inout WorkspaceRecord, _ request: LaunchRequest) throws {}
   package func prepare(_ workspace: Workspace) async throws(Refusal) {}

@@ -41,6 +41,7 @@ package struct BrokerState: FeatureState {
 package struct BrokerFeature: WorkspaceFeature {
   package typealias State = BrokerState
   package static let name = "broker"
+  package static let readsReports = true
 
   let services: NodeServices
   let network: NetworkDriver
@@ -280,7 +281,7 @@ package struct BrokerFeature: WorkspaceFeature {
   private func recordIssues(_ workspace: Workspace, _ reports: AsyncStream<ShimReport>) async {
     let pending = IssueCounts()
     var last: [String: ContinuousClock.Instant] = [:]
-    await withTaskGroup(of: Void.self) { group in
+    await withDiscardingTaskGroup { group in
       for await case .issued(let role, let count) in reports {
         let isWaiting = !pending.add(role, count)
         guard !isWaiting else { continue }

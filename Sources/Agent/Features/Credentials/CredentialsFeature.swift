@@ -90,13 +90,16 @@ package struct CredentialsFeature: WorkspaceFeature {
   }
 
   private func remove(_ workspace: Workspace, _ name: String, why: String) async throws {
+    let end = workspace.record[CredentialsFeature.self].ends[name]
     do {
       try await workspace.request(.removeSecret(name: name))
     } catch let error as AgentError where error.code == .internal {
       // It is gone already: an agent that ended here has removed it.
       services.logger.notice("a credential is gone", metadata: ["workspace": "\(workspace.id)", "name": "\(name)", "error": "\(error)"])
     }
-    await workspace.update { $0[CredentialsFeature.self].ends[name] = nil }
+    await workspace.update { record in
+      if record[CredentialsFeature.self].ends[name] == end { record[CredentialsFeature.self].ends[name] = nil }
+    }
     await showExpiring(workspace)
     try await workspace.commit(.credentialsRemoved, ["name": name, "why": why])
   }
@@ -107,8 +110,9 @@ package struct CredentialsFeature: WorkspaceFeature {
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
     do {
       while true {
+        let change = await workspace.nextChange
         let next = try await act(workspace)
-        try await workspace.waitForChange(until: next)
+        try await workspace.wait(for: change, until: next)
       }
     } catch {}
   }
@@ -119,6 +123,8 @@ package struct CredentialsFeature: WorkspaceFeature {
     for (name, end) in workspace.record[CredentialsFeature.self].ends.sorted(by: { $0.key < $1.key }) {
       let now = Date.now.timeIntervalSince1970
       guard workspace.record.state.isUp else { break }
+      // It may have been given anew while another was removed.
+      guard workspace.record[CredentialsFeature.self].ends[name] == end else { continue }
       if end.end <= now {
         do { try await remove(workspace, name, why: "its time was over") } catch {
           try Task.checkCancellation()

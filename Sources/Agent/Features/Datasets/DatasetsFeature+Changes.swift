@@ -178,7 +178,7 @@ extension DatasetsFeature {
     let (injection, folder) = (
       MountInjection(helper: services.helper, process: process), "\(services.configuration.state)/\(place.folder)"
     )
-    let connection = try await services.lanes.launch.run {
+    let injector = try await services.lanes.launch.run {
       if let target {
         do throws(Errno) { try SandboxFolder(path: folder).willChange(mount: target) } catch {
           throw AgentError(.internal, "cannot write to \(folder): \(error.sentence)")
@@ -187,11 +187,11 @@ extension DatasetsFeature {
       do throws(StepFailure) { return try injection.start() } catch { throw AgentError(.internal, explain(error)) }
     }
     do throws(SupervisorError) {
-      return try await MountInjection.perform(request, over: connection, within: DatasetsFeature.injectionLimit)
+      return try await MountInjection.perform(request, by: injector, within: DatasetsFeature.injectionLimit)
     } catch {
       if case .failed(let failure) = error { throw AgentError(.internal, explain(failure)) }
       if case .noReply(let seconds) = error {
-        throw AgentError(.deadlineExceeded, "workspace \(id): the storage did not answer within \(seconds) s, and nothing was changed")
+        throw AgentError(.deadlineExceeded, "workspace \(id): the storage did not answer within \(seconds) s")
       }
       throw AgentError(.internal, "workspace \(id): the injector failed: \(error)")
     }
@@ -204,11 +204,12 @@ extension DatasetsFeature {
     if isAdopted { await reconcile(workspace) }
     do {
       while true {
+        let change = await workspace.nextChange
         let mounted = workspace.record[DatasetsFeature.self].mounted
         if let over = mounted.first(where: { $0.isOver }), workspace.record.state.isUp {
           await expire(workspace, over)
         } else {
-          try await workspace.waitForChange(until: mounted.filter { !$0.isOver }.compactMap(\.expires).min())
+          try await workspace.wait(for: change, until: mounted.filter { !$0.isOver }.compactMap(\.expires).min())
         }
       }
     } catch {}
@@ -239,8 +240,8 @@ extension DatasetsFeature {
         let mount = try? await inject(.find(target: target), target: nil, workspace)
         let isMounted = await isMounted(target, workspace)
         if recorded.contains(where: { $0.target == target }) {
-          if !isMounted { try? await forget(workspace, target, [], "the agent was restarted meanwhile") }
-        } else if isMounted, let mount {
+          if isMounted == false { try? await forget(workspace, target, [], "the agent was restarted meanwhile") }
+        } else if isMounted == true, let mount {
           _ = try? await inject(.detach(target: target, mount: mount), target: nil, workspace)
         }
       }
@@ -253,22 +254,17 @@ extension DatasetsFeature {
 
   /// The targets that an earlier agent was about to change.
   private func changed(_ workspace: Workspace) async -> [String] {
-    if let legacy = await workspace.link as? LegacySupervisorLink { return legacy.changedMounts }
     guard let place = workspace.record.sandbox else { return [] }
     let folder = "\(services.configuration.state)/\(place.folder)"
-    return (try? await services.lanes.inspect.run { (try? SandboxFolder(path: folder))?.changedMounts ?? [] }) ?? []
+    let noted = (try? await services.lanes.inspect.run { (try? SandboxFolder(path: folder))?.changedMounts ?? [] }) ?? []
+    return Set(noted + ((await workspace.link as? LegacySupervisorLink)?.changedMounts ?? [])).sorted()
   }
 
-  /// Whether something is mounted right at a target, by PID 1's table of mounts (proc_pid_mountinfo(5)).
-  private func isMounted(_ target: String, _ workspace: Workspace) async -> Bool {
-    guard let process = await workspace.link?.process else { return false }
-    return
-      (try? await services.lanes.inspect.run {
-        let bytes = try Descriptor.open("/proc/\(process.pid)/mountinfo", [.readOnly]).readAll(limit: 16 << 20)
-        return bytes.split(separator: 0x0A).contains { line in
-          let fields = line.split(separator: 0x20, maxSplits: 5)
-          return fields.count > 4 && String(decoding: fields[4], as: UTF8.self) == target
-        }
-      }) ?? false
+  /// Whether something is mounted right at a target, by PID 1's table of mounts; nil where that cannot be told.
+  private func isMounted(_ target: String, _ workspace: Workspace) async -> Bool? {
+    guard let process = await workspace.link?.process else { return nil }
+    return try? await services.lanes.inspect.run {
+      Lanes.mountPoints(try Descriptor.open("/proc/\(process.pid)/mountinfo", [.readOnly]).readAll(limit: 16 << 20)).contains(target)
+    }
   }
 }

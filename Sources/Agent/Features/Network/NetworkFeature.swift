@@ -26,7 +26,7 @@ package struct NetworkFeature: WorkspaceFeature {
 
   package func prepare(_ workspace: Workspace) async throws(Refusal) { await readResolver() }
 
-  private func readResolver() async { _ = try? await services.lanes.inspect.run { [resolver] in resolver.read() } }
+  private func readResolver() async { _ = try? await services.lanes.launch.run { [resolver] in resolver.read() } }
 
   func policy(_ spec: WorkspaceSpec) -> WorkspaceSpec.NetworkPolicy { spec.network ?? services.configuration.networkDefault }
 

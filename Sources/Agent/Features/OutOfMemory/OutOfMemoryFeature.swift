@@ -19,6 +19,7 @@ package struct OutOfMemoryState: FeatureState {
 package struct OutOfMemoryFeature: WorkspaceFeature {
   package typealias State = OutOfMemoryState
   package static let name = "outOfMemory"
+  package static let readsReports = true
 
   let services: NodeServices
 

@@ -11,11 +11,24 @@ enum ReadinessProbe {
     let start = ContinuousClock.now
     let deadline = start + .seconds(probe.timeoutSeconds)
     while ContinuousClock.now < deadline {
-      if await answers(host: host, port: port, probe: probe) { return }
+      if await answersInTime(host: host, port: port, probe: probe) { return }
       // Often at first, so that a fast tool is not kept waiting; a refused connection costs next to nothing.
       try await Task.sleep(for: start.duration(to: .now) < .seconds(10) ? .milliseconds(5) : .milliseconds(100))
     }
     throw AgentError(.deadlineExceeded, "no answer \(probe.status) to GET \(probe.path) within \(probe.timeoutSeconds) s")
+  }
+
+  /// One try: a tool that takes the connection and says nothing does not hold up the next.
+  private static func answersInTime(host: String, port: UInt16, probe: Tool.Probe) async -> Bool {
+    await withTaskGroup(of: Bool.self) { group in
+      group.addTask { await answers(host: host, port: port, probe: probe) }
+      group.addTask {
+        try? await Task.sleep(for: .seconds(5))
+        return false
+      }
+      defer { group.cancelAll() }
+      return await group.next() ?? false
+    }
   }
 
   private static func answers(host: String, port: UInt16, probe: Tool.Probe) async -> Bool {

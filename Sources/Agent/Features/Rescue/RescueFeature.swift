@@ -44,8 +44,9 @@ package struct RescueFeature: WorkspaceFeature {
       let suspects = try? await services.lanes.onStorage(path, within: HomeFeature.limit, { HomeRescue(home: path).present(paths) }),
       !suspects.isEmpty
     else { return }
-    await setAside(workspace, suspects, "the tool did not come up (\(reason.message)), and these may be why")
+    // On record with the event that says what was set aside.
     await workspace.update { $0[RescueFeature.self].isPending = true }
+    await setAside(workspace, suspects, "the tool did not come up (\(reason.message)), and these may be why")
   }
 
   /// Whether an end may be the home's doing: one of a tool that ran and was never ready.

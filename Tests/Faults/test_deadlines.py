@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls answer at their limit whatever is below them, and what is slow or stuck holds up only itself: a journal that is locked or whose
+disk is full, imports of images, homes that hang."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+from conftest import BIN, ROOT, SUBNETS, Agent, busybox_image, destroy, judge, node_info, until
+
+PREFIX = "crx"
+SUBNETS.setdefault(PREFIX, 95)
+
+# Looks into the home before each start, as the tools for people do.
+TOOL = """name: looks
+home: /home/analyst
+packages: {PACKAGES: packages}
+rescue: {suspects: [.config], sessions: [.session], sessionLimit: 1Mi}
+"""
+
+
+@pytest.fixture(scope="module")
+def agent():
+    directory = pathlib.Path(f"/tmp/carrel-deadlines-{os.getpid()}")
+    directory.mkdir(mode=0o711)
+    agent = Agent(directory, prefix=PREFIX)
+    tools = directory / "tools"
+    shutil.copytree(ROOT / "manifests" / "tools", tools)
+    (tools / "looks.yaml").write_text(TOOL)
+    agent.config.write_text(agent.config.read_text().replace(f"tools: {ROOT}/manifests/tools", f"tools: {tools}"))
+    agent.start()
+    busybox_image(directory / "busybox.tar")
+    done = agent.run("image", "import", directory / "busybox.tar", "--name", "busybox:latest")
+    assert done.returncode == 0, done
+    yield agent
+    destroy(agent)
+
+
+def command(agent, *arguments):
+    return subprocess.Popen([BIN / "carrel", *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env={**os.environ, "CARREL_SOCKET": agent.socket})
+
+
+def timed(agent, *arguments):
+    begun = time.monotonic()
+    done = agent.run(*arguments)
+    return done, time.monotonic() - begun
+
+
+def check_answers(agent, *commands, seconds=2):
+    for arguments in commands:
+        done, elapsed = timed(agent, *arguments)
+        assert done.returncode == 0 and elapsed < seconds, (arguments, elapsed, done)
+
+
+def remove(agent, *ids):
+    assert agent.do("rm", "--force", *ids).returncode == 0
+
+
+def degraded(agent):
+    return node_info(agent).get("degraded", [])
+
+
+# ------------------------------------------------------------- stopping first
+
+# Records SIGTERM in its home, and ends by it.
+TRAP = "trap 'echo > {0}.signalled; exit 3' TERM; echo > {0}.up; while true; do sleep 0.1; done"
+
+
+def launch_trap(agent, id):
+    home = agent.directory / "homes" / "ada"
+    agent.launch(id, TRAP.format(id))
+    agent.wait(id, "READY")
+    until((home / f"{id}.up").exists, f"{id} runs")
+    return home / f"{id}.signalled"
+
+
+def check_stop_signals(agent, id, signalled):
+    """Asks for a stop; its process."""
+    begun = time.monotonic()
+    stop = command(agent, "stop", id, "--time", "20")
+    until(signalled.exists, "SIGTERM for its tool", 20)
+    seconds = time.monotonic() - begun
+    print(f"SIGTERM {seconds:.2f} s after `stop`")
+    assert seconds < 1, seconds
+    return stop
+
+
+def check_stopped(agent, id, stop):
+    assert stop.wait(30) == 0, stop.stderr.read()
+    reason = agent.wait(id, "STOPPED")["reason"]
+    assert reason["exit_code"] == 3 and reason["code"] == "Requested" and reason["stopped_by"], reason
+
+
+def test_a_stop_signals_first_when_the_disk_is_full(agent):
+    agent.stop(signal.SIGTERM)
+    small = pathlib.Path(f"/tmp/carrel-deadlines-small-{os.getpid()}")
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", small], check=True)
+    try:
+        shutil.copytree(agent.state, small / "state", symlinks=True)
+        shutil.rmtree(agent.state)
+        agent.state.symlink_to(small / "state")
+        agent.start()
+        signalled = launch_trap(agent, "full")
+        ballast = os.open(small / "ballast", os.O_WRONLY | os.O_CREAT)
+        try:
+            while True:
+                os.write(ballast, b"x" * 4096)
+        except OSError:
+            os.close(ballast)
+        try:
+            stop = check_stop_signals(agent, "full", signalled)
+        finally:
+            (small / "ballast").unlink()
+        check_stopped(agent, "full", stop)
+        remove(agent, "full")
+        agent.stop(signal.SIGTERM)
+        agent.state.unlink()
+        shutil.copytree(small / "state", agent.state, symlinks=True)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+        small.rmdir()
+    agent.start()
+    judge(agent)
+
+
+# ------------------------------------------------------------ a locked journal
+
+def test_a_locked_journal_delays_only_what_is_to_be_durable(agent):
+    signalled = launch_trap(agent, "locked")
+    agent.launch("kept", "sleep 100000")
+    agent.wait("kept", "READY")
+    (agent.directory / "content").write_text("given while locked")
+    lock = sqlite3.connect(agent.state / "journal.sqlite", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    try:
+        begun = time.monotonic()
+        put = command(agent, "credentials", "put", "kept", f"key={agent.directory}/content")
+        stop = check_stop_signals(agent, "locked", signalled)
+        while put.poll() is None and time.monotonic() < begun + 40:
+            check_answers(agent, ("node",), ("get", "kept"), ("exec", "kept", "--", "true"), ("image", "ls"))
+            time.sleep(0.5)
+        seconds = time.monotonic() - begun
+        print(f"`credentials put` answered after {seconds:.1f} s")
+        assert put.poll() == 4 and 28 < seconds < 32, (put.poll(), seconds)
+        assert "no result within 30 s" in put.stderr.read()
+        # What goes on is named, and so is the queue before a stop.
+        assert any("time is over" in sentence and "UpdateCredentials" in sentence for sentence in degraded(agent)), degraded(agent)
+        # Refused while it cannot be accepted, not kept waiting without end.
+        assert stop.poll() is None, "a stop is answered when it is durable"
+    finally:
+        lock.execute("ROLLBACK")
+        lock.close()
+    check_stopped(agent, "locked", stop)
+    until(lambda: not degraded(agent) or degraded(agent) == [s for s in degraded(agent) if "time is over" not in s], lambda: degraded(agent), 15)
+    check_answers(agent, ("credentials", "put", "kept", f"key={agent.directory}/content"), ("exec", "kept", "--", "test", "-s", "/run/carrel/credentials/key"))
+    updates = [e for e in agent.records()[0] if e["workspace"] == "kept" and e["type"] == "CredentialsUpdated"]
+    assert len(updates) == 2, updates
+    assert agent.launch("after", "exit 4").returncode == 0
+    assert agent.wait("after", "STOPPED")["reason"]["exit_code"] == 4
+    remove(agent, "locked", "kept", "after")
+    judge(agent)
+
+
+# --------------------------------------------------------------------- imports
+
+def layers(count, size=200 << 20, part=1 << 20):
+    """Compressed layers of about that size that are all different, each with its tar's digest. They differ in their first file; the rest
+    is compressed once (RFC 1952: members of a gzip file follow each other)."""
+    def members(name, content):
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        return entry.tobuf(tarfile.USTAR_FORMAT), content + bytes(-len(content) % 512)
+    content = os.urandom(part // 2).hex().encode()
+    packed = gzip.compress(content, 1)
+    rest = [(members(f"data/{n:03}", content)[0]) for n in range(size // part)]
+    rest_packed = [gzip.compress(header, 1) for header in rest]
+    end, end_packed = bytes(1024), gzip.compress(bytes(1024), 1)
+    for number in range(count):
+        first = b"".join(members("number", str(number).encode()))
+        digest = hashlib.sha256(first)
+        for header in rest:
+            digest.update(header)
+            digest.update(content)
+        digest.update(end)
+        yield b"".join([gzip.compress(first, 1), *(part for header in rest_packed for part in (header, packed)), end_packed]), digest.hexdigest()
+
+
+def image(path, layer, diff_id):
+    """An OCI layout in a tar archive (image-spec v1.1)."""
+    blobs = {}
+
+    def blob(data, kind):
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[digest] = data
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]}}
+    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "config": blob(json.dumps(config).encode(), "config.v1+json"), "layers": [blob(layer, "layer.v1.tar+gzip")]}
+    index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode(), "manifest.v1+json")]}
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode()}
+    files |= {f"blobs/sha256/{digest}": data for digest, data in blobs.items()}
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def milliseconds_to_ready(agent, id):
+    """From the command to what the event says, by the clock that both go by."""
+    begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    assert agent.launch(id, "sleep 100000").returncode == 0
+    agent.wait(id, "READY")
+    ready = next(e for e in agent.records()[0] if e["workspace"] == id and e["type"] == "Ready")
+    return (ready["bootNanoseconds"] - begun) / 1e6
+
+
+def test_launches_go_on_while_images_are_imported(agent):
+    for number, (layer, digest) in enumerate(layers(4)):
+        image(agent.directory / f"large-{number}.tar", layer, digest)
+    os.sync()
+    quiet = [milliseconds_to_ready(agent, f"quiet-{n}") for n in range(10)]
+    imports = [command(agent, "image", "import", agent.directory / f"large-{n}.tar", "--name", f"large-{n}:latest") for n in range(4)]
+    time.sleep(0.5)
+    meanwhile = []
+    while len(meanwhile) < 10 and any(i.poll() is None for i in imports):
+        meanwhile.append(milliseconds_to_ready(agent, f"meanwhile-{len(meanwhile)}"))
+        check_answers(agent, ("node",), ("image", "ls"))
+    medians = statistics.median(quiet), statistics.median(meanwhile)
+    print(f"launch to ready, median of {len(quiet)}: {medians[0]:.0f} ms; during four imports, of {len(meanwhile)}: {medians[1]:.0f} ms (x {medians[1] / medians[0]:.1f})")
+    for process in imports:
+        assert process.wait(60) == 0, process.stderr.read()
+    remove(agent, *(f"quiet-{n}" for n in range(10)), *(f"meanwhile-{n}" for n in range(len(meanwhile))))
+    assert len(meanwhile) == 10, "the imports were over before ten launches"
+    # The aim is twice; a machine that does other things as well may take three times.
+    assert medians[1] <= 3 * medians[0], (quiet, meanwhile)
+    judge(agent)
+
+
+# ------------------------------------------------------------- homes that hang
+
+def launch_with_home(agent, id, home):
+    path = agent.directory / f"{id}.yaml"
+    path.write_text(f"id: {id}\ntool: looks\nimage: busybox:latest\nresources: {{memory: 64Mi}}\nowner: {{name: ada, uid: 2001, gid: 2001}}\n"
+                    f"storage: {{home: {home}}}\ncommand: [sleep, \"100000\"]\n")
+    return agent.run("launch", "--no-wait", path)
+
+
+def test_homes_that_hang_hold_up_nobody_else(agent):
+    agent.launch("runs", "sleep 100000")
+    agent.wait("runs", "READY")
+    point = pathlib.Path(f"/tmp/carrel-deadlines-silent-{os.getpid()}")
+    point.mkdir()
+    files = subprocess.Popen([sys.executable, pathlib.Path(__file__).parent / "silent_files.py", point, "2001"], stdout=subprocess.PIPE)
+    assert files.stdout.readline() == b"mounted\n"
+    names = [f"hangs-{n}" for n in range(5)]
+    times = []
+    try:
+        for number, name in enumerate(names):
+            done = launch_with_home(agent, name, f"{point}/home-{number}")
+            assert done.returncode == 0, done
+        until(lambda: any(f"storage {point}" in sentence for sentence in degraded(agent)), lambda: f"its threads are all taken: {degraded(agent)}")
+        for number in range(4):
+            times.append(milliseconds_to_ready(agent, f"elsewhere-{number}"))
+            check_answers(agent, ("exec", "runs", "--", "true"), ("image", "ls"), ("ps",), ("top",))
+            time.sleep(0.5)
+        assert [agent.get(name)["state"] for name in names] == ["STATE_PREPARING"] * 5
+        # One that hangs can be stopped.
+        check_answers(agent, ("stop", names[0], "--time", "0"), seconds=5)
+    finally:
+        # What waits for it fails.
+        files.kill()
+        files.wait()
+        subprocess.run(["umount", "-l", point])
+        point.rmdir()
+    print(f"launch to ready elsewhere: {[round(t) for t in times]} ms")
+    assert max(times) < 2000, times
+    for name in names:
+        agent.wait(name, "STOPPED", "FAILED", "READY")
+    remove(agent, "runs", *names, *(f"elsewhere-{n}" for n in range(4)))
+    judge(agent)
