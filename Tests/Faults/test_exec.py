@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import queue
+import random
 import re
 import signal
 import socket
@@ -17,7 +18,7 @@ import time
 
 import grpc
 import pytest
-from conftest import BIN, ROOT, SUBNETS, destroy, judge, make, node_info, pids, sandbox_of, until
+from conftest import BIN, ROOT, SUBNETS, destroy, judge, make, pids, sandbox_of, until
 
 PREFIX = "crx"
 SUBNETS.setdefault(PREFIX, 95)
@@ -58,7 +59,9 @@ class Room:
         agent.wait(id, "READY")
         self.home = agent.directory / "homes" / "ada"
         self.supervisor, self.init = sorted(pids(agent, id), key=namespace_depth)
-        self.namespace = os.readlink(f"/proc/{self.init}/ns/pid")
+        # Held, so that its number does not come to mean another one's.
+        self.held = os.open(f"/proc/{self.init}/ns/pid", os.O_RDONLY)
+        self.namespace = os.readlink(f"/proc/self/fd/{self.held}")
         self.tool = set(self.inside())
 
     def inside(self):
@@ -77,7 +80,9 @@ class Room:
         return {pid: line for pid, line in self.inside().items() if pid not in self.tool}
 
     def remove(self):
-        assert self.agent.do("rm", "--force", self.id).returncode == 0
+        os.close(self.held)
+        if self.agent.get(self.id):
+            assert self.agent.do("rm", "--force", self.id).returncode == 0
 
 
 def namespace_depth(pid):
@@ -91,8 +96,7 @@ def room(agent, request):
         agent.start()
     room = Room(agent, re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip("-"))
     yield room
-    if agent.get(room.id):
-        room.remove()
+    room.remove()
 
 
 def cli(agent, *arguments, **options):
@@ -550,6 +554,23 @@ def test_each_program_is_an_event_without_its_arguments(agent, stubs, room):
     files = [agent.directory / "carreld.log", *(path for path in agent.state.rglob("*") if path.is_file() and "images" not in path.parts)]
     assert len(files) > 3
     assert not [path for path in files if word.encode() in path.read_bytes()]
+    judge(agent)
+
+
+def test_a_program_that_was_started_has_an_end_on_record(agent, stubs, room):
+    """Clients that leave at any moment of the start."""
+    with connect(agent.socket) as channel:
+        for number in range(200):
+            call = Call(channel, room.id, "sleep", "1000", terminal=number % 2 == 0)
+            time.sleep(random.random() * 0.02)
+            call.call.cancel()
+            call.end()
+    until(lambda: not room.left(), room.left, 4)
+    time.sleep(0.5)
+    events = exec_events(agent, room)
+    started = [a for type, a in events if type == "ExecStarted"]
+    ended = [a for type, a in events if type == "ExecEnded" and "it was not started" not in a.get("outcome", "")]
+    assert len(started) == len(ended), (len(started), len(ended))
     judge(agent)
 
 

@@ -790,7 +790,7 @@ package nonisolated struct Carrel_V1_Event: @unchecked Sendable {
     set {_uniqueStorage()._sequence = newValue}
   }
 
-  /// Created, Preparing, Starting, Ready, Stopping, Stopped, Failed, Restarting, RestartsEnded, Deleted, OutOfMemory, CredentialsUpdated, CredentialsIssued, CredentialsFailed, CredentialsRevoked, CredentialsExpiring, CredentialsRemoved, HomeFilling, DatasetAttached, DatasetChanged, DatasetDetached, Rescue, ImageChanged, StaleCredentials, Adopted, Recovered, Quarantined; of the node itself (no workspace): Swept, DrainBegan, DrainEnded
+  /// Created, Preparing, Starting, Ready, Stopping, Stopped, Failed, Restarting, RestartsEnded, Deleted, OutOfMemory, ExecStarted, ExecEnded, CredentialsUpdated, CredentialsIssued, CredentialsFailed, CredentialsRevoked, CredentialsExpiring, CredentialsRemoved, HomeFilling, DatasetAttached, DatasetChanged, DatasetDetached, Rescue, ImageChanged, StaleCredentials, Adopted, Recovered, Quarantined; of the node itself (no workspace): Swept, DrainBegan, DrainEnded
   package var type: String {
     get {_storage._type}
     set {_uniqueStorage()._type = newValue}
