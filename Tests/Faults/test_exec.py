@@ -80,7 +80,9 @@ class Room:
         return {pid: line for pid, line in self.inside().items() if pid not in self.tool}
 
     def remove(self):
-        os.close(self.held)
+        if self.held is not None:
+            os.close(self.held)
+        self.held = None
         if self.agent.get(self.id):
             assert self.agent.do("rm", "--force", self.id).returncode == 0
 
@@ -368,6 +370,7 @@ def test_there_is_a_limit_and_the_next_is_refused_at_once(agent, stubs, room):
             call.rest()
         assert ended.value.code() == grpc.StatusCode.UNAVAILABLE and "ended before the program" in ended.value.details(), ended.value
     channel.close()
+    room.remove()
     judge(agent)
 
 
@@ -478,6 +481,7 @@ def test_a_drain_does_not_wait_for_programs(agent, room):
     assert done.returncode == 0 and seconds < 8, (done, seconds)
     assert ended["state"] == "STATE_STOPPED" and ended["reason"]["code"] == "Drained", ended
     assert not room.inside()
+    room.remove()
     judge(agent)
 
 

@@ -100,6 +100,8 @@ final class FakeSandboxes: SandboxDriver {
     var removed: [String] = []
     var killed: [String] = []
     var failsToCreate = false
+    /// What `create` and `connect` wait for.
+    var gate: Promise<Void>?
   }
   let state = Mutex(State())
 
@@ -118,7 +120,8 @@ final class FakeSandboxes: SandboxDriver {
   func put(_ exit: ExitRecord, of place: SandboxPlace?) { state.withLock { $0.exits[place?.id ?? ""] = exit } }
 
   func create(_ place: SandboxPlace, for workspace: String) async throws -> any SandboxLink {
-    try state.withLock { state in
+    try await passGate()
+    return try state.withLock { state in
       if state.failsToCreate { throw TestFailure("no more processes") }
       let link = FakeLink()
       state.links.append(link)
@@ -127,7 +130,15 @@ final class FakeSandboxes: SandboxDriver {
     }
   }
 
-  func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)? { state.withLock { $0.living[place.id] } }
+  func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)? {
+    try await passGate()
+    return state.withLock { $0.living[place.id] }
+  }
+  private func passGate() async throws {
+    let gate = state.withLock { $0.gate }
+    if let gate { _ = try await gate.value }
+  }
+
   func hasPlan(_ place: SandboxPlace) async throws -> Bool { state.withLock { $0.plans.contains(place.id) } }
   func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws { state.withLock { _ = $0.plans.insert(place.id) } }
   func exitRecord(_ place: SandboxPlace) async throws -> ExitRecord? { state.withLock { $0.exits[place.id] } }

@@ -104,6 +104,33 @@ import Testing
     #expect(bench.sandboxes.links.count == 2)
   }
 
+  @Test("a deletion between two attempts is the end: no other follows") func deletedWhilePausing() async throws {
+    let bench = try Bench(Bench.spec { $0.lifecycle.restartPolicy = .always })
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    bench.sandboxes.put(.ended(.exited(0)), of: bench.workspace.record.sandbox)
+    link.report(.ended(.exited(0)))
+    link.end()
+    try await bench.until(.stopped)
+    // It may come before the pause has begun, or in it.
+    try await bench.workspace.delete()
+    await life.value
+    #expect(bench.sandboxes.links.count == 1 && bench.events.types.last == "Deleted")
+  }
+
+  @Test("a stop between two attempts holds, also before the pause has begun") func stoppedBetween() async throws {
+    let bench = try Bench(Bench.spec { $0.lifecycle.restartPolicy = .always })
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    bench.sandboxes.put(.ended(.exited(0)), of: bench.workspace.record.sandbox)
+    link.report(.ended(.exited(0)))
+    link.end()
+    try await bench.until(.stopped)
+    _ = try await bench.workspace.stop(grace: nil, by: "me")
+    await life.value
+    #expect(bench.sandboxes.links.count == 1 && bench.events.types.last == "RestartsEnded")
+  }
+
   @Test("credentials are with the supervisor before the launch is on record") func entrusted() async throws {
     let bench = try Bench(Bench.spec { $0.credentials = ["key"] })
     bench.events.become(.hangs)
@@ -166,6 +193,35 @@ import Testing
     let bench = try Self.recovered(state, nil, plan: true, exit: .ended(.exited(48)))
     await bench.workspace.live(.recovered)
     #expect(bench.workspace.record.reason?.code == .exited && bench.workspace.record.reason?.exitCode == 48)
+  }
+
+  @Test("an agent that ends while it waits for a supervisor kills nothing and records nothing") func cancelledRecovery() async throws {
+    let bench = try Self.recovered(.ready, FakeLink(.started(pid: getpid())), plan: true)
+    bench.sandboxes.state.withLock { $0.gate = Promise() }
+    let workspace = bench.workspace
+    let life = Task { await workspace.live(.recovered) }
+    try await Task.sleep(for: .milliseconds(20))
+    life.cancel()
+    await life.value
+    #expect(bench.events.types.isEmpty && bench.sandboxes.state.withLock { $0.killed.isEmpty })
+    #expect(workspace.record.state == .ready)
+  }
+
+  @Test("a supervisor that goes while its plan is made: the launch is tried again") func lostDuringPrepare() async throws {
+    let gate = Promise<Void>()
+    let bench = try Bench(Bench.spec(), FakeFeature(gate: gate))
+    let life = try await bench.launch()
+    try await bench.feature.wait(for: "prepare")
+    let first = try await bench.sandboxes.link(0)
+    bench.sandboxes.state.withLock { $0.living = [:] }
+    first.end()
+    gate.fulfil(.success(()))
+    let second = try await bench.start(1)
+    bench.sandboxes.put(.ended(.exited(4)), of: bench.workspace.record.sandbox)
+    second.report(.ended(.exited(4)))
+    second.end()
+    await life.value
+    #expect(bench.workspace.record.reason?.exitCode == 4 && bench.events.types.contains("Restarting"))
   }
 
   @Test("a supervisor lost before its plan: the launch is tried again, unless its credentials went with it")
@@ -299,6 +355,31 @@ import Testing
     #expect(sandboxes.links.count == 1)
     await #expect(throws: AgentError.self) { try await node.launch(Bench.spec { $0.command = ["/bin/false"] }, credentials: []) }
     #expect(await node.list().count == 1)
+  }
+
+  @Test("a stop that comes while a launch is accepted takes effect after it, and nothing is left") func stopDuringAcceptance() async throws {
+    let sandboxes = FakeSandboxes()
+    let (node, state) = try node(sandboxes)
+    defer { try? FileManager.default.removeItem(atPath: state) }
+    let running = Task {
+      await withDiscardingTaskGroup { group in
+        group.addTask { try? await node.sink.run() }
+        group.addTask { await node.runLives() }
+      }
+    }
+    defer { running.cancel() }
+    let gate = Promise<Void>()
+    sandboxes.state.withLock { $0.gate = gate }
+    let spec = Bench.spec { $0.credentials = ["key"] }
+    let launching = Task { try await node.launch(spec, credentials: [Credential(name: "key", content: [1])]) }
+    while await node.list().isEmpty { try await Task.sleep(for: .milliseconds(1)) }
+    let stopping = Task { try await node.stop("a", grace: 0, by: "me") }
+    try await Task.sleep(for: .milliseconds(20))
+    gate.fulfil(.success(()))
+    #expect(try await launching.value.created)
+    #expect(try await stopping.value.state == .stopped)
+    try await node.delete("a")
+    #expect(try await node.launch(Bench.spec("b"), credentials: []).created)
   }
 
   @Test("a spec that no longer can be fulfilled still finds its workspace") func idempotent() async throws {

@@ -138,7 +138,7 @@ package actor Node {
   /// Returns when `run` has taken over what an earlier agent left; throws where it cannot.
   package nonisolated func untilRecovered() async throws { try await recovered.value }
 
-  private nonisolated func runLives() async {
+  nonisolated func runLives() async {
     await withDiscardingTaskGroup { lives in
       for await body in beginnings { lives.addTask { await body() } }
       lives.cancelAll()
