@@ -363,7 +363,7 @@ def leftovers(agent, workspaces):
         left += [f"folder of sandbox {p.name}" for p in (agent.state / "sandboxes").iterdir() if p.name not in names]
         # The output alone outlives the sandbox that wrote it.
         legacy = {s.name for id, s in occupied.items() if s.folder.parent.name == "workspaces"}
-        left += [str(p) for p in (agent.state / "workspaces").glob("*/*") if p.name != "log" and p.parent.name not in legacy]
+        left += [str(p) for p in (agent.state / "workspaces").glob("*/*") if p.name not in ("log", "record.json") and p.parent.name not in legacy]
     return left
 
 

@@ -18,7 +18,7 @@ import time
 
 import grpc
 import pytest
-from conftest import BIN, ROOT, SUBNETS, destroy, judge, make, pids, sandbox_of, until
+from conftest import BIN, ROOT, SUBNETS, destroy, judge, make, pids, until
 
 PREFIX = "crx"
 SUBNETS.setdefault(PREFIX, 95)
@@ -107,9 +107,10 @@ def cli(agent, *arguments, **options):
 
 def run(agent, *arguments, limit=10, **options):
     """The finished command, and its seconds."""
+    options.setdefault("stdin", None if "input" in options else subprocess.DEVNULL)
     begun = time.monotonic()
     done = subprocess.run([BIN / "carrel", *map(str, arguments)], capture_output=True, timeout=limit,
-                          env={**os.environ, "CARREL_SOCKET": agent.socket}, **{"stdin": subprocess.DEVNULL, **({} if "input" not in options else {"stdin": None}), **options})
+                          env={**os.environ, "CARREL_SOCKET": agent.socket}, **options)
     return done, time.monotonic() - begun
 
 
