@@ -180,7 +180,7 @@ package final class Supervisor {
       reply(.done, to: number, on: id)
     case .execHangUp(let session):
       if let running = execs.number(of: session, on: id) {
-        execs.leave(running)
+        execs.hangUp(running)
         request(.execHangUp(session: running))
       }
       reply(.done, to: number, on: id)
@@ -546,10 +546,15 @@ private struct ExecTable {
     return left
   }
 
-  mutating func leave(_ session: UInt32) {
+  private mutating func leave(_ session: UInt32) {
+    hangUp(session)
+    for index in entries.indices where entries[index].session == session { entries[index].client = nil }
+  }
+
+  /// Its client still hears of its end.
+  mutating func hangUp(_ session: UInt32) {
     for index in entries.indices where entries[index].session == session {
-      entries[index].client = nil
-      entries[index].killAt = Clock.boottime + ExecTable.grace
+      entries[index].killAt = entries[index].killAt ?? Clock.boottime + ExecTable.grace
     }
   }
 

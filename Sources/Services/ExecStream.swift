@@ -6,6 +6,7 @@ internal import Concurrency
 internal import GRPCCore
 internal import Linux
 internal import Supervision
+internal import Synchronization
 internal import SwiftProtobuf
 internal import Workspaces
 
@@ -27,19 +28,17 @@ struct ExecStream: Sendable {
         within: CallLimit.execStart, else: AgentError(.invalidArgument, "message: the first, `start`, did not come in time"))
       let program = try await begin(first)
       session.fulfil(.success(program.session))
-      var outcome: ExecSession.Outcome?
+      let outcome: ExecSession.Outcome
       do {
         try await response.write(.with { $0.started = true })
         try await pump(program.session)
-        let ended = try await program.session.outcome()
-        outcome = ended
-        try await report(ended, first.id)
+        outcome = try await program.session.outcome()
       } catch {
-        program.session.hangUp()
-        await program.ended(outcome)
+        await program.abandon()
         throw error
       }
       await program.ended(outcome)
+      try await report(outcome, first.id)
     }
   }
 
@@ -47,7 +46,39 @@ struct ExecStream: Sendable {
     let request = ExecAsked(
       command: start.command, environment: start.environment, directory: start.workingDirectory,
       terminal: start.terminal, rows: start.hasSize ? start.size.rows : 24, columns: start.hasSize ? start.size.columns : 80)
-    return try await node.calls.run("Exec", within: CallLimit.execStart) { try await node.exec(start.id, request, by: by) }
+    let handover = Handover()
+    do {
+      return try await node.calls.run("Exec", within: CallLimit.execStart) {
+        let program = try await node.exec(start.id, request, by: by)
+        // Nobody waits for it any more.
+        if !handover.offer(program) { await program.abandon() }
+        return program
+      }
+    } catch {
+      await handover.giveUp()?.abandon()
+      throw error
+    }
+  }
+
+  /// A program on its way from who started it to who asked for it, each of whom may find the other gone.
+  private final class Handover: Sendable {
+    private let state = Mutex<(program: RunningProgram?, isGivenUp: Bool)>((nil, false))
+
+    /// False where it is not wanted any more.
+    func offer(_ program: RunningProgram) -> Bool {
+      state.withLock { state in
+        if state.isGivenUp { return false }
+        state.program = program
+        return true
+      }
+    }
+
+    func giveUp() -> RunningProgram? {
+      state.withLock { state in
+        state.isGivenUp = true
+        return state.program
+      }
+    }
   }
 
   // -------------------------------------------------------------------- output

@@ -71,6 +71,12 @@ struct PeerInterceptor: ServerInterceptor {
         ])
       throw RPCError(code: .permissionDenied, message: "uid \(fields.first ?? "unknown") is not on this agent's allow-list (allowedUIDs)")
     }
-    return try await PeerInterceptor.$caller.withValue("uid \(fields[0]), pid \(fields[1])") { try await next(request, context) }
+    let caller = "uid \(fields[0]), pid \(fields[1])"
+    let response = try await PeerInterceptor.$caller.withValue(caller) { try await next(request, context) }
+    // What a streaming call answers is made after this has returned.
+    guard case .success(var contents) = response.accepted else { return response }
+    let producer = contents.producer
+    contents.producer = { writer in try await PeerInterceptor.$caller.withValue(caller) { try await producer(writer) } }
+    return StreamingServerResponse(accepted: .success(contents))
   }
 }

@@ -11,7 +11,8 @@ func untilCancelled(_ context: ServerContext, _ body: @escaping @Sendable () asy
     group.addTask { try await body() }
     group.addTask {
       try await context.cancellation.cancelled
-      throw RPCError(code: .cancelled, message: "the client has gone, or the agent ends")
+      // A client that is still there may try again: the next agent answers it.
+      throw RPCError(code: .unavailable, message: "the agent ends; retry")
     }
     defer { group.cancelAll() }
     try await group.next()

@@ -58,6 +58,20 @@ package final class ExecSession: Sendable {
     control.hangUp()
   }
 
+  /// Hangs up on the program, and reads what it still writes until it has ended: with nobody at its pipes it would be ended by SIGPIPE in
+  /// what it does on a hang-up. Returns how it ended; nil where that takes longer than SIGKILL takes.
+  package func abandon() async -> Outcome? {
+    hangUp()
+    for _ in 0..<200 {
+      for stream in [output, errors].compactMap({ $0 }) {
+        while case .bytes = ExecSession.readNow(stream) {}
+      }
+      if hasEnded { return try? await end.value }
+      try? await Task.sleep(for: .milliseconds(20))
+    }
+    return nil
+  }
+
   /// Writes input as the program takes it. Errors mean that it does not read any more, and are ignored as a shell
   /// ignores them.
   package func write(_ bytes: [UInt8]) async {

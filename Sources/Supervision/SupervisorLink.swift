@@ -212,10 +212,7 @@ package final class SupervisorLink: SandboxLink {
     let (id, promise) = try post(.exec(request), passing: streams.far, exec: outcome)
     let control = ExecControl(
       signal: { [weak self] number in try? self?.send(.execSignal(session: id, signal: number)) },
-      hangUp: { [weak self] in
-        try? self?.send(.execHangUp(session: id))
-        self?.forget(id)
-      })
+      hangUp: { [weak self] in try? self?.send(.execHangUp(session: id)) })
     do {
       let reply = try await SupervisorLink.reply(promise, within: limit)
       switch reply.reply {

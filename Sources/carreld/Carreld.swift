@@ -70,6 +70,16 @@ struct Carreld: AsyncParsableCommand {
       ] + links.map { .init(service: LinkService(node: node, link: $0)) }, gracefulShutdownSignals: [.sigterm, .sigint], logger: logger)
     // For a client that does not read: its calls are cut off.
     services.maximumGracefulShutdownDuration = .seconds(5)
+    // A client that is suspended keeps its connection, and would keep the server, for ever.
+    let patience = Task {
+      for await _ in await UnixSignalsSequence(trapping: .sigterm, .sigint) {
+        try await Task.sleep(for: .seconds(6))
+        await node.retire()
+        logger.notice("ended; workspaces go on, and a client did not let go of its connection")
+        Foundation.exit(0)
+      }
+    }
+    defer { patience.cancel() }
     do { try await ServiceGroup(configuration: services).run() } catch is CancellationError {}
     await node.retire()
     // Workspaces go on: the next agent finds them.

@@ -26,7 +26,16 @@ final class JournalSink: EventSink {
   private let journal: Journal
   private let feed: EventFeed
   private let logger: Logger
-  private let waiting = Mutex<[Commit]>([])
+  private struct State {
+    var waiting: [Commit] = []
+    /// How many are being committed, and since when.
+    var committing = 0
+    var since: ContinuousClock.Instant?
+  }
+
+  private let state = Mutex(State())
+  /// More that may be refused are refused.
+  private static let limit = 10_000
   private let wakes: AsyncStream<Void>
   private let wake: AsyncStream<Void>.Continuation
   /// Kept when the journal cannot be trusted any more.
@@ -39,13 +48,25 @@ final class JournalSink: EventSink {
     (wakes, wake) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
   }
 
+  /// What waits for the disk: how many commits, and for how long, in seconds. Nil where nothing has waited for long.
+  var congestion: (commits: Int, seconds: Int64)? {
+    state.withLock { state in
+      guard let since = state.since, since.duration(to: .now) > .seconds(2) else { return nil }
+      return (state.committing + state.waiting.count, since.duration(to: .now).components.seconds)
+    }
+  }
+
   /// Throws when the journal's disk has failed.
   func untilFailure() async throws { try await failure.value }
 
   func submit(_ entries: [Journal.Entry], insists: Bool) -> Promise<Void> {
     let commit = Commit(entries: entries, insists: insists, done: Promise())
-    waiting.withLock { $0.append(commit) }
-    wake.yield()
+    let isTaken = state.withLock { state in
+      guard insists || state.waiting.count < JournalSink.limit else { return false }
+      state.waiting.append(commit)
+      return true
+    }
+    if isTaken { wake.yield() } else { commit.done.fulfil(.failure(LaneError.full(lane: "journal", queued: JournalSink.limit))) }
     return commit.done
   }
 
@@ -54,9 +75,10 @@ final class JournalSink: EventSink {
   func run() async throws {
     for await _ in wakes {
       while true {
-        let together = waiting.withLock { waiting in
-          defer { waiting = [] }
-          return waiting
+        let together = state.withLock { state in
+          defer { state.waiting = [] }
+          (state.committing, state.since) = (state.waiting.count, state.waiting.isEmpty ? nil : .now)
+          return state.waiting
         }
         if together.isEmpty { break }
         try await commit(together)

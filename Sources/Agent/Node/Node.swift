@@ -338,8 +338,10 @@ package actor Node {
   /// What is slow or stuck just now, a sentence each.
   package nonisolated var congestion: [String] {
     let calls = calls.gauge
+    let journal = sink.congestion.map { ["journal: \($0.commits) events wait for the disk, for up to \($0.seconds) s"] } ?? []
     let busy = services.lanes.gauges.filter { $0.running == $0.width && ($0.queued > 0 || $0.oldestSeconds > 10) }
-    return busy.map { gauge in
+    return journal
+      + busy.map { gauge in
       "\(gauge.name): all \(gauge.width) threads are busy, for up to \(Int(gauge.oldestSeconds)) s, and \(gauge.queued) requests wait"
     } + (calls.overdue.isEmpty ? [] : ["calls whose time is over go on: \(calls.overdue.joined(separator: ", "))"])
   }

@@ -46,14 +46,20 @@ package struct RunningProgram: Sendable {
   fileprivate let attributes: [String: String]
   fileprivate let began: ContinuousClock.Instant
 
-  /// To be called once: how it ended; nil where its client had gone before that.
-  package func ended(_ outcome: ExecSession.Outcome?) async {
+  /// Its client has gone: hangs up on it, and records how it ended. Goes on where the task that calls is cancelled.
+  package func abandon() async {
+    await Task { await ended(await session.abandon(), clientLeft: true) }.value
+  }
+
+  /// To be called once, unless it is abandoned: how it ended; nil where that is not known.
+  package func ended(_ outcome: ExecSession.Outcome?, clientLeft: Bool = false) async {
     var attributes = attributes
+    if clientLeft { attributes["client"] = "left; the program was hung up on" }
     switch outcome {
     case .ended(.exited(let code))?: attributes["exitCode"] = "\(code)"
     case .ended(.signalled(let signal))?: attributes["signal"] = "\(signal)"
     case .lost?: attributes["outcome"] = "the workspace ended first"
-    case nil: attributes["outcome"] = "the client left, and the program was hung up on"
+    case nil: attributes["outcome"] = "its end is not known"
     }
     let elapsed = began.duration(to: .now).components
     attributes["milliseconds"] = "\(elapsed.seconds * 1000 + elapsed.attoseconds / 1_000_000_000_000_000)"
