@@ -553,7 +553,7 @@ def test_each_program_is_an_event_without_its_arguments(agent, stubs, room):
     assert events == [
         {"type": "ExecStarted", **shell, "arguments": "3"}, {"type": "ExecEnded", **shell, "arguments": "3", "exitCode": "7"},
         {"type": "ExecStarted", **shell, "arguments": "2"}, {"type": "ExecEnded", **shell, "arguments": "2", "signal": "15"},
-        {"type": "ExecStarted", **sleep}, {"type": "ExecEnded", **sleep, "outcome": "the client left, and the program was hung up on"}], events
+        {"type": "ExecStarted", **sleep}, {"type": "ExecEnded", **sleep, "client": "left; the program was hung up on", "signal": "1"}], events
     assert failed["type"] == "ExecEnded" and failed["program"] == "no-such-program" and "it was not started" in failed["outcome"], failed
     # Nowhere in journal, records and log.
     files = [agent.directory / "carreld.log", *(path for path in agent.state.rglob("*") if path.is_file() and "images" not in path.parts)]
