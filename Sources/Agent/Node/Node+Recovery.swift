@@ -148,8 +148,11 @@ extension Node {
     let known = Set(workspaces.keys)
     let outputs = try await services.lanes.launch.run { () -> [String] in
       // A sandbox that was set aside still writes its output, and whose it is no record says.
-      guard ((try? FileManager.default.contentsOfDirectory(atPath: state + "/quarantine")) ?? []).isEmpty else { return [] }
-      return try Node.folders(state, "workspaces").map { String($0.split(separator: "/")[1]) }.filter { !known.contains($0) }
+      let isAside = !((try? FileManager.default.contentsOfDirectory(atPath: state + "/quarantine")) ?? []).isEmpty
+      return try Node.folders(state, "workspaces").map { String($0.split(separator: "/")[1]) }.filter { name in
+        let output = (try? FileManager.default.contentsOfDirectory(atPath: "\(state)/workspaces/\(name)/log")) ?? []
+        return !known.contains(name) && (!isAside || output.isEmpty)
+      }
     }
     for name in outputs.sorted() {
       logger.notice("removing the rest of a workspace", metadata: ["folder": "\(name)"])
