@@ -84,6 +84,8 @@ package enum Process {
 
   /// For a process of a few milliseconds: memory is taken in one piece and never given back before its end.
   package static func keepMemory() { clx_keep_memory() }
+  /// Gives memory that is free back to the kernel: for a process that has done the most of its work and will live for long.
+  package static func trimMemory() { clx_trim_memory() }
 
   package static func setName(_ name: String) { _ = name.withCString { clx_set_process_name($0) } }
   package static func becomeUndumpable() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_DUMPABLE), 0, 0)) }

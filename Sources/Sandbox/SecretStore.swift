@@ -19,7 +19,13 @@ struct SecretStore {
   private var waiting: [Entry] = []
   /// Material of the agent's own, never shown to the sandbox.
   private var held: [Entry] = []
-  /// The side of the sandbox's secrets that can be written to, and whose they are.
+  /// Where the sandbox's secrets are, and whose they are.
+  struct Place {
+    /// The side that can be written to; nil where the plan has none.
+    let folder: Handle?
+    let owner: (uid: UInt32, gid: UInt32)
+  }
+
   private var folder: Handle?
   private var owner: (uid: UInt32, gid: UInt32) = (0, 0)
 
@@ -37,9 +43,9 @@ struct SecretStore {
   }
 
   /// Puts what has waited into its place.
-  mutating func open(_ folder: Handle?, of plan: Plan) throws(StepFailure) {
-    self.folder = folder
-    owner = SecretStore.owner(plan)
+  mutating func open(_ place: Place) throws(StepFailure) {
+    folder = place.folder
+    owner = place.owner
     for entry in waiting {
       do throws(Errno) {
         try write(entry.name, try SecretStore.read(entry.file))
@@ -126,7 +132,7 @@ struct SecretStore {
   }
 
   /// The sandbox's user, as the host sees it.
-  private static func owner(_ plan: Plan) -> (uid: UInt32, gid: UInt32) {
+  static func owner(_ plan: Plan) -> (uid: UInt32, gid: UInt32) {
     var maps: (uids: [IDRange], gids: [IDRange]) = ([], [])
     for operation in plan.operations {
       if case .userNamespace(_, let uids, let gids) = operation { maps = (uids, gids) }

@@ -279,10 +279,23 @@ package final class Supervisor {
 
   private func launch() {
     enter(.preparing)
-    do throws(StepFailure) { try execute(try readPlan()) } catch {
+    let place: SecretStore.Place
+    do throws(StepFailure) { place = try execute(try readPlan()) } catch {
       write(.failed(error))
-      finish(.failed(error))
+      return finish(.failed(error))
     }
+    guard let launched else { return }
+    // The plan is free now, and there may be hundreds of supervisors; memory that is locked cannot be given back any more.
+    Process.trimMemory()
+    // From here on this process holds secrets.
+    Process.keepSecrets()
+    do throws(StepFailure) { try secrets.open(place) } catch {
+      return awaitEnd(.reported(.failed(error), .failed(error)))
+    }
+    Fault.at(.cloned)
+    // Before the child goes on, so that the agent connects the network while it makes its mounts.
+    enter(.created(pid: launched.pid), passing: [launched.process])
+    request(.proceed(pid: launched.pid))
   }
 
   private func readPlan() throws(StepFailure) -> Plan {
@@ -298,7 +311,8 @@ package final class Supervisor {
   package static let planName = "plan"
   package static let socketName = "shim.sock"
 
-  private func execute(_ plan: Plan) throws(StepFailure) {
+  /// Up to a child that waits for `proceed`. Apart, so that all that this needs of the plan is free when it returns.
+  private func execute(_ plan: Plan) throws(StepFailure) -> SecretStore.Place {
     do throws(Errno) { try ExitRecord.reserve(in: folder.descriptor) } catch {
       throw StepFailure("reserve room for the exit record", error)
     }
@@ -327,13 +341,10 @@ package final class Supervisor {
     guard let process = try host.clone() else {
       becomeInit(plan, host, ParentSocket(control.1), output: output.writing, errors: errors.writing)
     }
-    // From here on this process holds secrets.
-    Process.keepSecrets()
     let socket = InitSocket(control.0)
     // A child that waits for `proceed` for ever must not be left behind.
     do throws(StepFailure) {
       try host.complete(child: process)
-      try secrets.open(host.secrets, of: plan)
     } catch {
       do throws(Errno) {
         try process.signal(Signals.kill)
@@ -347,10 +358,7 @@ package final class Supervisor {
     output.closeWriting()
     errors.closeWriting()
     host.closeMounts()
-    Fault.at(.cloned)
-    // Before the child goes on, so that the agent connects the network while it makes its mounts.
-    enter(.created(pid: process.pid), passing: [process.handle])
-    request(.proceed(pid: process.pid))
+    return SecretStore.Place(folder: host.secrets, owner: SecretStore.owner(plan))
   }
 
   private static func log(_ plan: Plan, _ folder: Handle) -> OutputLog {
@@ -426,7 +434,8 @@ package final class Supervisor {
     guard let received else { return awaitEnd(.unreported) }
     switch received.message {
     case .waiting: enter(.waiting(pid: child.pid))
-    case .started: enter(.started(pid: child.pid))
+    case .started:
+      enter(.started(pid: child.pid))
     case .failed(let failure): awaitEnd(.reported(.failed(failure), .failed(failure)))
     case .exited(let ended): awaitEnd(.reported(.ended(ended), .ended(ended)))
     case .execStarted(let session):

@@ -314,6 +314,7 @@ static inline void clx_keep_memory(void) {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_MMAP_THRESHOLD, 1 << 28);
 }
+static inline void clx_trim_memory(void) { malloc_trim(0); }
 static inline void clx_default_signals(void) {
   // Handlers go at execve(2) in any case. Those that a parent ignores, and with it all its children, are of this range:
   // a shell's nohup and background jobs, an interpreter's SIGPIPE.
