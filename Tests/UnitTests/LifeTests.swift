@@ -357,7 +357,8 @@ import Testing
     #expect(await node.list().count == 1)
   }
 
-  @Test("a stop that comes while a launch is accepted takes effect after it, and nothing is left") func stopDuringAcceptance() async throws {
+  @Test("a stop that comes while a launch is accepted takes effect after it, and nothing is left") func stopDuringAcceptance() async throws
+  {
     let sandboxes = FakeSandboxes()
     let (node, state) = try node(sandboxes)
     defer { try? FileManager.default.removeItem(atPath: state) }

@@ -342,8 +342,8 @@ package actor Node {
     let busy = services.lanes.gauges.filter { $0.running == $0.width && ($0.queued > 0 || $0.oldestSeconds > 10) }
     return journal
       + busy.map { gauge in
-      "\(gauge.name): all \(gauge.width) threads are busy, for up to \(Int(gauge.oldestSeconds)) s, and \(gauge.queued) requests wait"
-    } + (calls.overdue.isEmpty ? [] : ["calls whose time is over go on: \(calls.overdue.joined(separator: ", "))"])
+        "\(gauge.name): all \(gauge.width) threads are busy, for up to \(Int(gauge.oldestSeconds)) s, and \(gauge.queued) requests wait"
+      } + (calls.overdue.isEmpty ? [] : ["calls whose time is over go on: \(calls.overdue.joined(separator: ", "))"])
   }
 
   package nonisolated func datasetRegistry() async throws -> DatasetRegistry { try await features.datasets.readRegistry() }
