@@ -281,7 +281,9 @@ def test_a_torn_end_is_no_event(node):
         assert agent.wait("last", "STOPPED")["reason"]["exit_code"] == 3, "what the torn commit told is told again"
         events, _, stream, _ = agent.records()
         assert stream["loss"] is None and [e["sequence"] for e in events] == list(range(1, stream["head"] + 1))
-        assert [e["type"] for e in events if e["workspace"] == "last"] == ["Created", "Preparing", "Starting", "Ready", "Stopped"]
+        # A run this short may have ended before it is told as ready.
+        told = [e["type"] for e in events if e["workspace"] == "last"]
+        assert [type for type in told if type != "Ready"] == ["Created", "Preparing", "Starting", "Stopped"], told
         heads.append(stream["head"])
         agent.stop()
     assert len(heads) == 6

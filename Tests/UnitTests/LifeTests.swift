@@ -264,6 +264,16 @@ import Testing
     await rebooted.workspace.live(.recovered)
     #expect(rebooted.workspace.record.reason?.code == .lost)
     #expect(rebooted.events.types == ["Stopped"])
+
+    // One that had ended before it: its status is known, and not how long it ran, for the clock is another.
+    let ended = try Self.recovered(.ready, nil, plan: true) {
+      $0.bootID = "another"
+      $0.startedNanoseconds = 1
+    }
+    ended.sandboxes.put(.ended(.exited(4)), of: ended.workspace.record.sandbox)
+    await ended.workspace.live(.recovered)
+    let reason = try #require(ended.workspace.record.reason)
+    #expect(reason.code == .exited && reason.exitCode == 4 && reason.ranMilliseconds == nil)
   }
 
   @Test("a stop that an earlier agent began is carried on, and says who asked") func stopResumed() async throws {

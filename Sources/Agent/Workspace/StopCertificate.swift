@@ -73,10 +73,11 @@ struct StopCertificate {
   }
 
   /// The reason with what is common to all ends.
-  static func complete(_ reason: Reason, of record: WorkspaceRecord, logTail: [String]?) -> Reason {
+  static func complete(_ reason: Reason, of record: WorkspaceRecord, bootID: String, logTail: [String]?) -> Reason {
     var reason = reason
     reason.stoppedBy = record.stopRequestedBy
-    if let started = record.startedNanoseconds, Clock.boottime > started, reason.code != .lost {
+    // The clock of another boot says nothing of how long it ran.
+    if let started = record.startedNanoseconds, record.bootID == bootID, Clock.boottime > started {
       reason.ranMilliseconds = UInt64((Clock.boottime - started) / 1_000_000)
     }
     reason.logTail = logTail?.map { printable($0, limit: 400) }

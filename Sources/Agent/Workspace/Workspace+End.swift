@@ -167,7 +167,7 @@ extension Workspace {
     let record = record
     let folder = HostSandboxes.logs(services.configuration.state, id)
     let tail = (try? await services.lanes.launch.run(within: .seconds(2)) { (try? LogReader(path: folder))?.tail(lines: 10) }) ?? nil
-    return StopCertificate.complete(reason, of: record, logTail: tail)
+    return StopCertificate.complete(reason, of: record, bootID: services.facts.bootID, logTail: tail)
   }
 
   private func oomVictim(_ place: SandboxPlace) async -> Reason.KilledProcess? {
