@@ -206,10 +206,12 @@ final class FakeFeature: WorkspaceFeature {
   static let name = "fake"
   private let state = Mutex<[String]>([])
   let gate: Promise<Void>?
+  let connection: Promise<Void>?
   let refusal: Refusal?
 
-  init(gate: Promise<Void>? = nil, refusal: Refusal? = nil) {
+  init(gate: Promise<Void>? = nil, connection: Promise<Void>? = nil, refusal: Refusal? = nil) {
     self.gate = gate
+    self.connection = connection
     self.refusal = refusal
   }
 
@@ -231,7 +233,11 @@ final class FakeFeature: WorkspaceFeature {
     }
     if let refusal { throw refusal }
   }
-  func connect(_ workspace: Workspace, _ sandbox: SandboxProcess) async throws(Refusal) { record("connect") }
+  func connect(_ workspace: Workspace, _ sandbox: SandboxProcess) async throws(Refusal) {
+    record("connect")
+    guard let connection else { return }
+    do { try await connection.value } catch { throw Refusal(.internal, "cancelled") }
+  }
   func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
     record(isAdopted ? "run adopted" : "run")
     if !isAdopted { await workspace.becameReady() }

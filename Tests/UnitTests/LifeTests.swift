@@ -207,6 +207,19 @@ import Testing
     #expect(workspace.record.state == .ready)
   }
 
+  @Test("an agent that ends while a sandbox is connected leaves it to the next one") func endDuringConnect() async throws {
+    let bench = try Bench(Bench.spec(), FakeFeature(connection: Promise()))
+    let life = try await bench.launch()
+    let link = try await bench.sandboxes.link(0)
+    try await link.wait(for: .launch)
+    link.report(.created(pid: getpid()))
+    try await bench.feature.wait(for: "connect")
+    life.cancel()
+    await life.value
+    #expect(!link.asked.contains(.kill) && bench.sandboxes.state.withLock { $0.killed.isEmpty })
+    #expect(bench.workspace.record.state == .preparing && bench.events.types == ["Created", "Preparing"])
+  }
+
   @Test("a supervisor that goes while its plan is made: the launch is tried again") func lostDuringPrepare() async throws {
     let gate = Promise<Void>()
     let bench = try Bench(Bench.spec(), FakeFeature(gate: gate))

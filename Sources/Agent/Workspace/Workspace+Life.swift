@@ -534,6 +534,8 @@ extension Workspace {
           try await connect()
           progress.isConnected = true
         } catch {
+          // Where this agent ends, the next one connects.
+          guard !Task.isCancelled else { return }
           progress.failure = error.reason
           try? link?.send(.kill)
         }
