@@ -58,7 +58,7 @@ def before():
 
     def load(thread):
         for index in range(1000):
-            accept(f"load-{thread}-{index}", "exit 6")
+            accept(f"load-{thread}-{index}", "sleep 1; exit 6")
 
     for thread in range(3):
         threading.Thread(target=load, args=[thread], daemon=True).start()

@@ -13,9 +13,9 @@ package struct ReadinessFeature: WorkspaceFeature {
     if let port = tool.port, let readiness = tool.readiness {
       do {
         try await ReadinessProbe.wait(host: record.address, port: port, probe: readiness)
-      } catch is CancellationError {
-        return
       } catch {
+        // Where this agent ends, the next one probes.
+        guard !Task.isCancelled else { return }
         return await workspace.condemn(Reason(.readinessTimeout, "\(error)"))
       }
     }
