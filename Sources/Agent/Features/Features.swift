@@ -56,7 +56,7 @@ package struct Features: Sendable {
   }
 }
 
-/// What each feature's state is decoded as. A test compares this with the list.
+/// What each feature's state is decoded as. `RecordTests.states` compares this with a list of its own.
 let featureStates: [String: any FeatureState.Type] = [
   HomeFeature.name: HomeFeature.State.self,
   DatasetsFeature.name: DatasetsFeature.State.self,
