@@ -22,7 +22,6 @@ package struct TooManyCalls: Error, Equatable, Sendable, CustomStringConvertible
 package final class CallRegistry: Sendable {
   private struct Call {
     let name: String
-    let began: ContinuousClock.Instant
     var isOverdue = false
     var task: Task<Void, Never>?
   }
@@ -79,7 +78,7 @@ package final class CallRegistry: Sendable {
     let number = state.withLock { state -> UInt64? in
       guard state.calls.count < limit else { return nil }
       state.next += 1
-      state.calls[state.next] = Call(name: name, began: .now)
+      state.calls[state.next] = Call(name: name)
       return state.next
     }
     guard let number else { throw TooManyCalls(limit: limit) }

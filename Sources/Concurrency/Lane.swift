@@ -42,13 +42,9 @@ package final class Lane: Sendable {
     package let oldestSeconds: Double
   }
 
-  private struct Work: Sendable {
-    let body: @Sendable () -> Void
-  }
-
   private struct State {
     /// First in, first out; `head` is the next to run.
-    var queue: [Work] = []
+    var queue: [@Sendable () -> Void] = []
     var head = 0
     var idle: [DispatchQueue]
     /// When what runs began, by a number of its own.
@@ -63,7 +59,7 @@ package final class Lane: Sendable {
   package let name: String
   package let width: Int
   private let queueLimit: Int
-  /// After so long in the same calls on all threads the lane counts as stuck; nil: work takes as long as it takes.
+  /// How long all threads may be in the same calls before more work is refused as stuck; nil: no limit.
   private let patience: Duration?
   private let state: Mutex<State>
 
@@ -118,7 +114,7 @@ package final class Lane: Sendable {
         let waiting = state.waiting(width)
         guard waiting < queueLimit else { return .failure(.full(lane: name, queued: waiting)) }
       }
-      state.queue.append(Work(body: body))
+      state.queue.append(body)
       return .success(state.idle.popLast())
     }
     if let worker = try outcome.get() { worker.async { [self] in drain(worker) } }
@@ -126,7 +122,7 @@ package final class Lane: Sendable {
 
   private func drain(_ worker: DispatchQueue) {
     while true {
-      let work = state.withLock { state -> (Work, UInt64)? in
+      let work = state.withLock { state -> (@Sendable () -> Void, UInt64)? in
         guard state.queued > 0 else {
           state.queue = []
           state.head = 0
@@ -143,8 +139,8 @@ package final class Lane: Sendable {
         state.running[state.next] = .now
         return (work, state.next)
       }
-      guard let (work, number) = work else { return }
-      work.body()
+      guard let (body, number) = work else { return }
+      body()
       state.withLock { _ = $0.running.removeValue(forKey: number) }
     }
   }

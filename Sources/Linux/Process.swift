@@ -71,6 +71,14 @@ package enum Process {
     return (Int32(ended), signal >= 0 ? .signalled(signal) : .exited(clx_exit_code(status)))
   }
 
+  /// Whether a process has ended, by its descriptor (pidfd_open(2)).
+  package static func hasEnded(_ process: Handle) throws(Errno) -> Bool {
+    var poller = Poller()
+    let slot = poller.add(process)
+    try poller.wait(milliseconds: 0)
+    return poller.isReady(slot)
+  }
+
   package static var id: Int32 { Int32(clx_getpid()) }
   package static var effectiveUser: UInt32 { UInt32(clx_geteuid()) }
   package static func kill(_ pid: Int32, _ signal: Int32) throws(Errno) { try check(clx_kill(pid, signal)) }

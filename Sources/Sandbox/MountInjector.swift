@@ -154,16 +154,13 @@ package struct MountInjector {
       return try inside("look at " + target) { (root) throws(Errno) in try Mount.id(try MountInjector.open(target, in: root)) }
     case .detach(let target, let id):
       return try inside("unmount " + target) { (root) throws(Errno) in
-        let folder = try MountInjector.open(target, in: root)
-        guard try Mount.id(folder) == id else { throw .noEntry }
-        try Mount.detach(folder)
+        try Mount.detach(try MountInjector.open(target, in: root, mount: id))
         return id
       }
     case .change(let target, let id, let readOnly):
       return try inside("change the mode of " + target) { (root) throws(Errno) in
-        let folder = try MountInjector.open(target, in: root)
-        guard try Mount.id(folder) == id else { throw .noEntry }
-        try Mount.setAttributes(folder, readOnly ? [.readOnly] : [], clearing: readOnly ? [] : [.readOnly])
+        try Mount.setAttributes(
+          try MountInjector.open(target, in: root, mount: id), readOnly ? [.readOnly] : [], clearing: readOnly ? [] : [.readOnly])
         return id
       }
     case .proceed: throw StepFailure("receive a request", .invalid)
@@ -174,6 +171,13 @@ package struct MountInjector {
 
   private static func open(_ target: String, in root: borrowing Descriptor) throws(Errno) -> Descriptor {
     try root.open(relative(target), [.path, .directory], resolving: walk)
+  }
+
+  /// `noEntry` where another mount is there than this one.
+  private static func open(_ target: String, in root: borrowing Descriptor, mount id: UInt64) throws(Errno) -> Descriptor {
+    let folder = try open(target, in: root)
+    guard try Mount.id(folder) == id else { throw .noEntry }
+    return folder
   }
 
   /// Makes what is missing of the way there.

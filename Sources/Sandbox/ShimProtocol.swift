@@ -115,8 +115,10 @@ package struct SupervisorHello: Equatable, Sendable {
   package let secrets: [String]
   package let servesCredentials: Bool
 
+  /// `version` 0: of a supervisor of commit 7ede341, which says nothing but its state.
   package init(
-    version: UInt64, capabilities: [String], state: SandboxState, held: [String], secrets: [String], servesCredentials: Bool
+    version: UInt64 = 0, capabilities: [String] = [], state: SandboxState, held: [String] = [], secrets: [String] = [],
+    servesCredentials: Bool = false
   ) {
     self.version = version
     self.capabilities = capabilities

@@ -188,15 +188,11 @@ package final class Supervisor {
       reply(state == .awaitingPlan ? .done : .refused(Errno.exists.code), to: number, on: id)
       if state == .awaitingPlan { launch() }
     default:
-      var passing: [Handle] = []
-      let answer: ShimReply
-      do throws(Errno) {
-        answer = .done
-        if let handle = try perform(message, descriptors) { passing = [handle] }
-      } catch {
+      let file: Handle?
+      do throws(Errno) { file = try perform(message, descriptors) } catch {
         return reply(.refused(error.code), to: number, on: id)
       }
-      reply(answer, to: number, on: id, passing: passing)
+      reply(.done, to: number, on: id, passing: file.map { [$0] } ?? [])
       if isDone { broadcast(.state(state)) }
     }
   }

@@ -22,8 +22,11 @@ package struct MessageSocket<Outgoing: WireMessage, Incoming: WireMessage>: Send
     package let descriptors: [Handle]
   }
 
+  /// Throws `messageTooLong` for a message that the other side would receive cut off.
   package func send(_ message: Outgoing, passing: [Handle] = [], wait: Bool = true) throws(Errno) {
-    try Socket.send(handle.descriptor, message.encoded(), passing: passing, wait: wait)
+    let bytes = message.encoded()
+    guard bytes.count <= Socket.messageLimit else { throw .messageTooLong }
+    try Socket.send(handle.descriptor, bytes, passing: passing, wait: wait)
   }
 
   /// The next message; nil when the other side has closed. `invalid` for a datagram that does not decode.

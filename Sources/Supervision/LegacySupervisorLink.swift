@@ -12,7 +12,7 @@ internal import Synchronization
 /// That protocol had no ids: a question goes over a connection of its own, of which the supervisor takes 64. This file goes with
 /// release 0.3, by when every workspace of 0.1 has been restarted.
 package final class LegacySupervisorLink: SandboxLink {
-  package let status: SandboxStatus
+  package let status: SupervisorHello
   package let reports: AsyncStream<ShimReport>
   package let process: SandboxProcess?
   private let connection: Handle
@@ -50,23 +50,17 @@ package final class LegacySupervisorLink: SandboxLink {
     self.connect = connect
     self.process = process
     changedMounts = changed
-    status = SandboxStatus(state: state, servesCredentials: true)
+    status = SupervisorHello(state: state, servesCredentials: true)
     let (stream, continuation) = AsyncStream<ShimReport>.makeStream()
     reports = stream
     let pid = process?.pid
-    try Readiness.shared.watch(connection) {
-      do throws(Errno) {
-        guard let raw = try Socket.receive(connection.descriptor, wait: false) else {
-          continuation.finish()
-          return false
-        }
-        if let report = Message(decoding: raw.bytes)?.report(pid) { continuation.yield(report) }
-        return true
-      } catch {
-        if error == .again { return true }
+    try Readiness.shared.receive(connection) { raw in
+      guard let raw else {
         continuation.finish()
         return false
       }
+      if let report = Message(decoding: raw.bytes)?.report(pid) { continuation.yield(report) }
+      return true
     }
   }
 
@@ -145,31 +139,24 @@ package final class LegacySupervisorLink: SandboxLink {
     let started = Promise<Handle?>()
     let outcome = Promise<ExecSession.Outcome>()
     do throws(Errno) {
-      try Readiness.shared.watch(socket) {
-        do throws(Errno) {
-          guard let raw = try Socket.receive(socket.descriptor, wait: false) else {
-            started.fulfil(.failure(SupervisorError.disconnected))
-            outcome.fulfil(.success(.lost))
-            return false
-          }
-          switch Message(decoding: raw.bytes) {
-          case .execStarted: started.fulfil(.success(raw.descriptors.first))
-          case .execFailed(let failure):
-            started.fulfil(.failure(SupervisorError.failed(failure)))
-            outcome.fulfil(.failure(SupervisorError.failed(failure)))
-            return false
-          case .execExited(let status):
-            outcome.fulfil(.success(.ended(status)))
-            return false
-          default: break
-          }
-          return true
-        } catch {
-          if error == .again { return true }
+      try Readiness.shared.receive(socket) { raw in
+        guard let raw else {
           started.fulfil(.failure(SupervisorError.disconnected))
           outcome.fulfil(.success(.lost))
           return false
         }
+        switch Message(decoding: raw.bytes) {
+        case .execStarted: started.fulfil(.success(raw.descriptors.first))
+        case .execFailed(let failure):
+          started.fulfil(.failure(SupervisorError.failed(failure)))
+          outcome.fulfil(.failure(SupervisorError.failed(failure)))
+          return false
+        case .execExited(let status):
+          outcome.fulfil(.success(.ended(status)))
+          return false
+        default: break
+        }
+        return true
       }
     } catch {
       throw .refused(error)
@@ -178,12 +165,11 @@ package final class LegacySupervisorLink: SandboxLink {
       signal: { number in try? Socket.send(socket.descriptor, Message.execSignal(number).encoded(), wait: false) },
       // The connection is the program's: with its end that supervisor kills.
       hangUp: { socket.descriptor.shutDown() })
-    do {
-      let master = try await started.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
-      return try streams.session(master: master, control: control, outcome: outcome)
+    do throws(SupervisorError) {
+      return try streams.session(master: try await started.reply(within: limit), control: control, outcome: outcome)
     } catch {
       socket.descriptor.shutDown()
-      throw error as? SupervisorError ?? .disconnected
+      throw error
     }
   }
 
@@ -198,33 +184,24 @@ package final class LegacySupervisorLink: SandboxLink {
     do throws(Errno) {
       socket = try connect()
       try Socket.send(socket.descriptor, message.encoded(), passing: passing, wait: false)
-      try Readiness.shared.watch(socket) {
-        do throws(Errno) {
-          guard let raw = try Socket.receive(socket.descriptor, wait: false) else {
-            answer.fulfil(.failure(SupervisorError.disconnected))
-            return false
-          }
-          switch Message(decoding: raw.bytes) {
-          case .done, .secret, .mounts: answer.fulfil(.success(Message(decoding: raw.bytes) ?? .done))
-          case .refused(let code): answer.fulfil(.failure(SupervisorError.refused(Errno(code))))
-          default: return true  // its state, which it tells everyone who connects
-          }
-          return false
-        } catch {
-          if error == .again { return true }
+      try Readiness.shared.receive(socket) { raw in
+        guard let raw else {
           answer.fulfil(.failure(SupervisorError.disconnected))
           return false
         }
+        guard let message = Message(decoding: raw.bytes) else { return true }
+        switch message {
+        case .done, .secret, .mounts: answer.fulfil(.success(message))
+        case .refused(let code): answer.fulfil(.failure(SupervisorError.refused(Errno(code))))
+        default: return true  // its state, which it tells everyone who connects
+        }
+        return false
       }
     } catch {
       throw error == .again ? .noReply(seconds: 0) : .disconnected
     }
     defer { socket.descriptor.shutDown() }
-    do {
-      return try await answer.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
-    } catch {
-      throw error as? SupervisorError ?? .disconnected
-    }
+    return try await answer.reply(within: limit)
   }
 
   /// The messages of commit 7ede341 that are still needed, with their codes.

@@ -69,10 +69,6 @@ package struct MountInjection: Sendable {
       connection.descriptor.shutDown()
       if !result.isFulfilled { try? Process.signal(injector.process.descriptor, Signals.kill) }
     }
-    do {
-      return try await result.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
-    } catch {
-      throw error as? SupervisorError ?? .cancelled
-    }
+    return try await result.reply(within: limit)
   }
 }

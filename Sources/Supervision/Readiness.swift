@@ -70,6 +70,23 @@ final class Readiness: Sendable {
     return Token(number: number, serial: serial)
   }
 
+  /// Receives messages until `received` answers false. Nil: the connection has ended, or failed; it is called once with that.
+  func receive(_ connection: Handle, _ received: @escaping @Sendable (Socket.Message?) -> Bool) throws(Errno) {
+    try watch(connection) {
+      do throws(Errno) {
+        guard let message = try Socket.receive(connection.descriptor, wait: false) else {
+          _ = received(nil)
+          return false
+        }
+        return received(message)
+      } catch {
+        if error == .again { return true }
+        _ = received(nil)
+        return false
+      }
+    }
+  }
+
   /// Waits until the descriptor is ready, or the task is cancelled.
   static func wait(_ handle: Handle, writing: Bool) async {
     let turn = Turn()

@@ -4,22 +4,31 @@ package import LaunchPlan
 package import Linux
 package import Sandbox
 
-/// The directory of a workspace, `<state>/workspaces/<id>/`: its output, and a copy of its record when it last ended.
-package struct WorkspaceFolder: Sendable {
-  private let folder: Handle
-  private static let recordName = "record.json"
+/// The copy of a workspace's record in one of its directories, for the case that the journal is lost.
+private enum RecordCopy {
+  private static let name = "record.json"
 
-  package init(path: String) throws(Errno) { folder = Handle(try Descriptor.open(path, [.readOnly, .directory, .noFollow])) }
-
-  package var record: [UInt8]? {
-    guard let file = try? folder.descriptor.open(WorkspaceFolder.recordName, [.readOnly, .noFollow]) else { return nil }
+  static func read(in folder: Handle) -> [UInt8]? {
+    guard let file = try? folder.descriptor.open(name, [.readOnly, .noFollow]) else { return nil }
     return try? file.readAll(limit: 1 << 20)
   }
 
-  package func keep(record: [UInt8]) throws(Errno) {
-    // Not synced: it is for a journal that is lost, not for a host that is.
-    try folder.descriptor.replace(WorkspaceFolder.recordName, with: record, durable: false)
+  /// Not synced: after a crash of the host the journal is there, and nothing runs that has to be brought back.
+  static func keep(_ record: [UInt8], in folder: Handle) throws(Errno) {
+    try folder.descriptor.replace(name, with: record, durable: false)
   }
+}
+
+/// The directory of a workspace, `<state>/workspaces/<id>/`: its output, and a copy of its record when it last ended.
+package struct WorkspaceFolder: Sendable {
+  private let folder: Handle
+
+  package init(path: String) throws(Errno) { folder = Handle(try Descriptor.open(path, [.readOnly, .directory, .noFollow])) }
+
+  /// Nil where there is none.
+  package var record: [UInt8]? { RecordCopy.read(in: folder) }
+
+  package func keep(record: [UInt8]) throws(Errno) { try RecordCopy.keep(record, in: folder) }
 }
 
 /// The directory of a sandbox, `<state>/sandboxes/<id>/`, mode 0700: `plan`, `shim.sock`, `exit`, `record.json`, `mounts`. It is the
@@ -29,7 +38,6 @@ package struct SandboxFolder: Sendable {
   private let folder: Handle
 
   static let socketName = Supervisor.socketName
-  private static let recordName = "record.json"
   private static let mountsName = "mounts"
 
   /// Opens the directory, or makes a new one: `exists` where it is there already.
@@ -42,16 +50,10 @@ package struct SandboxFolder: Sendable {
   /// What the supervisor left behind; nil while it runs, or if it was killed.
   package var exitRecord: ExitRecord? { ExitRecord.read(in: folder.descriptor) }
 
-  /// A copy of the agent's record, for the case that the journal is lost; nil where there is none.
-  package var record: [UInt8]? {
-    guard let file = try? folder.descriptor.open(SandboxFolder.recordName, [.readOnly, .noFollow]) else { return nil }
-    return try? file.readAll(limit: 1 << 20)
-  }
+  /// Nil where there is none.
+  package var record: [UInt8]? { RecordCopy.read(in: folder) }
 
-  package func keep(record: [UInt8]) throws(Errno) {
-    // Not synced: after a crash of the host there is nothing that runs to bring back.
-    try folder.descriptor.replace(SandboxFolder.recordName, with: record, durable: false)
-  }
+  package func keep(record: [UInt8]) throws(Errno) { try RecordCopy.keep(record, in: folder) }
 
   /// Whether a supervisor may have been told to launch.
   package var hasPlan: Bool { (try? folder.descriptor.open(Supervisor.planName, [.path, .noFollow])) != nil }

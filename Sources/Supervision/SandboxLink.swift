@@ -3,26 +3,6 @@
 package import Linux
 package import Sandbox
 
-/// What a supervisor said of itself when it was connected to.
-package struct SandboxStatus: Sendable {
-  package let state: SandboxState
-  package let capabilities: [String]
-  /// The names of what it holds for the agent, and of the credential files it has.
-  package let held: [String]
-  package let secrets: [String]
-  package let servesCredentials: Bool
-
-  package init(
-    state: SandboxState, capabilities: [String] = [], held: [String] = [], secrets: [String] = [], servesCredentials: Bool = false
-  ) {
-    self.state = state
-    self.capabilities = capabilities
-    self.held = held
-    self.secrets = secrets
-    self.servesCredentials = servesCredentials
-  }
-}
-
 /// Why a request to a supervisor has no result.
 package enum SupervisorError: Error, Equatable, Sendable, CustomStringConvertible {
   /// The connection ended; the sandbox may live on.
@@ -53,7 +33,8 @@ package enum SupervisorError: Error, Equatable, Sendable, CustomStringConvertibl
 
 /// A connection of the agent to one supervisor.
 package protocol SandboxLink: Sendable {
-  var status: SandboxStatus { get }
+  /// What the supervisor said of itself when it was connected to.
+  var status: SupervisorHello { get }
   /// What the supervisor reports, in order. The end of this is the end of the connection, and not of the sandbox.
   var reports: AsyncStream<ShimReport> { get }
   /// PID 1 of the sandbox, once it is there.
@@ -92,10 +73,7 @@ package struct SandboxProcess: Sendable {
   package func namespace(_ kind: String) throws(Errno) -> Descriptor {
     let file = try Descriptor.open("/proc/\(pid)/ns/\(kind)", [.readOnly])
     // If it has not ended by now, the number was still its own when the file was opened.
-    var poller = Poller()
-    let slot = poller.add(process)
-    try poller.wait(milliseconds: 0)
-    if poller.isReady(slot) { throw .noSuchProcess }
+    if try Process.hasEnded(process) { throw .noSuchProcess }
     return file
   }
 

@@ -23,6 +23,12 @@ package struct SandboxPlace: Codable, Equatable, Hashable, Sendable {
     self.cgroup = cgroup
   }
 
+  /// Its directory, below the agent's state directory.
+  package func path(in state: String) -> String { "\(state)/\(folder)" }
+
+  /// Its cgroup's path, below the agent's parent cgroup.
+  package func cgroupPath(below parent: String) -> String { "\(parent)/\(cgroup)" }
+
   package var isLegacy: Bool { !folder.hasPrefix("sandboxes/") }
 
   /// 60 random bits in 12 characters of base 32 (RFC 4648), in lower case. Never used twice: after `cgroup.kill` a cgroup of the same

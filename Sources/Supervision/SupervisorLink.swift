@@ -21,7 +21,7 @@ package final class SupervisorLink: SandboxLink {
     var isClosed = false
   }
 
-  package let status: SandboxStatus
+  package let status: SupervisorHello
   package let reports: AsyncStream<ShimReport>
   private let socket: SupervisorSocket
   private let supervisor: Handle?
@@ -30,9 +30,7 @@ package final class SupervisorLink: SandboxLink {
   /// Takes over a connection on which the supervisor's hello has come.
   private init(_ socket: SupervisorSocket, _ hello: SupervisorHello, _ descriptors: [Handle]) throws(Errno) {
     self.socket = socket
-    status = SandboxStatus(
-      state: hello.state, capabilities: hello.capabilities, held: hello.held, secrets: hello.secrets,
-      servesCredentials: hello.servesCredentials)
+    status = hello
     supervisor = descriptors.first
     var first = State()
     if let pid = hello.state.pid, descriptors.count > 1 { first.process = SandboxProcess(pid: pid, process: descriptors[1]) }
@@ -65,24 +63,17 @@ package final class SupervisorLink: SandboxLink {
   package static func greet(_ connection: Handle, within limit: Duration) async throws(SupervisorError) -> Greeting {
     let first = Promise<Socket.Message?>()
     do throws(Errno) {
-      try Readiness.shared.watch(connection) {
-        do throws(Errno) {
-          first.fulfil(.success(try Socket.receive(connection.descriptor, wait: false)))
-        } catch {
-          if error == .again { return true }
-          first.fulfil(.success(nil))
-        }
+      try Readiness.shared.receive(connection) { message in
+        first.fulfil(.success(message))
         return false
       }
     } catch {
       throw .refused(error)
     }
     let message: Socket.Message?
-    do {
-      message = try await first.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
-    } catch {
+    do throws(SupervisorError) { message = try await first.reply(within: limit) } catch {
       connection.descriptor.shutDown()
-      throw error as? SupervisorError ?? .cancelled
+      throw error
     }
     guard let message, let code = message.bytes.first else { throw .disconnected }
     if LegacySupervisorLink.isLegacy(code) { return .legacy(message.bytes) }
@@ -148,7 +139,7 @@ package final class SupervisorLink: SandboxLink {
   package func request(_ request: ShimRequest, passing: [Handle], within limit: Duration) async throws(SupervisorError) -> [Handle] {
     let (id, promise) = try post(request, passing: passing)
     let reply: Reply
-    do throws(SupervisorError) { reply = try await SupervisorLink.reply(promise, within: limit) } catch {
+    do throws(SupervisorError) { reply = try await promise.reply(within: limit) } catch {
       forget(id)
       throw error
     }
@@ -167,8 +158,6 @@ package final class SupervisorLink: SandboxLink {
     _ request: ShimRequest, passing: [Handle], exec: Promise<ExecSession.Outcome>? = nil
   ) throws(SupervisorError) -> (id: UInt32, promise: Promise<Reply>) {
     let promise = Promise<Reply>()
-    // The other side would only see that something too long was cut off.
-    guard AgentMessage.request(id: 0, request).encoded().count <= Socket.messageLimit else { throw .refused(.messageTooLong) }
     let id = state.withLock { state -> UInt32? in
       guard !state.isClosed else { return nil }
       let id = state.next
@@ -197,14 +186,6 @@ package final class SupervisorLink: SandboxLink {
     }
   }
 
-  private static func reply(_ promise: Promise<Reply>, within limit: Duration) async throws(SupervisorError) -> Reply {
-    do {
-      return try await promise.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
-    } catch {
-      throw error as? SupervisorError ?? .cancelled
-    }
-  }
-
   package func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession {
     let outcome = Promise<ExecSession.Outcome>()
     let streams: ExecStreams
@@ -213,20 +194,20 @@ package final class SupervisorLink: SandboxLink {
     let control = ExecControl(
       signal: { [weak self] number in try? self?.send(.execSignal(session: id, signal: number)) },
       hangUp: { [weak self] in try? self?.send(.execHangUp(session: id)) })
-    do {
-      let reply = try await SupervisorLink.reply(promise, within: limit)
+    do throws(SupervisorError) {
+      let reply = try await promise.reply(within: limit)
       switch reply.reply {
       case .started: return try streams.session(master: reply.descriptors.first, control: control, outcome: outcome)
-      case .failed(let failure): throw SupervisorError.failed(failure)
-      case .refused(let code): throw Errno(code) == .again ? SupervisorError.tooManyExecs : SupervisorError.refused(Errno(code))
-      case .unsupported: throw SupervisorError.unsupported
-      case .malformed, .done: throw SupervisorError.malformed
+      case .failed(let failure): throw .failed(failure)
+      case .refused(let code): throw Errno(code) == .again ? .tooManyExecs : .refused(Errno(code))
+      case .unsupported: throw .unsupported
+      case .malformed, .done: throw .malformed
       }
     } catch {
       forget(id)
       // It may have been started after all: nobody will want it.
       try? send(.execHangUp(session: id))
-      throw error as? SupervisorError ?? .disconnected
+      throw error
     }
   }
 
@@ -237,9 +218,7 @@ package final class SupervisorLink: SandboxLink {
     do throws(Errno) {
       token = try Readiness.shared.watch(supervisor) {
         // Asked of the process itself: the number of the descriptor may have been another's a moment ago.
-        var poller = Poller()
-        let slot = poller.add(supervisor)
-        guard (try? poller.wait(milliseconds: 0)) != nil, poller.isReady(slot) else { return true }
+        guard (try? Process.hasEnded(supervisor)) == true else { return true }
         ended.fulfil(.success(()))
         return false
       }
@@ -247,11 +226,17 @@ package final class SupervisorLink: SandboxLink {
       return nil
     }
     defer { Readiness.shared.cancel(token) }
+    return (try? await ended.reply(within: limit)) != nil
+  }
+}
+
+extension Promise {
+  /// What a supervisor or an injector replies, waited for no longer than `limit`.
+  func reply(within limit: Duration) async throws(SupervisorError) -> T {
     do {
-      try await ended.value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
-      return true
+      return try await value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
     } catch {
-      return false
+      throw error as? SupervisorError ?? .cancelled
     }
   }
 }

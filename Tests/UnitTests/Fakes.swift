@@ -17,7 +17,7 @@ import Synchronization
 
 /// A stand-in for a supervisor: it records what it is asked, and reports what a test has it report.
 final class FakeLink: SandboxLink {
-  let status: SandboxStatus
+  let status: SupervisorHello
   let reports: AsyncStream<ShimReport>
   let process: SandboxProcess?
   private let continuation: AsyncStream<ShimReport>.Continuation
@@ -25,7 +25,7 @@ final class FakeLink: SandboxLink {
   private let ended = Promise<Void>()
 
   init(_ state: SandboxState = .awaitingPlan, secrets: [String: Handle] = [:]) {
-    status = SandboxStatus(state: state, secrets: Array(secrets.keys))
+    status = SupervisorHello(state: state, secrets: Array(secrets.keys))
     (reports, continuation) = AsyncStream<ShimReport>.makeStream()
     if let own = try? Linux.Process.open(pid: getpid()) {
       process = SandboxProcess(pid: getpid(), process: Handle(own))

@@ -15,7 +15,7 @@ internal import Linux
 /// | inspect | 2 | /proc and cgroups of workspaces, looked at now and then |
 /// | controllers | 4 | whether somebody listens at a controller's socket |
 /// | storage | 4 for each file system | homes, datasets, packages: a dead export stops only itself |
-/// | volumes | 4 for each file system | homes in images, whose check takes as long as it takes |
+/// | volumes | 4 for each file system | homes in images, whose check has no limit |
 /// | copies | 2 for each file system | snapshots and other copies of homes |
 package struct Lanes: Sendable {
   let launch = Lane("launch", width: 4, queue: 1024)

@@ -35,7 +35,7 @@ extension Node {
       await features.datasets.adopt(workspace)
     }
     try await sweep()
-    // The rules first: whoever runs must not run unfiltered, and keeps its connections.
+    // The firewall rules are loaded first: a sandbox that runs is never unfiltered, and keeps its connections.
     let attachments = workspaces.values.map(\.record).filter(\.state.mayRun).map { features.network.attachment($0) }
     let network = features.network.driver
     try await services.lanes.launch.run { try network.prepare(running: attachments) }
@@ -45,9 +45,8 @@ extension Node {
 
   /// Where a start that an agent of commit 7ede341 was in the middle of stands: only the folder's copy of the record says.
   private func legacyCopy(_ record: WorkspaceRecord) async -> WorkspaceRecord? {
-    let path = "\(configuration.state)/workspaces/\(record.spec.id)"
-    guard let bytes = (try? await services.lanes.launch.run { (try? SandboxFolder(path: path))?.record }) ?? nil else { return nil }
-    return try? JSONDecoder().decode(WorkspaceRecord.self, from: Data(bytes))
+    let path = HostSandboxes.folder(configuration.state, record.spec.id)
+    return WorkspaceRecord(copy: (try? await services.lanes.launch.run { (try? SandboxFolder(path: path))?.record }) ?? nil)
   }
 
   // --------------------------------------------------------------- what is lost
@@ -81,8 +80,8 @@ extension Node {
     let copies = try await services.lanes.launch.run {
       try Node.folders(state, "workspaces").compactMap { (try? WorkspaceFolder(path: "\(state)/\($0)"))?.record }
     }
-    for bytes in copies {
-      guard let record = try? JSONDecoder().decode(WorkspaceRecord.self, from: Data(bytes)), record.state.isTerminal,
+    for copy in copies {
+      guard let record = WorkspaceRecord(copy: copy), record.state.isTerminal,
         workspaces[record.spec.id] == nil, !workspaces.values.contains(where: { $0.record.slot == record.slot })
       else { continue }
       let workspace = Workspace(record, services, features.list, isOnRecord: false)
@@ -95,13 +94,17 @@ extension Node {
     try FileManager.default.contentsOfDirectory(atPath: "\(state)/\(kind)").map { "\(kind)/\($0)" }
   }
 
+  /// What `quarantine` has set aside.
+  private static func setAside(_ state: String) -> [String] {
+    (try? FileManager.default.contentsOfDirectory(atPath: state + "/quarantine")) ?? []
+  }
+
   private static let recoveredSetting = "recovered"
 
   private func recover(_ folder: String, afterLoss: Bool) async throws {
     let path = "\(configuration.state)/\(folder)"
     let name = String(folder.split(separator: "/")[1])
-    let bytes = try await services.lanes.launch.run { (try? SandboxFolder(path: path))?.record }
-    let record = bytes.flatMap { try? JSONDecoder().decode(WorkspaceRecord.self, from: Data($0)) }
+    let record = WorkspaceRecord(copy: try await services.lanes.launch.run { (try? SandboxFolder(path: path))?.record })
     let place =
       record?.sandbox
       ?? (folder.hasPrefix("workspaces/") ? SandboxPlace(legacyWorkspace: name, cgroup: name) : SandboxPlace(id: name))
@@ -148,15 +151,15 @@ extension Node {
     let known = Set(workspaces.keys)
     let outputs = try await services.lanes.launch.run { () -> [String] in
       // A sandbox that was set aside still writes its output, and whose it is no record says.
-      let isAside = !((try? FileManager.default.contentsOfDirectory(atPath: state + "/quarantine")) ?? []).isEmpty
+      let isAside = !Node.setAside(state).isEmpty
       return try Node.folders(state, "workspaces").map { String($0.split(separator: "/")[1]) }.filter { name in
-        let output = (try? FileManager.default.contentsOfDirectory(atPath: "\(state)/workspaces/\(name)/log")) ?? []
+        let output = (try? FileManager.default.contentsOfDirectory(atPath: HostSandboxes.logs(state, name))) ?? []
         return !known.contains(name) && (!isAside || output.isEmpty)
       }
     }
     for name in outputs.sorted() {
       logger.notice("removing the rest of a workspace", metadata: ["folder": "\(name)"])
-      _ = try? await services.lanes.cleanup.run { try FileManager.default.removeItem(atPath: "\(state)/workspaces/\(name)") }
+      _ = try? await services.lanes.cleanup.run { try FileManager.default.removeItem(atPath: HostSandboxes.folder(state, name)) }
       try await services.record(.swept, ["folder": name])
     }
     let (volumes, datasets) = (features.home.volumes, features.datasets.images)
@@ -170,7 +173,7 @@ extension Node {
     let (layout, parent, state) = (facts.layout, configuration.cgroupParent, configuration.state)
     let swept = try await services.lanes.cleanup.run {
       // As it was named there: id, dash, seconds.
-      let aside = ((try? FileManager.default.contentsOfDirectory(atPath: state + "/quarantine")) ?? []).compactMap { name in
+      let aside = Node.setAside(state).compactMap { name in
         name.lastIndex(of: "-").map { String(name[..<$0]) }
       }
       return Cgroup(layout: layout, path: parent).sweep { name in

@@ -177,16 +177,15 @@ package actor Node {
     let image = try await services.images.find(spec.image)
     // From here to where it is in memory nothing suspends: two launches never take the same room.
     try admit(amounts)
-    var record = newRecord(spec, amounts, slot: try freeSlot(), digest: image.digest)
     let request = LaunchRequest(spec: spec, tool: tool, credentials: credentials)
-    for feature in features.list { try feature.begin(&record, request) }
+    let record = try newRecord(request, amounts, slot: try freeSlot(), digest: image.digest)
     let workspace = Workspace(record, services, features.list, isOnRecord: false)
     workspaces[spec.id] = workspace
     do {
       let token = tool.tokenFile.map { ($0, NodeServices.freshToken()) }
       let secrets = LaunchSecrets(credentials: credentials, token: token, homeKey: homeKey)
       // Not given up where the caller leaves: what has been begun is accepted or taken back.
-      let link = try await Task { try await workspace.accept(secrets) }.value
+      let link = try await uncancelled { try await workspace.accept(secrets) }
       begin { await workspace.live(link.map { .accepted($0) } ?? .recovered) }
     } catch {
       workspaces[spec.id] = nil
@@ -255,10 +254,14 @@ package actor Node {
     }
   }
 
-  private nonisolated func newRecord(_ spec: WorkspaceSpec, _ amounts: ResourceAmounts, slot: Int, digest: String) -> WorkspaceRecord {
-    WorkspaceRecord(
-      spec: spec, amounts: amounts, slot: slot, address: features.network.driver.address(slot).description,
+  private nonisolated func newRecord(
+    _ request: LaunchRequest, _ amounts: ResourceAmounts, slot: Int, digest: String
+  ) throws -> WorkspaceRecord {
+    var record = WorkspaceRecord(
+      spec: request.spec, amounts: amounts, slot: slot, address: features.network.driver.address(slot).description,
       firstID: configuration.firstID + UInt32(slot) * PlanCompiler.idCount, created: wallTime(), imageDigest: digest)
+    for feature in features.list { try feature.begin(&record, request) }
+    return record
   }
 
   private func freeSlot() throws -> Int {
@@ -273,10 +276,11 @@ package actor Node {
   package func plan(_ spec: WorkspaceSpec) async throws -> [String] {
     let (tool, amounts) = try await check(spec, [])
     let image = try await services.images.find(spec.image)
-    var record = newRecord(spec, amounts, slot: 0, digest: image.digest)
     let request = LaunchRequest(spec: spec, tool: tool, credentials: [])
-    for feature in features.list { try feature.begin(&record, request) }
+    var record = try newRecord(request, amounts, slot: 0, digest: image.digest)
+    // What else `prepare` finds out.
     try await features.datasets.describe(&record)
+    await features.network.readResolver()
     return Workspace(record, services, features.list, isOnRecord: false).compile(record, tool, image).operations.map(\.description)
   }
 
@@ -310,7 +314,7 @@ package actor Node {
     return await withTaskGroup(of: (Int, WorkspaceUsage).self) { group in
       for (index, record) in records.enumerated() {
         group.addTask {
-          let usage = record.sandbox == nil ? Usage() : await services.sandboxes.usage(record.sandbox ?? SandboxPlace(id: ""))
+          let usage = if let place = record.sandbox { await services.sandboxes.usage(place) } else { Usage() }
           return (index, WorkspaceUsage(usage, milliCPUs: record.amounts.milliCPUs, home: await home.use(record)))
         }
       }
@@ -374,13 +378,13 @@ package actor Node {
     }
     try await workspace.delete()
     workspaces[id] = nil
-    await Task { await removeOutput(id) }.value
+    await uncancelled { await self.removeOutput(id) }
     Fault.at(.folderRemoved)
   }
 
   /// The workspace is deleted already: what cannot be removed now goes when the next agent starts.
   private func removeOutput(_ id: String) async {
-    let path = "\(configuration.state)/workspaces/\(id)"
+    let path = HostSandboxes.folder(configuration.state, id)
     for attempt in 1...10 {
       do {
         return try await services.lanes.cleanup.run { try FileManager.default.removeItem(atPath: path) }
@@ -413,7 +417,7 @@ package actor Node {
 
   // ------------------------------------------------------------------- images
 
-  /// Runs image work where it may take as long as it takes.
+  /// Runs work on images in their lane, which has no limit of time.
   package nonisolated func imageWork<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
     do {
       return try await services.lanes.images.run { [images] in try body(images) }

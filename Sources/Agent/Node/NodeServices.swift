@@ -24,7 +24,7 @@ package struct NodeServices: Sendable {
   let helper: String
   /// The compiled default profile.
   let seccomp: [UInt8]
-  /// Secrets on their way to supervisors.
+  /// Makes the files in which secrets are passed to supervisors.
   let vault: any SecretFiles
 
   func tool(of spec: WorkspaceSpec) -> Tool? { tools[spec.tool] }

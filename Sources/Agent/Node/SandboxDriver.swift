@@ -40,29 +40,33 @@ struct HostSandboxes: SandboxDriver {
   let cgroupParent: String
   let lanes: Lanes
 
-  func path(_ place: SandboxPlace) -> String { "\(state)/\(place.folder)" }
+  func path(_ place: SandboxPlace) -> String { place.path(in: state) }
 
-  func cgroup(_ place: SandboxPlace) -> Cgroup { Cgroup(layout: layout, path: "\(cgroupParent)/\(place.cgroup)") }
+  func cgroup(_ place: SandboxPlace) -> Cgroup { Cgroup(layout: layout, path: place.cgroupPath(below: cgroupParent)) }
 
-  static func logs(_ state: String, _ workspace: String) -> String { "\(state)/workspaces/\(workspace)/log" }
+  /// A workspace's directory, which its output is in.
+  static func folder(_ state: String, _ workspace: String) -> String { "\(state)/workspaces/\(workspace)" }
+
+  static func logs(_ state: String, _ workspace: String) -> String { folder(state, workspace) + "/log" }
 
   /// How long a supervisor may take for its first message.
   private static let helloLimit = Duration.seconds(10)
 
   func create(_ place: SandboxPlace, for workspace: String) async throws -> any SandboxLink {
-    let (path, logs, helper) = (path(place), HostSandboxes.logs(state, workspace), helper)
+    let (path, helper) = (path(place), helper)
+    let (output, logs) = (HostSandboxes.folder(state, workspace), HostSandboxes.logs(state, workspace))
     let (connection, process) = try await lanes.launch.run { () -> (Handle, Handle) in
       let folder: SandboxFolder
       do throws(Errno) {
         folder = try SandboxFolder(path: path, create: true)
         let root = try Descriptor.open("/", [.path, .directory])
-        for part in [String(logs.dropLast(4)), logs] {
+        for part in [output, logs] {
           do throws(Errno) { try root.makeDirectory(part, mode: 0o700) } catch { if error != .exists { throw error } }
         }
-        let output = try Descriptor.open(logs, [.readOnly, .directory, .noFollow])
+        let log = try Descriptor.open(logs, [.readOnly, .directory, .noFollow])
         let process: Handle
         do throws(StepFailure) {
-          process = try folder.startSupervisor(place.id, workspace: workspace, helper: helper, logs: output, errors: 2)
+          process = try folder.startSupervisor(place.id, workspace: workspace, helper: helper, logs: log, errors: 2)
         } catch {
           throw Errno(error.errno)
         }
@@ -97,17 +101,13 @@ struct HostSandboxes: SandboxDriver {
       }
     }
     guard let connection else { return nil }
-    do throws(SupervisorError) {
-      switch try await SupervisorLink.greet(connection, within: HostSandboxes.helloLimit) {
-      case .hello(let link): return link
-      case .legacy(let first):
-        let pid = (try? await lanes.inspect.run { HostSandboxes.findInit(cgroup) }) ?? nil
-        return try await LegacySupervisorLink.adopt(
-          connection, first: first, connect: { () throws(Errno) in try SandboxFolder(path: path).connect() }, findInit: { pid })
-      }
-    } catch {
-      // No end of anything: where it has gone, the next connection is refused.
-      throw error
+    // What fails from here on is no end of anything: where the supervisor has gone, the next connection is refused.
+    switch try await SupervisorLink.greet(connection, within: HostSandboxes.helloLimit) {
+    case .hello(let link): return link
+    case .legacy(let first):
+      let pid = (try? await lanes.inspect.run { HostSandboxes.findInit(cgroup) }) ?? nil
+      return try await LegacySupervisorLink.adopt(
+        connection, first: first, connect: { () throws(Errno) in try SandboxFolder(path: path).connect() }, findInit: { pid })
     }
   }
 
@@ -139,7 +139,7 @@ struct HostSandboxes: SandboxDriver {
   }
 
   func keep(_ record: String, of workspace: String) async {
-    let path = String(HostSandboxes.logs(state, workspace).dropLast(4))
+    let path = HostSandboxes.folder(state, workspace)
     _ = try? await lanes.launch.run { try WorkspaceFolder(path: path).keep(record: Array(record.utf8)) }
   }
 

@@ -23,7 +23,7 @@ extension Workspace {
 
   private func requestStop(grace: UInt32?, by: String, verdict: Reason?) async throws -> Step? {
     let record = record
-    let seconds = grace ?? record.spec.lifecycle.gracePeriodSeconds ?? services.tool(of: record.spec)?.gracePeriodSeconds ?? 10
+    let seconds = grace ?? gracePeriodSeconds
     let request = WorkspaceRecord.StopRequest(
       by: by, killAt: Clock.boottime + Int64(seconds) * 1_000_000_000, bootID: services.facts.bootID)
     if record.state.isTerminal {
@@ -64,11 +64,13 @@ extension Workspace {
     attempt.graces?.yield(.zero)
   }
 
+  private var gracePeriodSeconds: UInt32 { spec.lifecycle.gracePeriodSeconds ?? services.tool(of: spec)?.gracePeriodSeconds ?? 10 }
+
   /// How long after now SIGKILL is due.
   func killDelay(_ stop: WorkspaceRecord.StopRequest) -> Duration {
     // On record since another boot, or not at all: the whole period of the tool.
     guard stop.bootID == services.facts.bootID else {
-      return .seconds(spec.lifecycle.gracePeriodSeconds ?? services.tool(of: spec)?.gracePeriodSeconds ?? 10)
+      return .seconds(gracePeriodSeconds)
     }
     return .nanoseconds(max(0, stop.killAt - Clock.boottime))
   }
@@ -125,7 +127,7 @@ extension Workspace {
     let certificate = StopCertificate(
       record: record, exit: exit, failure: failure, usage: usage, bootID: services.facts.bootID)
     var reason = certificate.reason
-    if reason.code == .outOfMemory, let place { reason.killed = await oomVictim(place) }
+    if reason.code == .outOfMemory { reason.killed = await OutOfMemoryFeature.lastKill(record, services)?.process }
     reason = await complete(reason)
     // What a feature finds out, or sets aside, it does before anything is given back.
     for feature in features.reversed() { await feature.ended(reason, self) }
@@ -139,11 +141,11 @@ extension Workspace {
     }
     let step = enter(isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
     // To its end also where this agent ends meanwhile: what is begun to be given back is given back.
-    let giving = Task { await release(place, keepsSupervisor: follows) }
+    async let giving: Void = uncancelled { await self.release(place, keepsSupervisor: follows) }
     // For the case that the journal is lost.
     if let copy = try? record.encoded() { await services.sandboxes.keep(copy, of: id) }
     if let step { await arrive(step) } else { end.fulfil(.success(())) }
-    await giving.value
+    await giving
     // The exit record goes last: until the end is on disk, it is what tells of it.
     if let place, !follows, !Task.isCancelled { await services.sandboxes.remove(place) }
     released.fulfil(.success(()))
@@ -168,10 +170,5 @@ extension Workspace {
     let folder = HostSandboxes.logs(services.configuration.state, id)
     let tail = (try? await services.lanes.launch.run(within: .seconds(2)) { (try? LogReader(path: folder))?.tail(lines: 10) }) ?? nil
     return StopCertificate.complete(reason, of: record, bootID: services.facts.bootID, logTail: tail)
-  }
-
-  private func oomVictim(_ place: SandboxPlace) async -> Reason.KilledProcess? {
-    let (path, seen) = ("\(services.configuration.cgroupParent)/\(place.cgroup)", record[OutOfMemoryFeature.self].kernelLogRead)
-    return (try? await services.lanes.inspect.run { KernelLog.killed(in: path, after: seen) })??.process
   }
 }

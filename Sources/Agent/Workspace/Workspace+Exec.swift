@@ -48,7 +48,7 @@ package struct RunningProgram: Sendable {
 
   /// Its client has gone: hangs up on it, and records how it ended. Goes on where the task that calls is cancelled.
   package func abandon() async {
-    await Task { await ended(await session.abandon(), clientLeft: true) }.value
+    await uncancelled { await ended(await session.abandon(), clientLeft: true) }
   }
 
   /// To be called once, unless it is abandoned: how it ended; nil where that is not known.

@@ -211,8 +211,11 @@ extension Workspace {
     }
     let old = record.sandbox
     do {
-      let found = try await newSandbox()
-      update { $0.supervisorsLost += 1 }
+      let (place, found) = try await newSandbox()
+      update {
+        $0.occupy(place, services.facts.bootID)
+        $0.supervisorsLost += 1
+      }
       if record.state == .preparing { await transition(.supervisorLost, ["why": "its supervisor was lost before the tool started"]) }
       await discard(old)
       await transition(.preparationBegan)
@@ -224,20 +227,11 @@ extension Workspace {
     }
   }
 
-  /// Makes a sandbox for the next attempt, and puts it into the record.
-  private func newSandbox() async throws -> any SandboxLink {
+  /// Makes another sandbox for this workspace, which does not occupy it yet.
+  private func newSandbox() async throws -> (SandboxPlace, any SandboxLink) {
     let place = SandboxPlace(id: SandboxPlace.freshID())
-    makeToken()
-    let found = try await newSandbox(place)
-    update {
-      $0.sandbox = place
-      $0.bootID = services.facts.bootID
-    }
-    return found
-  }
-
-  private func makeToken() {
     if let name = services.tool(of: spec)?.tokenFile, secrets.token == nil { secrets.token = (name, NodeServices.freshToken()) }
+    return (place, try await newSandbox(place))
   }
 
   /// Makes a sandbox, and entrusts its supervisor with what the attempt needs.
@@ -283,9 +277,7 @@ extension Workspace {
     let isRescue = record[RescueFeature.self].isPending
     do {
       if isRescue { try await recoverSecrets(old.place) }
-      let place = SandboxPlace(id: SandboxPlace.freshID())
-      makeToken()
-      let found = try await newSandbox(place)
+      let (place, found) = try await newSandbox()
       // A stop, a drain or a deletion may have come meanwhile.
       guard aftermath() != .none else {
         await end(found, place)
@@ -293,8 +285,7 @@ extension Workspace {
         return nil
       }
       update {
-        $0.sandbox = place
-        $0.bootID = services.facts.bootID
+        $0.occupy(place, services.facts.bootID)
         $0.attempt += 1
         $0.verdict = nil
         $0.phases = []
@@ -485,8 +476,7 @@ extension Workspace {
         self.link = link
         // What was asked to stop while there was no connection has not heard of it.
         if let stop = record.stop, link.status.state.isStarted, killDelay(stop) > .zero { try? link.send(.signal(Signals.terminate)) }
-        let opening = [ShimReport.state(link.status.state)]
-        for report in opening { await handle(report, &progress, streams, &group, isAdopted) }
+        await handle(.state(link.status.state), &progress, streams, &group, isAdopted)
         if !progress.isOver {
           for await report in link.reports {
             await handle(report, &progress, streams, &group, isAdopted)

@@ -151,10 +151,7 @@ package actor Workspace {
   func accept(_ entrusted: LaunchSecrets) async throws -> (any SandboxLink)? {
     secrets = entrusted
     let place = SandboxPlace(id: SandboxPlace.freshID())
-    update {
-      $0.sandbox = place
-      $0.bootID = services.facts.bootID
-    }
+    update { $0.occupy(place, services.facts.bootID) }
     var link: (any SandboxLink)?
     var failure: (any Error)?
     // What cannot be had again is with the supervisor before there is a record that needs it; else the two do not wait for each other.

@@ -73,6 +73,12 @@ package struct WorkspaceRecord: Sendable {
     set { features[F.name] = newValue }
   }
 
+  /// The attempt occupies this sandbox from now on, which was made in this boot.
+  mutating func occupy(_ place: SandboxPlace, _ boot: String) {
+    sandbox = place
+    bootID = boot
+  }
+
   package var stopRequestedBy: String? { stop?.by }
   package var isReadied: Bool { phases.contains { $0.name == "ready" } }
 
@@ -100,6 +106,12 @@ package struct WorkspaceRecord: Sendable {
   }
 
   package init(_ record: JournalRecord) throws { self = try JSONDecoder().decode(WorkspaceRecord.self, from: Data(record.body.utf8)) }
+
+  /// From the copy in a directory; nil where there is none, or none that can be read.
+  init?(copy: [UInt8]?) {
+    guard let copy, let record = try? JSONDecoder().decode(WorkspaceRecord.self, from: Data(copy)) else { return nil }
+    self = record
+  }
 }
 
 /// A state beside the life cycle.

@@ -123,7 +123,7 @@ package struct CredentialsFeature: WorkspaceFeature {
     for (name, end) in workspace.record[CredentialsFeature.self].ends.sorted(by: { $0.key < $1.key }) {
       let now = Date.now.timeIntervalSince1970
       guard workspace.record.state.isUp else { break }
-      // It may have been given anew while another was removed.
+      // Another call may have replaced it while this loop removed one.
       guard workspace.record[CredentialsFeature.self].ends[name] == end else { continue }
       if end.end <= now {
         do { try await remove(workspace, name, why: "its time was over") } catch {

@@ -175,9 +175,8 @@ extension DatasetsFeature {
     guard let process = await workspace.link?.process, let place = workspace.record.sandbox else {
       throw AgentError(.unavailable, "workspace \(id): its supervisor cannot be reached just now; retry")
     }
-    let (injection, folder) = (
-      MountInjection(helper: services.helper, process: process), "\(services.configuration.state)/\(place.folder)"
-    )
+    let injection = MountInjection(helper: services.helper, process: process)
+    let folder = place.path(in: services.configuration.state)
     let injector = try await services.lanes.launch.run {
       if let target {
         do throws(Errno) { try SandboxFolder(path: folder).willChange(mount: target) } catch {
@@ -255,7 +254,7 @@ extension DatasetsFeature {
   /// The targets that an earlier agent was about to change.
   private func changed(_ workspace: Workspace) async -> [String] {
     guard let place = workspace.record.sandbox else { return [] }
-    let folder = "\(services.configuration.state)/\(place.folder)"
+    let folder = place.path(in: services.configuration.state)
     let noted = (try? await services.lanes.inspect.run { (try? SandboxFolder(path: folder))?.changedMounts ?? [] }) ?? []
     return Set(noted + ((await workspace.link as? LegacySupervisorLink)?.changedMounts ?? [])).sorted()
   }

@@ -106,16 +106,10 @@ package struct DatasetsFeature: WorkspaceFeature {
   func open(_ dataset: MountedDataset, by workspace: String) async throws {
     let images = images
     do {
-      try await services.lanes.onStorage(dataset.storagePath, within: HomeFeature.limit) {
-        let base: String
-        if dataset.isImage {
-          try images.acquire(dataset.source, by: workspace)
-          base = images.path(dataset.source)
-        } else {
-          base = dataset.source
-        }
-        if let gid = dataset.gid { try HostFolder.prepareProject(base, gid: gid, members: dataset.members ?? []) }
-        try HostFolder.checkDataset(base + (dataset.path.map { "/" + $0 } ?? ""))
+      try await services.lanes.onStorage(dataset.source, within: HomeFeature.limit) {
+        if dataset.isImage { try images.acquire(dataset.source, by: workspace) }
+        if let gid = dataset.gid { try HostFolder.prepareProject(dataset.base(images), gid: gid, members: dataset.members ?? []) }
+        try HostFolder.checkDataset(dataset.folder(images))
       }
     } catch let error as LaneError {
       throw StorageError(description: "dataset \(dataset.reference ?? dataset.source): its file system \(error.problem)")
@@ -128,13 +122,12 @@ package struct DatasetsFeature: WorkspaceFeature {
 
   func bind(_ dataset: MountedDataset, of record: WorkspaceRecord, _ tool: Tool) -> Enclosure.Bind {
     let owner = record.spec.owner
-    let source = dataset.isImage ? images.path(dataset.source) : dataset.source
     // An image is read with the rights that everybody has: not every kernel shows one under other ids.
     let ids = IDMapping(
       fromUID: owner.uid, fromGID: dataset.gid ?? owner.gid, toUID: tool.uid, toGID: tool.gid,
       others: (dataset.members ?? []).filter { $0 != owner.uid })
     return Enclosure.Bind(
-      source: source + (dataset.path.map { "/" + $0 } ?? ""), target: dataset.target, writable: dataset.writable,
+      source: dataset.folder(images), target: dataset.target, writable: dataset.writable,
       executable: dataset.executable, ids: dataset.isImage ? nil : ids)
   }
 

@@ -35,6 +35,9 @@ package struct MountedDataset: Codable, Equatable, Sendable {
     return all
   }
 
-  /// What of the host is looked at for it.
-  var storagePath: String { source }
+  /// The root of the source as a directory of the host, which an image has once it is open.
+  func base(_ images: DatasetImages) -> String { isImage ? images.path(source) : source }
+
+  /// What of the host is mounted.
+  func folder(_ images: DatasetImages) -> String { base(images) + (path.map { "/" + $0 } ?? "") }
 }

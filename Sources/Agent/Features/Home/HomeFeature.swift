@@ -141,7 +141,7 @@ package struct HomeFeature: WorkspaceFeature {
     }
   }
 
-  /// An image may have to be checked, which takes as long as it takes.
+  /// An image may have to be checked (fsck), for which there is no limit.
   private func openVolume(_ workspace: Workspace, _ home: String, _ bytes: UInt64) async throws -> Bool? {
     let spec = workspace.spec
     let wish = HomeImages.Wish(

@@ -15,7 +15,8 @@ package struct LimitsFeature: WorkspaceFeature {
   let services: NodeServices
 
   func cgroup(_ record: WorkspaceRecord) -> Cgroup {
-    Cgroup(layout: services.facts.layout, path: "\(services.configuration.cgroupParent)/\(record.sandbox?.cgroup ?? "example")")
+    let place = record.sandbox ?? SandboxPlace(id: "example")
+    return Cgroup(layout: services.facts.layout, path: place.cgroupPath(below: services.configuration.cgroupParent))
   }
 
   package func prepare(_ workspace: Workspace) async throws(Refusal) {

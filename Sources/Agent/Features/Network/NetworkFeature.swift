@@ -7,7 +7,7 @@ internal import Linux
 internal import Synchronization
 internal import Networking
 package import Supervision
-package import Workspaces
+internal import Workspaces
 
 /// The sandbox's link, address and name service.
 package struct NetworkFeature: WorkspaceFeature {
@@ -22,11 +22,9 @@ package struct NetworkFeature: WorkspaceFeature {
     self.driver = driver
   }
 
-  package func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws { await readResolver() }
-
   package func prepare(_ workspace: Workspace) async throws(Refusal) { await readResolver() }
 
-  private func readResolver() async { _ = try? await services.lanes.launch.run { [resolver] in resolver.read() } }
+  func readResolver() async { _ = try? await services.lanes.launch.run { [resolver] in resolver.read() } }
 
   func policy(_ spec: WorkspaceSpec) -> WorkspaceSpec.NetworkPolicy { spec.network ?? services.configuration.networkDefault }
 

@@ -48,14 +48,23 @@ package struct OutOfMemoryFeature: WorkspaceFeature {
     await workspace.update { $0.outOfMemoryKills = kills }
     let usage = await services.sandboxes.usage(place)
     var attributes = ["kills": "\(kills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)"]
-    let (path, seen) = ("\(services.configuration.cgroupParent)/\(place.cgroup)", record[OutOfMemoryFeature.self].kernelLogRead)
-    if let found = (try? await services.lanes.inspect.run { KernelLog.killed(in: path, after: seen) }) ?? nil {
+    if let found = await OutOfMemoryFeature.lastKill(record, services) {
       await workspace.update { $0[OutOfMemoryFeature.self].kernelLogRead = found.record }
       attributes["process"] = found.process.name
       attributes["pid"] = "\(found.process.pid)"
       attributes["residentBytes"] = "\(found.process.residentBytes)"
     }
     try? await workspace.commit(.outOfMemory, attributes)
+  }
+}
+
+extension OutOfMemoryFeature {
+  /// The kernel's record of the last process that it OOM-killed in the sandbox and that was not reported; nil where it has none.
+  static func lastKill(_ record: WorkspaceRecord, _ services: NodeServices) async -> (process: Reason.KilledProcess, record: UInt64)? {
+    guard let place = record.sandbox else { return nil }
+    let path = place.cgroupPath(below: services.configuration.cgroupParent)
+    let seen = record[OutOfMemoryFeature.self].kernelLogRead
+    return (try? await services.lanes.inspect.run { KernelLog.killed(in: path, after: seen) }) ?? nil
   }
 }
 
