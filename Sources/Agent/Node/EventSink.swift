@@ -70,19 +70,22 @@ final class JournalSink: EventSink {
     return commit.done
   }
 
-  /// Commits until the task is cancelled. Throws where the journal's disk failed: only a new process that reads the file again knows
-  /// what is in it.
+  /// Commits until the task is cancelled, and then what was submitted by then. Throws where the journal's disk failed: only a new
+  /// process that reads the file again knows what is in it.
   func run() async throws {
-    for await _ in wakes {
-      while true {
-        let together = state.withLock { state in
-          defer { state.waiting = [] }
-          (state.committing, state.since) = (state.waiting.count, state.waiting.isEmpty ? nil : .now)
-          return state.waiting
-        }
-        if together.isEmpty { break }
-        try await commit(together)
+    for await _ in wakes { try await commitWaiting() }
+    try await commitWaiting()
+  }
+
+  private func commitWaiting() async throws {
+    while true {
+      let together = state.withLock { state in
+        defer { state.waiting = [] }
+        (state.committing, state.since) = (state.waiting.count, state.waiting.isEmpty ? nil : .now)
+        return state.waiting
       }
+      if together.isEmpty { return }
+      try await commit(together)
     }
   }
 
@@ -115,7 +118,8 @@ final class JournalSink: EventSink {
 
   private func put(_ entries: [Journal.Entry]) async throws {
     do {
-      _ = try await journal.commit(entries)
+      // The end of the agent cancels what waits for this, not what the disk is asked to take.
+      _ = try await uncancelled { [journal] in try await journal.commit(entries) }
     } catch  where Journal.isFatal(error) {
       logger.critical("the journal's disk failed; the agent ends, for a new start to read what is there", metadata: ["error": "\(error)"])
       failure.fulfil(.failure(JournalFailed()))
