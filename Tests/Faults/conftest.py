@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An agent that is made to fail, a controller that hears of it, and the oracle that judges what is left."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -396,6 +397,43 @@ class Witness:
         before = self.ticks
         until(lambda: self.ticks > before or self.broken, "a tick")
         assert not self.broken, f"the witness's connection broke: {self.broken}"
+
+
+@contextlib.contextmanager
+def on_small_disk(agent):
+    """Has the agent keep its state on a file system of 24 MB, which is yielded, and have it back afterwards."""
+    agent.stop(signal.SIGTERM)
+    small = agent.directory / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", small], check=True)
+    try:
+        shutil.copytree(agent.state, small / "state", symlinks=True)
+        shutil.rmtree(agent.state)
+        agent.state.symlink_to(small / "state")
+        agent.start()
+        yield small
+        agent.stop(signal.SIGTERM)
+        agent.state.unlink()
+        shutil.copytree(small / "state", agent.state, symlinks=True)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+        small.rmdir()
+    agent.start()
+
+
+@contextlib.contextmanager
+def full(folder):
+    """Leaves no room on a file system."""
+    ballast = os.open(folder / "ballast", os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(ballast, b"x" * 4096)
+    except OSError:
+        os.close(ballast)
+    try:
+        yield
+    finally:
+        (folder / "ballast").unlink()
 
 
 def make(directory, more="", prefix="crf", image=True):

@@ -18,7 +18,8 @@ import tarfile
 import time
 
 import pytest
-from conftest import BIN, ROOT, SUBNETS, Agent, busybox_image, destroy, judge, node_info, until
+from busybox import archive
+from conftest import BIN, ROOT, SUBNETS, Agent, busybox_image, destroy, full, judge, node_info, on_small_disk, until
 
 PREFIX = "crx"
 SUBNETS.setdefault(PREFIX, 95)
@@ -105,35 +106,12 @@ def check_stopped(agent, id, stop):
 
 
 def test_a_stop_signals_first_when_the_disk_is_full(agent):
-    agent.stop(signal.SIGTERM)
-    small = pathlib.Path(f"/tmp/carrel-deadlines-small-{os.getpid()}")
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", small], check=True)
-    try:
-        shutil.copytree(agent.state, small / "state", symlinks=True)
-        shutil.rmtree(agent.state)
-        agent.state.symlink_to(small / "state")
-        agent.start()
+    with on_small_disk(agent) as small:
         signalled = launch_trap(agent, "full")
-        ballast = os.open(small / "ballast", os.O_WRONLY | os.O_CREAT)
-        try:
-            while True:
-                os.write(ballast, b"x" * 4096)
-        except OSError:
-            os.close(ballast)
-        try:
+        with full(small):
             stop = check_stop_signals(agent, "full", signalled)
-        finally:
-            (small / "ballast").unlink()
         check_stopped(agent, "full", stop)
         remove(agent, "full")
-        agent.stop(signal.SIGTERM)
-        agent.state.unlink()
-        shutil.copytree(small / "state", agent.state, symlinks=True)
-    finally:
-        subprocess.run(["umount", "-l", small], check=True)
-        small.rmdir()
-    agent.start()
     judge(agent)
 
 
@@ -200,27 +178,6 @@ def layers(count, size=200 << 20, part=1 << 20):
         yield b"".join([gzip.compress(first, 1), *(part for header in rest_packed for part in (header, packed)), end_packed]), digest.hexdigest()
 
 
-def image(path, layer, diff_id):
-    """An OCI layout in a tar archive (image-spec v1.1)."""
-    blobs = {}
-
-    def blob(data, kind):
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[digest] = data
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]}}
-    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                "config": blob(json.dumps(config).encode(), "config.v1+json"), "layers": [blob(layer, "layer.v1.tar+gzip")]}
-    index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode(), "manifest.v1+json")]}
-    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode()}
-    files |= {f"blobs/sha256/{digest}": data for digest, data in blobs.items()}
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-
-
 def milliseconds_to_ready(agent, id):
     """From the command to what the event says, by the clock that both go by."""
     begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -232,7 +189,7 @@ def milliseconds_to_ready(agent, id):
 
 def test_launches_go_on_while_images_are_imported(agent):
     for number, (layer, digest) in enumerate(layers(4)):
-        image(agent.directory / f"large-{number}.tar", layer, digest)
+        archive(agent.directory / f"large-{number}.tar", layer, digest)
     os.sync()
     quiet = [milliseconds_to_ready(agent, f"quiet-{n}") for n in range(10)]
     imports = [command(agent, "image", "import", agent.directory / f"large-{n}.tar", "--name", f"large-{n}:latest") for n in range(4)]

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import Agent, BIN, batch, judge, node_info, one, pids, sandbox_of, until
+from conftest import Agent, BIN, batch, full, judge, node_info, on_small_disk, one, pids, sandbox_of, until
 
 
 def test_a_second_agent_is_refused_and_told_of_the_first(node):
@@ -166,38 +166,18 @@ def test_clocks_that_jump(node):
 def test_a_full_disk_delays_what_happened_and_refuses_what_is_asked(node):
     """ENOSPC at the journal: a launch is refused; an end is told when there is room again, and nothing is lost."""
     agent, _ = node
-    agent.stop(signal.SIGTERM)
-    small = agent.directory / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", small], check=True)
-    try:
-        shutil.copytree(agent.state, small / "state", symlinks=True)
-        shutil.rmtree(agent.state)
-        agent.state.symlink_to(small / "state")
-        agent.start()
+    with on_small_disk(agent) as small:
         agent.launch("ends", "sleep 2; exit 7")
         agent.wait("ends", "READY")
-        ballast = os.open(small / "ballast", os.O_WRONLY | os.O_CREAT)
-        try:
-            while True:
-                os.write(ballast, b"x" * 4096)
-        except OSError:
-            os.close(ballast)
-        refused = agent.launch("refused", "true")
-        assert refused.returncode == 1 and ("journal" in refused.stderr or "No space" in refused.stderr), refused
-        time.sleep(3)
-        (small / "ballast").unlink()
+        with full(small):
+            refused = agent.launch("refused", "true")
+            assert refused.returncode == 1 and ("journal" in refused.stderr or "No space" in refused.stderr), refused
+            time.sleep(3)
         ended = agent.wait("ends", "STOPPED", seconds=30)
         assert ended["reason"]["exit_code"] == 7
         assert agent.launch("refused", "true").returncode == 0
         agent.wait("refused", "STOPPED")
         agent.do("rm", "ends", "refused")
-        agent.stop(signal.SIGTERM)
-        agent.state.unlink()
-        shutil.copytree(small / "state", agent.state, symlinks=True)
-    finally:
-        subprocess.run(["umount", "-l", small], check=True)
-    agent.start()
     judge(agent)
 
 

@@ -315,6 +315,13 @@ struct Bench {
     return link
   }
 
+  /// The tool of the attempt that is under way ends with this status, as its supervisor records and reports it.
+  func finish(_ link: FakeLink, _ status: Int32) {
+    sandboxes.put(.ended(.exited(status)), of: workspace.record.sandbox)
+    link.report(.ended(.exited(status)))
+    link.end()
+  }
+
   func until(_ state: WorkspaceState) async throws {
     for _ in 0..<5000 {
       if workspace.record.state == state { return }

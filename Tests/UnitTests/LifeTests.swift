@@ -20,9 +20,7 @@ import Testing
     let bench = try Bench()
     let life = try await bench.launch()
     let link = try await bench.start()
-    bench.sandboxes.put(.ended(.exited(7)), of: bench.workspace.record.sandbox)
-    link.report(.ended(.exited(7)))
-    link.end()
+    bench.finish(link, 7)
     await life.value
     let record = bench.workspace.record
     #expect(record.state == .stopped && record.reason?.code == .exited && record.reason?.exitCode == 7)
@@ -57,9 +55,7 @@ import Testing
     bench.events.become(.hangs)
     let stopping = Task { try await bench.workspace.stop(grace: 60, by: "me") }
     try await link.wait(for: .signal(Signals.terminate))
-    bench.sandboxes.put(.ended(.exited(0)), of: bench.workspace.record.sandbox)
-    link.report(.ended(.exited(0)))
-    link.end()
+    bench.finish(link, 0)
     try await bench.until(.stopped)
     // It is told when it is on disk, and not before.
     #expect(await !bench.workspace.end.isFulfilled)
@@ -93,9 +89,7 @@ import Testing
     link.end()
     try await bench.start(1)
     #expect(bench.workspace.record.attempt == 2 && bench.workspace.record.sandbox != first)
-    bench.sandboxes.put(.ended(.exited(1)), of: bench.workspace.record.sandbox)
-    try await bench.sandboxes.link(1).report(.ended(.exited(1)))
-    try await bench.sandboxes.link(1).end()
+    bench.finish(try await bench.sandboxes.link(1), 1)
     try await bench.until(.stopped)
     while await !bench.workspace.isPausing { try await Task.sleep(for: .milliseconds(1)) }
     await bench.workspace.drain()
@@ -108,9 +102,7 @@ import Testing
     let bench = try Bench(Bench.spec { $0.lifecycle.restartPolicy = .always })
     let life = try await bench.launch()
     let link = try await bench.start()
-    bench.sandboxes.put(.ended(.exited(0)), of: bench.workspace.record.sandbox)
-    link.report(.ended(.exited(0)))
-    link.end()
+    bench.finish(link, 0)
     try await bench.until(.stopped)
     // It may come before the pause has begun, or in it.
     try await bench.workspace.delete()
@@ -122,9 +114,7 @@ import Testing
     let bench = try Bench(Bench.spec { $0.lifecycle.restartPolicy = .always })
     let life = try await bench.launch()
     let link = try await bench.start()
-    bench.sandboxes.put(.ended(.exited(0)), of: bench.workspace.record.sandbox)
-    link.report(.ended(.exited(0)))
-    link.end()
+    bench.finish(link, 0)
     try await bench.until(.stopped)
     _ = try await bench.workspace.stop(grace: nil, by: "me")
     await life.value
@@ -179,9 +169,7 @@ import Testing
       link.report(.started(pid: getpid()))
     }
     try await bench.feature.wait(for: step == 4 ? "run adopted" : "run")
-    bench.sandboxes.put(.ended(.exited(48)), of: workspace.record.sandbox)
-    link.report(.ended(.exited(48)))
-    link.end()
+    bench.finish(link, 48)
     await life.value
     #expect(workspace.record.state == .stopped && workspace.record.reason?.exitCode == 48)
     #expect(workspace.record.attempt == 1)
@@ -230,9 +218,7 @@ import Testing
     first.end()
     gate.fulfil(.success(()))
     let second = try await bench.start(1)
-    bench.sandboxes.put(.ended(.exited(4)), of: bench.workspace.record.sandbox)
-    second.report(.ended(.exited(4)))
-    second.end()
+    bench.finish(second, 4)
     await life.value
     #expect(bench.workspace.record.reason?.exitCode == 4 && bench.events.types.contains("Restarting"))
   }
@@ -244,9 +230,7 @@ import Testing
     let life = Task { await workspace.live(.recovered) }
     let link = try await bench.start()
     #expect(bench.events.types == ["Restarting", "Preparing", "Starting", "Ready"])
-    bench.sandboxes.put(.ended(.exited(0)), of: workspace.record.sandbox)
-    link.report(.ended(.exited(0)))
-    link.end()
+    bench.finish(link, 0)
     await life.value
     #expect(workspace.record.reason?.exitCode == 0)
 
@@ -263,9 +247,7 @@ import Testing
     let life = Task { await workspace.live(.recovered) }
     try await link.wait(for: .launch)
     #expect(await workspace.secrets.credentials.map(\.content) == [[7, 8]])
-    bench.sandboxes.put(.ended(.exited(0)), of: workspace.record.sandbox)
-    link.report(.ended(.exited(0)))
-    link.end()
+    bench.finish(link, 0)
     await life.value
   }
 
@@ -309,9 +291,7 @@ import Testing
     let again = FakeLink(.started(pid: getpid()))
     bench.sandboxes.state.withLock { $0.living[bench.workspace.record.sandbox?.id ?? ""] = again }
     link.close()
-    bench.sandboxes.put(.ended(.exited(3)), of: bench.workspace.record.sandbox)
-    again.report(.ended(.exited(3)))
-    again.end()
+    bench.finish(again, 3)
     await life.value
     #expect(bench.workspace.record.reason?.exitCode == 3)
     #expect(bench.feature.calls.filter { $0 == "run" }.count == 1)
@@ -378,6 +358,21 @@ import Testing
     #expect(sandboxes.links.count == 1)
     await #expect(throws: AgentError.self) { try await node.launch(Bench.spec { $0.command = ["/bin/false"] }, credentials: []) }
     #expect(await node.list().count == 1)
+  }
+
+  @Test("what was submitted before an agent ends is on disk when it has ended") func submittedAtTheEnd() async throws {
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("carrel-sink-\(UUID().uuidString)").path
+    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    let services = try Bench.services(FakeSandboxes(), FakeEvents())
+    let journal = try Journal(path: folder + "/j.sqlite")
+    let sink = JournalSink(journal, EventFeed(), services.logger)
+    let done = sink.submit([Journal.Entry(try services.nodeEvent(.swept, [:]))], insists: true)
+    let run = Task { try await sink.run() }
+    run.cancel()
+    try await run.value
+    #expect(done.isFulfilled)
+    #expect(try await journal.head() == 1)
   }
 
   @Test("a stop that comes while a launch is accepted takes effect after it, and nothing is left") func stopDuringAcceptance() async throws

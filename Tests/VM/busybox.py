@@ -28,6 +28,12 @@ def busybox_image(path: pathlib.Path, extra=()):
             entry = tarfile.TarInfo(name)
             entry.size = len(text)
             tar.addfile(entry, io.BytesIO(text.encode()))
+    raw = layer.getvalue()
+    archive(path, gzip.compress(raw, 1), hashlib.sha256(raw).hexdigest())
+
+
+def archive(path: pathlib.Path, layer: bytes, diff_id: str):
+    """An OCI layout in a tar archive (image-spec v1.1) with one layer, packed; `diff_id`: the digest of what it holds, in hex."""
     blobs = {}
 
     def blob(data, kind):
@@ -35,11 +41,10 @@ def busybox_image(path: pathlib.Path, extra=()):
         blobs[digest] = data
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
 
-    raw = layer.getvalue()
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(raw).hexdigest()}"]}}
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]}}
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
                 "config": blob(json.dumps(config).encode(), "config.v1+json"),
-                "layers": [blob(gzip.compress(raw, 1), "layer.v1.tar+gzip")]}
+                "layers": [blob(layer, "layer.v1.tar+gzip")]}
     index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode(), "manifest.v1+json")]}
     files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode()}
     files |= {f"blobs/sha256/{digest}": data for digest, data in blobs.items()}
