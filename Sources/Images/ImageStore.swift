@@ -44,6 +44,7 @@ package final class ImageStore: Sendable {
     for folder in ["layers", "images", "ingest"] {
       try FileManager.default.createDirectory(atPath: path + "/" + folder, withIntermediateDirectories: true)
     }
+    for folder in [path, path + "/images"] { try Descriptor.open(folder, [.readOnly, .directory]).removeTemporaries() }
   }
 
   // ---------------------------------------------------------------- reading

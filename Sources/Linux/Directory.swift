@@ -183,14 +183,24 @@ extension Descriptor {
   /// Writes a file so that a crash leaves the old one or the new one whole:
   /// a temporary file, fsync, rename, fsync of the folder.
   package func replace(_ name: String, with bytes: [UInt8], mode: UInt32 = 0o600, durable: Bool = true) throws(Errno) {
-    let temporary = ".\(name).tmp"
-    do {
+    let temporary = ".\(name)\(Descriptor.temporarySuffix)"
+    do throws(Errno) {
       let file = try open(temporary, [.writeOnly, .create, .truncate, .noFollow], mode: mode)
       try file.write(bytes)
       if durable { try file.sync() }
+      try rename(temporary, to: name)
+    } catch {
+      do throws(Errno) { try remove(temporary) } catch {}
+      throw error
     }
-    try rename(temporary, to: name)
     if durable { try sync() }
+  }
+
+  private static var temporarySuffix: String { ".tmp" }
+
+  /// Removes what a process that ended in the middle of `replace` has left in this folder. Nobody else may be writing to it.
+  package func removeTemporaries() throws(Errno) {
+    for name in try entries() where name.hasPrefix(".") && name.hasSuffix(Descriptor.temporarySuffix) { try remove(name) }
   }
 
   /// Takes an exclusive lock for as long as this descriptor is open; `again` if another process holds it and this one

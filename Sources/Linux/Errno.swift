@@ -36,6 +36,19 @@ package struct Errno: Error, Equatable, Sendable {
   package static let canceled = Errno(ECANCELED)
   package static let busy = Errno(EBUSY)
   package static let messageTooLong = Errno(EMSGSIZE)
+  package static let noMemory = Errno(ENOMEM)
+  package static let noBuffers = Errno(ENOBUFS)
+
+  /// Whether the same call may well succeed a moment later: the kernel was short of memory, or the other side has not read yet.
+  package var isTransient: Bool { self == .again || self == .noMemory || self == .noBuffers || self == .interrupted }
+}
+
+/// Repeats a call that nothing can stand in for until the kernel has what it needs for it.
+package func persisting<T>(_ call: () throws(Errno) -> T) throws(Errno) -> T {
+  while true {
+    do throws(Errno) { return try call() } catch { guard error.isTransient else { throw error } }
+    Clock.sleep(milliseconds: 5)
+  }
 }
 
 /// Turns the kernel's convention (≥ 0, or −errno) into a value or an error.

@@ -55,7 +55,11 @@ struct Init {
         for session in sessions {
           if let starting = session.starting { fromStarting.append((session.number, poller.add(starting.report))) }
         }
-        try poller.wait()
+        do throws(Errno) { try poller.wait() } catch {
+          // The kernel has no memory for poll(2) just now, and PID 1 must not end for that.
+          Clock.sleep(milliseconds: 5)
+          continue
+        }
         for entry in fromStarting where poller.isReady(entry.slot) { try reportStart(entry.number) }
         if poller.isReady(fromSignals) { try handleSignals() }
         if poller.isReady(fromSupervisor) { try handleRequest() }
@@ -76,7 +80,10 @@ struct Init {
   private mutating func reap() throws(Errno) {
     while true {
       let ended: (pid: Int32, status: ExitStatus)?
-      do throws(Errno) { ended = try Process.reap() } catch { if error == .noChild { return } else { throw error } }
+      do throws(Errno) { ended = try persisting { () throws(Errno) in try Process.reap() } } catch {
+        if error == .noChild { return }
+        throw error
+      }
       guard let ended else { return }
       if ended.pid == main {
         try supervisor.send(.exited(ended.status))

@@ -22,16 +22,22 @@ package struct MessageSocket<Outgoing: WireMessage, Incoming: WireMessage>: Send
     package let descriptors: [Handle]
   }
 
-  /// Throws `messageTooLong` for a message that the other side would receive cut off.
+  /// Throws `messageTooLong` for a message that the other side would receive cut off. With `wait` it is sent however long it takes
+  /// the kernel to find memory for it.
   package func send(_ message: Outgoing, passing: [Handle] = [], wait: Bool = true) throws(Errno) {
     let bytes = message.encoded()
     guard bytes.count <= Socket.messageLimit else { throw .messageTooLong }
-    try Socket.send(handle.descriptor, bytes, passing: passing, wait: wait)
+    guard wait else { return try Socket.send(handle.descriptor, bytes, passing: passing, wait: false) }
+    try persisting { () throws(Errno) in try Socket.send(handle.descriptor, bytes, passing: passing) }
   }
 
   /// The next message; nil when the other side has closed. `invalid` for a datagram that does not decode.
   package func receive(wait: Bool = true) throws(Errno) -> Received? {
-    guard let raw = try Socket.receive(handle.descriptor, wait: wait) else { return nil }
+    let raw =
+      wait
+      ? try persisting { () throws(Errno) in try Socket.receive(handle.descriptor) }
+      : try Socket.receive(handle.descriptor, wait: false)
+    guard let raw else { return nil }
     do throws(PlanError) {
       return Received(message: try Incoming(decoding: raw.bytes), descriptors: raw.descriptors)
     } catch {

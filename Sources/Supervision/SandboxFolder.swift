@@ -29,6 +29,9 @@ package struct WorkspaceFolder: Sendable {
   package var record: [UInt8]? { RecordCopy.read(in: folder) }
 
   package func keep(record: [UInt8]) throws(Errno) { try RecordCopy.keep(record, in: folder) }
+
+  /// Removes what an agent that ended in the middle of `keep` has left.
+  package func removeTemporaries() throws(Errno) { try folder.descriptor.removeTemporaries() }
 }
 
 /// The directory of a sandbox, `<state>/sandboxes/<id>/`, mode 0700: `plan`, `shim.sock`, `exit`, `record.json`, `mounts`. It is the

@@ -23,6 +23,7 @@ final class FakeLink: SandboxLink {
   private let continuation: AsyncStream<ShimReport>.Continuation
   private let state = Mutex<(asked: [ShimRequest], secrets: [String: Handle], waiters: [Promise<Void>])>(([], [:], []))
   private let ended = Promise<Void>()
+  private let closed = Promise<Void>()
 
   init(_ state: SandboxState = .awaitingPlan, secrets: [String: Handle] = [:]) {
     status = SupervisorHello(state: state, secrets: Array(secrets.keys))
@@ -68,7 +69,7 @@ final class FakeLink: SandboxLink {
   func send(_ request: ShimRequest) throws(SupervisorError) { try send(request, []) }
 
   private func send(_ request: ShimRequest, _ passing: [Handle]) throws(SupervisorError) {
-    if ended.isFulfilled { throw .disconnected }
+    if ended.isFulfilled || closed.isFulfilled { throw .disconnected }
     state.withLock { state in
       state.asked.append(request)
       switch request {
@@ -82,7 +83,10 @@ final class FakeLink: SandboxLink {
   func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession { throw .unsupported }
   func hasEnded(within limit: Duration) async -> Bool? { ended.isFulfilled }
   func killSupervisor() { end() }
-  func close() { continuation.finish() }
+  func close() {
+    closed.fulfil(.success(()))
+    continuation.finish()
+  }
 }
 
 struct TestFailure: Error, CustomStringConvertible {
@@ -207,12 +211,15 @@ final class FakeFeature: WorkspaceFeature {
   private let state = Mutex<[String]>([])
   let gate: Promise<Void>?
   let connection: Promise<Void>?
+  /// What `prepare` and `connect` refuse with.
   let refusal: Refusal?
+  let connectionRefusal: Refusal?
 
-  init(gate: Promise<Void>? = nil, connection: Promise<Void>? = nil, refusal: Refusal? = nil) {
+  init(gate: Promise<Void>? = nil, connection: Promise<Void>? = nil, refusal: Refusal? = nil, connectionRefusal: Refusal? = nil) {
     self.gate = gate
     self.connection = connection
     self.refusal = refusal
+    self.connectionRefusal = connectionRefusal
   }
 
   var calls: [String] { state.withLock { $0 } }
@@ -235,6 +242,7 @@ final class FakeFeature: WorkspaceFeature {
   }
   func connect(_ workspace: Workspace, _ sandbox: SandboxProcess) async throws(Refusal) {
     record("connect")
+    if let connectionRefusal { throw connectionRefusal }
     guard let connection else { return }
     do { try await connection.value } catch { throw Refusal(.internal, "cancelled") }
   }

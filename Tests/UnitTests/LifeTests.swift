@@ -284,6 +284,36 @@ import Testing
     #expect(workspace.record.state == .stopped && workspace.record.reason?.stoppedBy == "me")
   }
 
+  @Test("a request to launch that is lost with its connection is made again") func launchedOverAnother() async throws {
+    let bench = try Bench()
+    let life = try await bench.launch()
+    let link = try await bench.sandboxes.link(0)
+    try await link.wait(for: .launch)
+    let again = FakeLink()
+    bench.sandboxes.state.withLock { $0.living[bench.workspace.record.sandbox?.id ?? ""] = again }
+    link.close()
+    try await again.wait(for: .launch)
+    bench.finish(again, 3)
+    await life.value
+    #expect(bench.workspace.record.reason?.exitCode == 3)
+  }
+
+  @Test("a sandbox that cannot be connected is killed, over another connection where the first breaks")
+  func killedOverAnother() async throws {
+    let bench = try Bench(Bench.spec(), FakeFeature(connectionRefusal: Refusal(.network, "no link")))
+    let life = try await bench.launch()
+    let link = try await bench.sandboxes.link(0)
+    try await link.wait(for: .launch)
+    let again = FakeLink(.waiting(pid: getpid()))
+    bench.sandboxes.state.withLock { $0.living[bench.workspace.record.sandbox?.id ?? ""] = again }
+    link.report(.created(pid: getpid()))
+    // The connection is closed before the request to kill it has come.
+    link.close()
+    try await again.wait(for: .kill)
+    await life.value
+    #expect(bench.workspace.record.state == .failed && bench.workspace.record.reason?.message.contains("no link") == true)
+  }
+
   @Test("a connection that breaks is no end: the same sandbox is connected to again") func reconnect() async throws {
     let bench = try Bench()
     let life = try await bench.launch()

@@ -34,23 +34,23 @@ import Testing
   @Test("what a feature of another release keeps is kept, and fields that lack have their defaults") func unknown() throws {
     let text = try Self.record().encoded()
     var object = try #require(try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
-    object["features"] = ["idle": ["since": 5, "list": [1, "x", true]], "broker": ["revoked": []]]
+    object["features"] = ["idle": ["since": 9_007_199_254_740_993, "list": [1, "x", true]], "broker": ["revoked": []]]
     object["phases"] = nil
     let body = String(decoding: try JSONSerialization.data(withJSONObject: object), as: UTF8.self)
     let record = try WorkspaceRecord(JournalRecord(id: "a", state: "pending", slot: 3, body: body))
     #expect(record.phases.isEmpty && record.attempt == 1)
-    #expect(try record.encoded().contains(#""idle":{"list":[1,"x",true],"since":5}"#))
+    #expect(try record.encoded().contains(#""idle":{"list":[1,"x",true],"since":9007199254740993}"#))
   }
 
-  @Test("every feature with a state is known where records are decoded") func states() {
-    func state<F: WorkspaceFeature>(_ feature: F) -> String? { F.State.self == NoState.self ? nil : F.name }
-    let types: [any WorkspaceFeature.Type] = [
-      HomeFeature.self, PackagesFeature.self, DatasetsFeature.self, CredentialsFeature.self, BrokerFeature.self, NetworkFeature.self,
-      LimitsFeature.self, RescueFeature.self, ReadinessFeature.self, LifetimeFeature.self, OutOfMemoryFeature.self,
-      StaleEnvironmentFeature.self,
-    ]
-    func name<F: WorkspaceFeature>(_ type: F.Type) -> String? { F.State.self == NoState.self ? nil : F.name }
-    #expect(Set(types.compactMap { name($0) }) == Set(featureStates.keys))
+  @Test("every feature with a state is known where records are decoded, and its state has a default for every field") func states() throws {
+    let state = FileManager.default.temporaryDirectory.appendingPathComponent("carrel-states-\(UUID().uuidString)").path
+    defer { try? FileManager.default.removeItem(atPath: state) }
+    let features = try Features(Bench.services(FakeSandboxes(), FakeEvents(), state: state))
+    func name<F: WorkspaceFeature>(_ feature: F) -> String? { F.State.self == NoState.self ? nil : F.name }
+    #expect(Set(features.list.compactMap { name($0) }) == Set(featureStates.keys))
+    func readsNothing<S: FeatureState>(_ type: S.Type) throws -> Bool { try S(kept: .object([:])) == S() }
+    for (name, type) in featureStates { #expect(try readsNothing(type), "\(name)") }
+    #expect(try OutOfMemoryState(kept: .object(["later": .flag(true)])) == OutOfMemoryState())
   }
 
   @Test("a journal of commit 7ede341 is read: nothing of its records is lost") func migration() throws {

@@ -57,6 +57,19 @@ import Testing
 }
 
 @Suite("What a supervisor leaves behind") struct RecordTests {
+  @Test("a file is replaced whole or not at all, and what an end in the middle leaves can be removed") func replace() throws {
+    let path = NSTemporaryDirectory() + "carrel-replace-\(UUID().uuidString)"
+    try FileManager.default.createDirectory(atPath: path + "/taken/x", withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(atPath: path) }
+    let folder = try Descriptor.open(path, [.readOnly, .directory])
+    #expect(throws: Errno.isDirectory) { try folder.replace("taken", with: [1]) }
+    #expect(try FileManager.default.contentsOfDirectory(atPath: path) == ["taken"])
+    try folder.replace("a", with: [1])
+    try Data().write(to: URL(fileURLWithPath: path + "/.a.tmp"))
+    try folder.removeTemporaries()
+    #expect(try Set(FileManager.default.contentsOfDirectory(atPath: path)) == ["taken", "a"])
+  }
+
   @Test(
     "an exit record is read back, and a part of one is not",
     arguments: [

@@ -56,7 +56,7 @@ package struct Features: Sendable {
   }
 }
 
-/// What each feature's state is decoded as. `RecordTests.states` compares this with a list of its own.
+/// What each feature's state is decoded as: those of `list` that have one, which `RecordTests.states` checks.
 let featureStates: [String: any FeatureState.Type] = [
   HomeFeature.name: HomeFeature.State.self,
   DatasetsFeature.name: DatasetsFeature.State.self,

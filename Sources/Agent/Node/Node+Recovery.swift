@@ -152,6 +152,7 @@ extension Node {
     let outputs = try await services.lanes.launch.run { () -> [String] in
       // A sandbox that was set aside still writes its output, and whose it is no record says.
       let isAside = !Node.setAside(state).isEmpty
+      for name in known { try? WorkspaceFolder(path: HostSandboxes.folder(state, name)).removeTemporaries() }
       return try Node.folders(state, "workspaces").map { String($0.split(separator: "/")[1]) }.filter { name in
         let output = (try? FileManager.default.contentsOfDirectory(atPath: HostSandboxes.logs(state, name))) ?? []
         return !known.contains(name) && (!isAside || output.isEmpty)

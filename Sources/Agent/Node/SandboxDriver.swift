@@ -184,11 +184,12 @@ struct HostSandboxes: SandboxDriver {
   func remove(_ place: SandboxPlace) async {
     let path = path(place)
     let isLegacy = place.isLegacy
-    // That release had the output in the same folder, where it stays.
-    let gone = isLegacy ? ["shim.sock", "exit", ".exit", "plan", "record.json", "mounts"].map { "\(path)/\($0)" } : [path]
     // What cannot be removed after a while goes when the next agent starts.
     for _ in 0..<10 {
       let isGone = try? await lanes.cleanup.run {
+        // That release had the output in the same folder, where it stays.
+        let names = isLegacy ? ((try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []).filter { $0 != "log" } : []
+        let gone = isLegacy ? names.map { "\(path)/\($0)" } : [path]
         for entry in gone { try? FileManager.default.removeItem(atPath: entry) }
         return !gone.contains { FileManager.default.fileExists(atPath: $0) }
       }

@@ -19,7 +19,7 @@ internal import Workspaces
 ///   └──────────────────────────────── next attempt (restart policy, rescue) ◄─────────────────────────────────┘
 /// ```
 ///
-/// A new agent enters at `recover`, from which it goes on at whatever step the sandbox stands.
+/// A new agent enters at `recover` (`Workspace+Recovery.swift`), from which it goes on at whatever step the sandbox stands.
 extension Workspace {
   enum Beginning: Sendable {
     /// This agent has accepted it: its sandbox waits for a plan and has what came with the launch.
@@ -88,147 +88,10 @@ extension Workspace {
   var isPausing: Bool { attempt.pause != nil }
   func endPause() { attempt.pause?.fulfil(.success(())) }
 
-  // ----------------------------------------------------------------- recovery
-
-  /// One workspace that the journal says has not ended, or that may have another attempt before it.
-  private func recover() async {
-    let record = record
-    guard !record.state.isTerminal else { return }
-    guard let place = record.sandbox else { return await launchAgain() }
-    let isSameBoot = record.bootID == services.facts.bootID
-    do {
-      if isSameBoot, let found = try await reach(place) { return await resume(found) }
-    } catch {
-      return  // This agent ends.
-    }
-    // No supervisor: what it left behind decides, here and nowhere else.
-    link = nil
-    let (exit, hasPlan): (ExitRecord?, Bool)
-    do {
-      exit = try await services.sandboxes.exitRecord(place)
-      hasPlan = try await services.sandboxes.hasPlan(place)
-    } catch {
-      logger.error("a sandbox cannot be read", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
-      guard (try? await Task.sleep(for: .seconds(1))) != nil else { return }
-      return await recover()
-    }
-    guard !Task.isCancelled else { return }
-    logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(exit.map { "\($0)" } ?? "none")"])
-    let mayHaveStarted = record.state != .pending && (hasPlan || !isSameBoot)
-    if exit == nil, record.state == .pending || record.state == .preparing, !mayHaveStarted { return await launchAgain() }
-    if isSameBoot { _ = await services.sandboxes.kill(place) }
-    released = Promise()
-    await settle(nil)
-  }
-
-  /// Connects to the supervisor of a sandbox that lives, however long it takes it to reply; nil where there is none.
-  private func reach(_ place: SandboxPlace) async throws -> (any SandboxLink)? {
-    var failures = 0
-    while true {
-      do {
-        let found = try await services.sandboxes.connect(place)
-        try Task.checkCancellation()
-        if record.condition(.supervisorUnreachable) != nil { setCondition(.supervisorUnreachable, nil) }
-        return found
-      } catch {
-        try Task.checkCancellation()
-        failures += 1
-        // One that has just ended closes its connections first.
-        if failures < 5 {
-          try await Task.sleep(for: .milliseconds(20))
-          continue
-        }
-        if record.condition(.supervisorUnreachable) == nil {
-          logger.error("supervisor unreachable", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
-          setCondition(.supervisorUnreachable, "its supervisor lives and does not reply (\(describe(error)))")
-        }
-        // What was asked to stop is ended without it.
-        if let stop = record.stop, killDelay(stop) <= .zero { _ = await services.sandboxes.kill(place) }
-        try await Task.sleep(for: .seconds(1))
-      }
-    }
-  }
-
-  /// Goes on with a sandbox whose supervisor an earlier agent started.
-  private func resume(_ found: any SandboxLink) async {
-    let spec = spec
-    if record.sandbox?.isLegacy == true, record.startedNanoseconds == nil, record.state == .pending || record.state == .preparing,
-      !found.status.state.isStarted
-    {
-      // That release entrusted its supervisors with nothing ahead of the start: it begins again with one of today's.
-      try? found.send(.kill)
-      _ = await found.hasEnded(within: .seconds(5))
-      found.close()
-      return await launchAgain()
-    }
-    if found.status.state == .awaitingPlan {
-      let tokenName = services.tool(of: spec)?.tokenFile
-      let known: LaunchSecrets?
-      do {
-        known = try await LaunchSecrets.recover(from: found, for: spec, tokenName: tokenName)
-      } catch {
-        // It is asked again over another connection.
-        found.close()
-        guard (try? await Task.sleep(for: .milliseconds(200))) != nil else { return }
-        return await recover()
-      }
-      guard let entrusted = known else {
-        await endSupervisor(found, record.sandbox)
-        link = found
-        released = Promise()
-        return await settle(Workspace.credentialsLost)
-      }
-      secrets = entrusted
-      if let tokenName, secrets.token == nil {
-        // The launch was not answered yet: nobody was told another.
-        secrets.token = (tokenName, NodeServices.freshToken())
-        var token = LaunchSecrets()
-        token.token = secrets.token
-        do {
-          try await token.entrust(to: found, services.vault)
-        } catch {
-          guard !Task.isCancelled else { return }
-          await endSupervisor(found, record.sandbox)
-          return await launchAgain()
-        }
-      }
-      if record.state == .pending { await transition(.preparationBegan) }
-    }
-    await attempt(found, isAdopted: true)
-  }
-
-  private static let credentialsLost = Reason(
-    .credentialsLost, "its supervisor was lost before the tool started, and with it the credentials of the launch; launch it again")
-
-  /// A start whose supervisor is gone before it had anything to start.
-  private func launchAgain() async {
-    guard !spec.needsSecrets, record.supervisorsLost < 5 else {
-      released = Promise()
-      return await settle(
-        spec.needsSecrets
-          ? Workspace.credentialsLost : Reason(.internal, "its supervisor was lost \(record.supervisorsLost) times before the tool started")
-      )
-    }
-    let old = record.sandbox
-    do {
-      let (place, found) = try await newSandbox()
-      update {
-        $0.occupy(place, services.facts.bootID)
-        $0.supervisorsLost += 1
-      }
-      if record.state == .preparing { await transition(.supervisorLost, ["why": "its supervisor was lost before the tool started"]) }
-      await discard(old)
-      await transition(.preparationBegan)
-      await attempt(found, isAdopted: false)
-    } catch {
-      guard !Task.isCancelled else { return }
-      released = Promise()
-      await settle(Reason(.internal, "no other supervisor could be started: \(describe(error))"))
-    }
-  }
+  // ---------------------------------------------------------------- sandboxes
 
   /// Makes another sandbox for this workspace, which does not occupy it yet.
-  private func newSandbox() async throws -> (SandboxPlace, any SandboxLink) {
+  func newSandbox() async throws -> (SandboxPlace, any SandboxLink) {
     let place = SandboxPlace(id: SandboxPlace.freshID())
     if let name = services.tool(of: spec)?.tokenFile, secrets.token == nil { secrets.token = (name, NodeServices.freshToken()) }
     return (place, try await newSandbox(place))
@@ -256,7 +119,7 @@ extension Workspace {
 
   /// Ends a supervisor that has started nothing, over another connection where this one is broken. Returns when its process has ended,
   /// or when it does not reply: the sandbox's directory then stays for another agent to sweep.
-  private func endSupervisor(_ link: any SandboxLink, _ place: SandboxPlace?) async {
+  func endSupervisor(_ link: any SandboxLink, _ place: SandboxPlace?) async {
     try? link.send(.kill)
     if await link.hasEnded(within: .seconds(2)) == true { return }
     guard let place, let again = (try? await services.sandboxes.connect(place)) ?? nil else { return }
@@ -327,7 +190,7 @@ extension Workspace {
 
   // ------------------------------------------------------------------ attempt
 
-  private func attempt(_ first: any SandboxLink, isAdopted: Bool) async {
+  func attempt(_ first: any SandboxLink, isAdopted: Bool) async {
     link = first
     released = Promise()
     attempt = AttemptState()
@@ -472,8 +335,12 @@ extension Workspace {
       if let stop = record.stop { continuation.yield(killDelay(stop)) }
       var progress = Progress()
       var current: (any SandboxLink)? = first
+      var isAnother = false
       while let link = current, !progress.isOver {
         self.link = link
+        // The request to launch was lost with the last connection.
+        if isAnother, link.status.state == .awaitingPlan { try? link.send(.launch) }
+        isAnother = true
         // What was asked to stop while there was no connection has not heard of it.
         if let stop = record.stop, link.status.state.isStarted, killDelay(stop) > .zero { try? link.send(.signal(Signals.terminate)) }
         await handle(.state(link.status.state), &progress, streams, &group, isAdopted)
@@ -513,6 +380,8 @@ extension Workspace {
     switch state {
     case .awaitingPlan, .preparing: break
     case .created, .waiting:
+      // The request to kill it may have been lost with the last connection.
+      if progress.failure != nil { return await killTool() }
       if case .waiting = state, !progress.isWaiting {
         progress.isWaiting = true
         lap("isolation")

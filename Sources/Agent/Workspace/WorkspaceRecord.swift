@@ -132,9 +132,18 @@ package struct Condition: Codable, Equatable, Sendable {
   package let since: String
 }
 
-/// What a feature keeps of a workspace. Every field has a default.
+/// What a feature keeps of a workspace. Every field has a default, which a field has that another release did not write.
 package protocol FeatureState: Codable, Equatable, Sendable {
   init()
+}
+
+extension FeatureState {
+  init(kept: JSONValue) throws {
+    // The decoding that the compiler writes knows no defaults: what is missing is taken from a fresh state.
+    var fields = try JSONDecoder().decode([String: JSONValue].self, from: JSONEncoder().encode(Self()))
+    if case .object(let kept) = kept { fields.merge(kept) { _, kept in kept } }
+    self = try JSONDecoder().decode(Self.self, from: JSONEncoder().encode(fields))
+  }
 }
 
 /// Of a feature that keeps nothing.
@@ -178,7 +187,7 @@ extension WorkspaceRecord: Codable {
     let kept = try values.nestedContainer(keyedBy: FeatureKey.self, forKey: .features)
     for key in kept.allKeys {
       if let type = featureStates[key.stringValue] {
-        features[key.stringValue] = try type.init(from: try kept.superDecoder(forKey: key))
+        features[key.stringValue] = try type.init(kept: try kept.decode(JSONValue.self, forKey: key))
       } else {
         unknownFeatures[key.stringValue] = try kept.decode(JSONValue.self, forKey: key)
       }
@@ -226,6 +235,7 @@ extension WorkspaceRecord: Codable {
 enum JSONValue: Codable, Equatable, Sendable {
   case null
   case flag(Bool)
+  case integer(Int64)
   case number(Double)
   case text(String)
   case list([JSONValue])
@@ -237,6 +247,8 @@ enum JSONValue: Codable, Equatable, Sendable {
       self = .null
     } else if let flag = try? value.decode(Bool.self) {
       self = .flag(flag)
+    } else if let integer = try? value.decode(Int64.self) {
+      self = .integer(integer)
     } else if let number = try? value.decode(Double.self) {
       self = .number(number)
     } else if let text = try? value.decode(String.self) {
@@ -253,6 +265,7 @@ enum JSONValue: Codable, Equatable, Sendable {
     switch self {
     case .null: try value.encodeNil()
     case .flag(let flag): try value.encode(flag)
+    case .integer(let integer): try value.encode(integer)
     case .number(let number): try value.encode(number)
     case .text(let text): try value.encode(text)
     case .list(let list): try value.encode(list)
