@@ -88,8 +88,8 @@ final class Box: Sendable {
     }
     try folder.write(plan)
     try link.send(.launch)
-    // It outlives its tool until nobody needs what it was entrusted with.
-    try link.send(.release)
+    // It outlives its tool until nobody needs what it was entrusted with; one whose launch failed may have ended by now.
+    try? link.send(.release)
     for await case .state(let state) in link.reports {
       switch state {
       case .waiting: try? link.send(.start)

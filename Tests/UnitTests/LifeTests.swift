@@ -364,14 +364,14 @@ import Testing
 
 @Suite("A node") struct NodeTests {
   /// A node over a real journal and stand-ins for the rest.
-  private func node(_ sandboxes: FakeSandboxes) throws -> (Node, String) {
+  private func node(_ sandboxes: FakeSandboxes, _ change: (inout Configuration) -> Void = { _ in }) throws -> (Node, String) {
     let state = FileManager.default.temporaryDirectory.appendingPathComponent("carrel-node-\(UUID().uuidString)").path
     try FileManager.default.createDirectory(atPath: state, withIntermediateDirectories: true)
     let journal = try Journal(path: state + "/journal.sqlite")
     let feed = EventFeed()
     let first = try Bench.services(sandboxes, FakeEvents(), state: state)
     let sink = JournalSink(journal, feed, first.logger)
-    let services = try Bench.services(sandboxes, sink, state: state)
+    let services = try Bench.services(sandboxes, sink, state: state, change)
     return (Node(services, journal, sink, feed, try ImageStore(path: state + "/images"), try Features(services), nil), state)
   }
 
@@ -388,6 +388,22 @@ import Testing
     #expect(sandboxes.links.count == 1)
     await #expect(throws: AgentError.self) { try await node.launch(Bench.spec { $0.command = ["/bin/false"] }, credentials: []) }
     #expect(await node.list().count == 1)
+  }
+
+  @Test("a node that no controller acknowledges goes on: the older half of its events goes when the journal reaches its limit")
+  func nobodyAcknowledges() async throws {
+    let (node, state) = try node(FakeSandboxes()) {
+      $0.journalLimit = "256Ki"
+      $0.journalKeep = 10
+    }
+    defer { try? FileManager.default.removeItem(atPath: state) }
+    let committing = Task { try await node.sink.run() }
+    defer { committing.cancel() }
+    let folder = String(repeating: "x", count: 2000)
+    while node.journal.bytesInUse <= node.journalRoom { try await node.services.record(.swept, ["folder": folder]) }
+    #expect(try await node.launch(Bench.spec(), credentials: []).created)
+    let extent = try await node.journal.extent()
+    #expect(extent.oldest > 10 && extent.bytes < node.journalRoom)
   }
 
   @Test("what was submitted before an agent ends is on disk when it has ended") func submittedAtTheEnd() async throws {

@@ -91,7 +91,7 @@ extension Node {
   }
 
   /// What may go, goes: what the owner of the acknowledgement has; where nobody owns it and the limit is near, the oldest.
-  private func trim() async throws {
+  func trim() async throws {
     let kept = Int64(configuration.journalKeep)
     if let acknowledged = try await journal.acknowledged(by: configuration.acknowledger) {
       try await journal.trim(through: acknowledged, keeping: kept)

@@ -222,6 +222,8 @@ package actor Node {
 
   private func checkJournal() async throws {
     guard journal.bytesInUse > journalRoom else { return }
+    // Where no controller owns the acknowledgement, events need not wait for one.
+    if configuration.owner == nil { try await trim() }
     let used = try await journal.extent().bytes
     guard used <= journalRoom else {
       throw AgentError(
