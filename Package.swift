@@ -4,7 +4,7 @@
 import Foundation
 import PackageDescription
 
-// Each target is a layer; an arrow never points up (CONTRIBUTING.md).
+// Folders group targets by layer: kernel, core, domain, drivers, node, frontends, programs. An arrow never points up (CONTRIBUTING.md).
 
 let strict: [SwiftSetting] = [
   .enableUpcomingFeature("ExistentialAny"),
@@ -39,8 +39,32 @@ let embeddedLinking: [LinkerSetting] = [
 ]
 
 func system(_ name: String, _ pkgConfig: String, _ package: String) -> Target {
-  .systemLibrary(name: name, path: "Sources/System/\(name)", pkgConfig: pkgConfig, providers: [.apt([package])])
+  .systemLibrary(name: name, path: "Sources/kernel/System/\(name)", pkgConfig: pkgConfig, providers: [.apt([package])])
 }
+
+/// A library target in the folder of its layer.
+func library(_ layer: String, _ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+  .target(name: name, dependencies: dependencies, path: "Sources/\(layer)/\(name)", swiftSettings: strict)
+}
+
+func program(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+  .executableTarget(name: name, dependencies: dependencies, path: "Sources/programs/\(name)", swiftSettings: strict)
+}
+
+/// A static program: one module of Embedded Swift, made of the folders that its own holds links to.
+func staticProgram(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+  .executableTarget(
+    name: name, dependencies: dependencies, path: "Sources/programs/\(name)", swiftSettings: embedded, linkerSettings: embeddedLinking)
+}
+
+let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+let grpcCore = Target.Dependency.product(name: "GRPCCore", package: "grpc-swift-2")
+let grpcTransport = Target.Dependency.product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport")
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let nioCore = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
+let protobuf = Target.Dependency.product(name: "SwiftProtobuf", package: "swift-protobuf")
+let serviceLifecycle = Target.Dependency.product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let yams = Target.Dependency.product(name: "Yams", package: "Yams")
 
 let package = Package(
   name: "carrel",
@@ -63,10 +87,26 @@ let package = Package(
     .package(url: "https://github.com/swift-server/swift-service-lifecycle", exact: "2.13.0"),
     .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
     .package(url: "https://github.com/jpsim/Yams", exact: "6.2.2"),
+    // What those depend on. `hack/test` compares this list with what was resolved; Package.resolved is not kept, for its commit ids
+    // differ between mirrors.
+    .package(url: "https://github.com/apple/swift-algorithms.git", exact: "1.2.1"),
+    .package(url: "https://github.com/apple/swift-asn1.git", exact: "1.7.4"),
+    .package(url: "https://github.com/apple/swift-async-algorithms.git", exact: "1.1.4"),
+    .package(url: "https://github.com/apple/swift-atomics.git", exact: "1.3.0"),
+    .package(url: "https://github.com/apple/swift-certificates.git", exact: "1.21.1"),
+    .package(url: "https://github.com/apple/swift-collections.git", exact: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-crypto.git", exact: "4.5.2"),
+    .package(url: "https://github.com/apple/swift-http-structured-headers.git", exact: "1.7.0"),
+    .package(url: "https://github.com/apple/swift-http-types.git", exact: "1.8.0"),
+    .package(url: "https://github.com/apple/swift-nio-extras.git", exact: "1.35.2"),
+    .package(url: "https://github.com/apple/swift-nio-ssl.git", exact: "2.37.6"),
+    .package(url: "https://github.com/apple/swift-nio-transport-services.git", exact: "1.28.0"),
+    .package(url: "https://github.com/apple/swift-numerics.git", exact: "1.1.1"),
+    .package(url: "https://github.com/apple/swift-system.git", exact: "1.8.1"),
   ],
   targets: [
-    // C: one room for the kernel, one target for each system library.
-    .target(name: "CLinux"),
+    // The kernel: all C, one target for each system library, and typed calls.
+    .target(name: "CLinux", path: "Sources/kernel/CLinux"),
     system("CSeccomp", "libseccomp", "libseccomp-dev"),
     system("CJSON", "json-c", "libjson-c-dev"),
     system("CCap", "libcap", "libcap-dev"),
@@ -75,119 +115,91 @@ let package = Package(
     system("CNftables", "libnftables", "libnftables-dev"),
     system("CCrypto", "libcrypto", "libssl-dev"),
     system("CNetlink", "libnl-route-3.0", "libnl-route-3-dev"),
+    library("kernel", "Linux", ["CLinux"]),
+    library("kernel", "Procfs", ["Linux"]),
+    library("kernel", "Cgroups", ["Linux"]),
+    library("kernel", "Seccomp", ["CSeccomp", "Linux"]),
 
-    // The isolation core. `carrel-shim` and `carrel-runtime` compile the same folders once more,
-    // as one module of Embedded Swift each (Sources/carrel-shim and its sibling hold links to them).
-    .target(name: "Linux", dependencies: ["CLinux"], swiftSettings: strict),
-    .target(name: "LaunchPlan", dependencies: ["CLinux", "Linux"], swiftSettings: strict),
-    .target(name: "Sandbox", dependencies: ["CLinux", "Linux", "LaunchPlan"], swiftSettings: strict),
-    .executableTarget(
-      name: "carrel-shim", dependencies: ["CLinux"], swiftSettings: embedded, linkerSettings: embeddedLinking),
+    // The core, which the static programs compile once more.
+    library("core", "LaunchPlan", ["Linux"]),
+    library("core", "ShimProtocol", ["LaunchPlan", "Linux"]),
+    library("core", "Executor", ["LaunchPlan", "Linux", "ShimProtocol"]),
+    library("core", "Broker", ["Linux"]),
+    library("core", "Shim", ["Broker", "Executor", "LaunchPlan", "Linux", "ShimProtocol"]),
+    library("core", "OCIRuntime", ["CJSON", "Cgroups", "Executor", "LaunchPlan", "Linux", "Procfs", "Seccomp", "ShimProtocol"]),
 
-    // The same core behind the command line of OCI runtimes.
-    .target(name: "Limits", dependencies: ["Linux"], swiftSettings: strict),
-    .target(name: "Seccomp", dependencies: ["CSeccomp", "Linux"], swiftSettings: strict),
-    .target(
-      name: "OCI", dependencies: ["CJSON", "LaunchPlan", "Limits", "Linux", "Sandbox", "Seccomp"], swiftSettings: strict),
-    .executableTarget(
-      name: "carrel-runtime", dependencies: ["CJSON", "CLinux", "CSeccomp"], swiftSettings: embedded,
-      linkerSettings: embeddedLinking),
+    // The domain: values in, decisions out.
+    library("domain", "Workspaces", [yams]),
+    library("domain", "Isolation", ["LaunchPlan", "Linux", "Seccomp"]),
+    library("domain", "Configuration", ["Workspaces"]),
 
-    // The domain and its drivers.
-    .target(name: "Isolation", dependencies: ["Linux", "LaunchPlan", "Seccomp"], swiftSettings: strict),
-    .target(
-      name: "Workspaces", dependencies: [.product(name: "Yams", package: "Yams")],
-      swiftSettings: strict),
-    .target(
-      name: "Images", dependencies: ["CArchive", "CCrypto", "CLinux", "Linux"], swiftSettings: strict),
-    .target(
-      name: "Journal", dependencies: [.product(name: "GRDB", package: "GRDB.swift")],
-      swiftSettings: strict),
-    .target(name: "Concurrency", swiftSettings: strict),
-    .target(name: "Storage", dependencies: ["Linux"], swiftSettings: strict),
-    .target(name: "Credentials", swiftSettings: strict),
+    // Drivers, one resource each; none knows another.
+    library("drivers", "Concurrency"),
+    library("drivers", "HostPrograms", ["Linux"]),
+    library("drivers", "Journal", [.product(name: "GRDB", package: "GRDB.swift")]),
+    library("drivers", "Images", ["CArchive", "CCrypto", "Linux"]),
+    library("drivers", "Volumes", ["HostPrograms", "Linux", "Procfs"]),
+    library("drivers", "Credentials", ["Configuration", "HostPrograms"]),
     // Not "Network": swift-nio asks canImport(Network) and means Apple's framework.
-    .target(name: "Networking", dependencies: ["CNftables", "CNetlink", "CLinux", "Linux"], swiftSettings: strict),
-    .target(
-      name: "Supervision", dependencies: ["Concurrency", "Linux", "LaunchPlan", "Sandbox"],
-      swiftSettings: strict),
+    library("drivers", "Networking", ["CNftables", "CNetlink", "Configuration", "Linux", "Procfs"]),
+    library("drivers", "ShimClient", ["Concurrency", "Executor", "LaunchPlan", "Linux", "Shim", "ShimProtocol"]),
+
+    // The only place that knows several drivers.
     .target(
       name: "Agent",
       dependencies: [
-        "CCap", "Concurrency", "Credentials", "Isolation", "Workspaces", "Images", "Journal", "Storage", "Networking", "Limits",
-        "Supervision",
-        "Linux", "LaunchPlan",
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "NIOCore", package: "swift-nio"),
-        .product(name: "NIOPosix", package: "swift-nio"),
-        .product(name: "Yams", package: "Yams"),
+        "CCap", "Broker", "Cgroups", "Concurrency", "Configuration", "Credentials", "Executor", "Images", "Isolation", "Journal",
+        "LaunchPlan",
+        "Linux", "Networking", "Procfs", "Shim", "ShimClient", "ShimProtocol", "Volumes", "Workspaces", logging, nioCore,
+        .product(name: "NIOPosix", package: "swift-nio"), yams,
       ],
-      swiftSettings: strict),
+      path: "Sources/node", swiftSettings: strict),
+
+    // Wire formats; none knows another.
     .target(
-      name: "API",
-      dependencies: [
-        .product(name: "GRPCCore", package: "grpc-swift-2"),
-        .product(name: "GRPCProtobuf", package: "grpc-swift-protobuf"),
-        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
-      ],
-      swiftSettings: [.enableUpcomingFeature("InternalImportsByDefault")]),
-    .target(
-      name: "Services",
-      dependencies: [
-        "Agent", "API", "CLinux", "Concurrency", "Credentials", "Images", "Journal", "Linux", "Sandbox", "Storage", "Supervision",
-        "Workspaces",
-        .product(name: "GRPCCore", package: "grpc-swift-2"),
-        .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "NIOCore", package: "swift-nio"),
-        .product(name: "NIOHPACK", package: "swift-nio-http2"),
-        .product(name: "NIOHTTP2", package: "swift-nio-http2"),
-        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
-        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
-      ],
-      swiftSettings: strict),
-    .executableTarget(
-      name: "carrel-controller",
-      dependencies: [
-        "API",
-        .product(name: "ArgumentParser", package: "swift-argument-parser"),
-        .product(name: "GRPCCore", package: "grpc-swift-2"),
-        .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
-        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
-      ],
-      swiftSettings: strict),
-    .executableTarget(
-      name: "carreld",
-      dependencies: [
-        "Agent", "CLinux", "CSystemd", "Linux", "Services", "Workspaces",
-        .product(name: "ArgumentParser", package: "swift-argument-parser"),
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+      name: "API", dependencies: [grpcCore, .product(name: "GRPCProtobuf", package: "grpc-swift-protobuf"), protobuf],
+      path: "Sources/frontends/API", swiftSettings: [.enableUpcomingFeature("InternalImportsByDefault")]),
+    library(
+      "frontends", "WireMapping",
+      ["API", "Agent", "Concurrency", "Images", "Journal", "Volumes", "Workspaces", grpcCore, protobuf]),
+    library(
+      "frontends", "GRPC",
+      [
+        "API", "Agent", "Concurrency", "Configuration", "Images", "Journal", "Linux", "ShimClient", "Volumes", "WireMapping", "Workspaces",
+        grpcCore, grpcTransport, logging, nioCore, .product(name: "NIOHPACK", package: "swift-nio-http2"),
+        .product(name: "NIOHTTP2", package: "swift-nio-http2"), protobuf, serviceLifecycle,
+      ]),
+    library(
+      "frontends", "ControllerClient",
+      [
+        "API", "Agent", "Concurrency", "Configuration", "Credentials", "Journal", "Linux", "WireMapping", "Workspaces", grpcCore,
+        grpcTransport, logging, protobuf, serviceLifecycle,
+      ]),
+
+    // Entry points.
+    staticProgram("carrel-shim", ["CLinux"]),
+    staticProgram("carrel-runtime", ["CJSON", "CLinux", "CSeccomp"]),
+    program("carrel-controller", ["API", argumentParser, grpcCore, grpcTransport, protobuf]),
+    program(
+      "carreld",
+      [
+        "Agent", "CSystemd", "Configuration", "ControllerClient", "GRPC", "Linux", "Workspaces", argumentParser, logging, serviceLifecycle,
         .product(name: "UnixSignals", package: "swift-service-lifecycle"),
-      ],
-      swiftSettings: strict),
-    .executableTarget(
-      name: "carrel",
-      dependencies: [
-        "API", "Linux",
-        .product(name: "ArgumentParser", package: "swift-argument-parser"),
-        .product(name: "GRPCCore", package: "grpc-swift-2"),
-        .product(name: "GRPCNIOTransportHTTP2", package: "grpc-swift-nio-transport"),
-        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
-        .product(name: "Yams", package: "Yams"),
-      ],
-      swiftSettings: strict),
+      ]),
+    program("carrel", ["API", "Linux", argumentParser, grpcCore, grpcTransport, protobuf, yams]),
+
     .testTarget(
       name: "UnitTests",
       dependencies: [
-        "CLinux", "Agent", "Concurrency", "Credentials", "Images", "Isolation", "Journal", "LaunchPlan", "Limits", "Linux", "Networking",
-        "OCI", "Sandbox", "Storage", "Supervision", "Workspaces",
-        .product(name: "Logging", package: "swift-log"),
+        "API", "Agent", "Broker", "CLinux", "Cgroups", "Concurrency", "Configuration", "Credentials", "Executor", "Images", "Isolation",
+        "Journal", "LaunchPlan", "Linux", "Networking", "OCIRuntime", "Procfs", "Shim", "ShimClient", "ShimProtocol", "Volumes",
+        "WireMapping", "Workspaces", logging, protobuf,
       ], swiftSettings: strict),
     .testTarget(
       name: "RootTests",
-      dependencies: ["CLinux", "Images", "Isolation", "LaunchPlan", "Limits", "Linux", "Sandbox", "Storage", "Supervision"],
-      swiftSettings: strict),
+      dependencies: [
+        "CLinux", "Cgroups", "Executor", "Images", "Isolation", "LaunchPlan", "Linux", "Shim", "ShimClient", "ShimProtocol", "Volumes",
+      ], swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6]
 )

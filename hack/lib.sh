@@ -1,14 +1,50 @@
-# Shared by the scripts in hack/: steps that say what they do, and name the log of one that fails.
+# Shared by the scripts in hack/: usage, steps that name the log of a failure, packages, builds and caches.
 # shellcheck shell=bash
+
+# The comment at the head of a script is its usage.
+usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
+
+# With -h or --help a script prints its usage and does nothing else, wherever the option stands.
+for argument in "$@"; do
+  case $argument in -h | --help) usage; exit 0 ;; esac
+done
+
+# refuse_arguments: for an argument that a script does not know.
+refuse_arguments() { # prints the usage and ends with 2, as wrong usage does
+  usage >&2
+  exit 2
+}
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-mkdir -p .cache/log
+
+# What is expensive to make and depends only on its content is kept outside the checkout, under a key made from that content.
+cache=${CARREL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/carrel}
+
+# Where SwiftPM builds, for the tests too.
+export CARREL_BUILD=${CARREL_BUILD:-$root/.build}
+build=$CARREL_BUILD
+
+# share_build: builds in the cache, so that another checkout need not build the dependencies again, whose versions Package.swift pins.
+# One checkout at a time: where another builds or tests there, this one uses its own .build.
+share_build() {
+  local shared key
+  [ "$build" = "$root/.build" ] || return 0
+  key=$( (swift --version 2>/dev/null; grep -A100 'dependencies: \[' Package.swift | grep '\.package(') | sha256sum | cut -c1-16)
+  shared=$cache/build/$key
+  mkdir -p "$shared"
+  exec 8>"$shared.lock"
+  flock -n 8 || return 0
+  export CARREL_BUILD=$shared
+  build=$shared
+  skip build "in $shared"
+}
 
 # step NAME COMMAND...: runs it with its output in .cache/log/NAME.log.
 step() {
   local name=$1 log=.cache/log/$1.log started=$SECONDS
   shift
+  mkdir -p .cache/log
   printf '%-22s ' "$name"
   if "$@" >"$log" 2>&1; then
     printf 'done in %d s\n' $((SECONDS - started))
@@ -65,19 +101,29 @@ need_swift() {
 release() {
   local product
   for product in carreld carrel carrel-shim carrel-runtime; do
-    step "build-$product" swift build -c release --static-swift-stdlib --product "$product"
+    step "build-$product" swift build --scratch-path "$build" -c release --static-swift-stdlib --product "$product"
   done
 }
 
-# image NAME: builds images/NAME unless what it is made from has not changed.
+# image NAME: builds images/NAME, unless it was built from the same files before, in this checkout or another.
 image() {
-  local name=$1 key
+  local name=$1 key kept
   key=$(cat hack/build-image $(find images -type f | sort) | sha256sum | cut -d' ' -f1)
   if [ -f ".cache/images/$name.tar" ] && [ "$(cat ".cache/images/$name.key" 2>/dev/null)" = "$key" ]; then
     skip "image-$name" "is there"
     return
   fi
-  step "image-$name" fetching hack/build-image "$name"
+  mkdir -p .cache/images "$cache/images"
+  kept=$cache/images/$name-$key.tar
+  if [ -f "$kept" ]; then
+    skip "image-$name" "is there, from $kept"
+  else
+    step "image-$name" fetching hack/build-image "$name" --output ".cache/images/$name.tar"
+    # Renamed, so that what is there is whole. Images of other content are no longer needed.
+    rm -f "$cache/images/$name-"*.tar
+    cp --reflink=auto ".cache/images/$name.tar" "$kept.$$" && mv "$kept.$$" "$kept"
+  fi
+  [ -f ".cache/images/$name.tar" ] || ln -f "$kept" ".cache/images/$name.tar" 2>/dev/null || cp --reflink=auto "$kept" ".cache/images/$name.tar"
   echo "$key" >".cache/images/$name.key"
 }
 

@@ -14,7 +14,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = ROOT / ".build" / os.environ.get("CARREL_CONFIGURATION", "debug")
+BIN = pathlib.Path(os.environ.get("CARREL_BUILD", ROOT / ".build")) / os.environ.get("CARREL_CONFIGURATION", "debug")
 
 
 class Agent:

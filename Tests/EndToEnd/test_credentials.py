@@ -198,7 +198,7 @@ def test_a_provider_that_fails_delays_nothing_and_is_told_once(agent, workspace,
     assert fetch(agent, workspace)[0] == 404
     time.sleep(2)
     failed = [e["attributes"] for e in agent.events(workspace) if e["type"] == "CredentialsFailed"]
-    assert sorted(f["role"] for f in failed) == ["analyst", "writer"] and "printed nothing" in failed[0]["error"], failed
+    assert sorted(f["role"] for f in failed) == ["analyst", "writer"] and "exited with status" in failed[0]["error"], failed
     (place / "refuse").unlink()
     until(lambda: fetch(agent, workspace)[0] == 200)
 

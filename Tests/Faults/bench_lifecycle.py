@@ -78,7 +78,7 @@ def many(agent, stub, messages, callers=16, seconds=5):
     before = agent.records()[2]["head"]
     with concurrent.futures.ThreadPoolExecutor(callers) as pool:
         list(pool.map(call, range(callers)))
-    stub.Resume(messages.ResumeRequest(by="bench"))
+    stub.Uncordon(messages.UncordonRequest(by="bench"))
     return (agent.records()[2]["head"] - before) / seconds
 
 
@@ -134,7 +134,7 @@ def main():
             stub = service.NodeServiceStub(channel)
             for _ in range(ROUNDS * 10):
                 stub.Drain(messages.DrainRequest(by="bench"))
-                stub.Resume(messages.ResumeRequest(by="bench"))
+                stub.Uncordon(messages.UncordonRequest(by="bench"))
                 time.sleep(0.01)
             floor = synced_appends(directory, ROUNDS * 20)
             until(lambda: len(delays) >= ROUNDS * 20, "all events")

@@ -20,7 +20,7 @@ import typing
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = ROOT / ".build" / os.environ.get("CARREL_CONFIGURATION", "debug")
+BIN = pathlib.Path(os.environ.get("CARREL_BUILD", ROOT / ".build")) / os.environ.get("CARREL_CONFIGURATION", "debug")
 sys.path.insert(0, str(ROOT / "Tests" / "VM"))
 from busybox import busybox_image  # noqa: E402
 
@@ -72,7 +72,9 @@ class Controller:
 
 
 # Each its own, so that a torture beside the tests is no harm to either.
-SUBNETS = {"crf": 89, "crg": 90, "crt": 91, "crk": 92, "crl": 94}
+SUBNETS = {"crf": 89, "crg": 90, "crt": 91, "crk": 92, "crl": 94, "crh": 95, "cri": 96}
+# Of the agent that a module's tests share, and of one that a test has to itself; of each process that runs tests (pytest-xdist).
+SHARED, OWN = {"gw0": ("crf", "crg"), "gw1": ("crh", "cri")}[os.environ.get("PYTEST_XDIST_WORKER", "gw0")]
 
 
 class Sandbox(typing.NamedTuple):
@@ -114,7 +116,7 @@ def exit_record(folder):
 
 
 class Agent:
-    def __init__(self, directory, more="", prefix="crf"):
+    def __init__(self, directory, more="", prefix=SHARED):
         self.directory, self.prefix = directory, prefix
         self.state = directory / "state"
         self.socket = str(directory / "run" / "carrel.sock")
@@ -436,7 +438,7 @@ def full(folder):
         (folder / "ballast").unlink()
 
 
-def make(directory, more="", prefix="crf", image=True):
+def make(directory, more="", prefix=SHARED, image=True):
     directory.mkdir(mode=0o711)
     agent = Agent(directory, more, prefix)
     agent.start()
@@ -486,7 +488,7 @@ def node(request):
     directory = pathlib.Path(f"/tmp/carrel-fault-{os.getpid()}-{next(NUMBERS)}")
     controllers = [Controller(directory, name) for name in options.get("controllers", [])]
     lines = "".join(f"  - {{name: {c.socket.stem}, socket: {c.socket}, owner: {str(i == 0 and options.get('owner', True)).lower()}}}\n" for i, c in enumerate(controllers))
-    agent = make(directory, options.get("more", "") + (f"controllers:\n{lines}" if lines else ""), prefix="crg")
+    agent = make(directory, options.get("more", "") + (f"controllers:\n{lines}" if lines else ""), prefix=OWN)
     yield agent, controllers
     destroy(agent, *controllers)
 

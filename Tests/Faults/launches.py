@@ -26,7 +26,7 @@ from phases import MEANING, PHASES, Life
 
 def agent_points():
     """The named points of the agent: those of Fault.swift before the supervisor's."""
-    return re.findall(r'case \w+ = "(.*)"', (ROOT / "Sources/Linux/Fault.swift").read_text().split("// The supervisor.")[0])
+    return re.findall(r'case \w+ = "(.*)"', (ROOT / "Sources/kernel/Linux/Fault.swift").read_text().split("// The supervisor.")[0])
 
 
 # What a workspace does not pass that is launched and ends by itself.

@@ -131,6 +131,8 @@ def test_a_control_plane_may_live_without_dialling(node):
     path.write_text(path.read_text().replace("ordered", "late"))
     refused = result(f"launch {path}")
     assert refused["code"] == 9 and "drained" in refused["message"]
+    assert result("uncordon").get("code", 0) == 0
+    # Its former name is an alias for one release.
     assert result("resume").get("code", 0) == 0
     stopped = result("stop ordered")
     assert stopped["workspace"]["reason"]["code"] == "Requested" and stopped["workspace"]["reason"]["stoppedBy"] == "a controller"

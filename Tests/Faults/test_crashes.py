@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import ROOT, judge, until
 
-POINTS = re.findall(r'case \w+ = "(.*)"', (ROOT / "Sources/Linux/Fault.swift").read_text())
+POINTS = re.findall(r'case \w+ = "(.*)"', (ROOT / "Sources/kernel/Linux/Fault.swift").read_text())
 ROUNDS = int(os.environ.get("CARREL_FAULT_ROUNDS", "3"))
 
 
@@ -27,7 +27,7 @@ def scenario(agent, name, point):
         assert agent.run("launch", "--no-wait", agent.directory / "witness.yaml").returncode == 0, "what is there is answered"
         refused = agent.launch(f"{name}-late", "true")
         assert refused.returncode != 0 and "drained" in refused.stderr, refused
-        agent.do("resume")
+        agent.do("uncordon")
     if "ataset" in point:
         datasets = agent.directory / "datasets"
         (datasets / "files").mkdir(parents=True, exist_ok=True)

@@ -478,7 +478,7 @@ def test_a_drain_does_not_wait_for_programs(agent, room):
     print(f"drained in {seconds:.1f} s")
     ended = agent.get(room.id)
     close(clients)
-    assert agent.run("resume").returncode == 0
+    assert agent.run("uncordon").returncode == 0
     assert done.returncode == 0 and seconds < 8, (done, seconds)
     assert ended["state"] == "STATE_STOPPED" and ended["reason"]["code"] == "Drained", ended
     assert not room.inside()

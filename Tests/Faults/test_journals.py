@@ -11,12 +11,12 @@ import subprocess
 import time
 
 import pytest
-from conftest import Agent, BIN, batch, full, judge, node_info, on_small_disk, one, pids, sandbox_of, until
+from conftest import OWN, Agent, BIN, batch, full, judge, node_info, on_small_disk, one, pids, sandbox_of, until
 
 
 def test_a_second_agent_is_refused_and_told_of_the_first(node):
     agent, _ = node
-    other = Agent(agent.directory, prefix="crg")  # the same state
+    other = Agent(agent.directory, prefix=OWN)  # the same state
     text = other.config.read_text().replace("/run/carrel.sock", "/run2/carrel.sock")
     (agent.directory / "other.yaml").write_text(text)
     done = subprocess.run(["timeout", "-s", "KILL", "20", BIN / "carreld", "--config", agent.directory / "other.yaml"], capture_output=True, text=True)

@@ -159,7 +159,7 @@ def test_draining_stops_by_its_deadline_and_outlives_the_agent(node):
     agent.stop()
     agent.start()
     assert "drained" in agent.launch("late", "true").stderr
-    assert agent.run("resume").returncode == 0
+    assert agent.run("uncordon").returncode == 0
     assert agent.launch("late", "true").returncode == 0
     agent.wait("late", "STOPPED")
     judge(agent)

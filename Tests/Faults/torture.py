@@ -16,7 +16,7 @@ import time
 
 from conftest import ROOT, Controller, Witness, destroy, judge, make, pids, until
 
-POINTS = re.findall(r'case \w+ = "(.*)"', (ROOT / "Sources/Linux/Fault.swift").read_text())
+POINTS = re.findall(r'case \w+ = "(.*)"', (ROOT / "Sources/kernel/Linux/Fault.swift").read_text())
 SCRIPTS = ["exit 0", "exit 3", "sleep 1000", "sleep 0.3; exit 7", "trap '' TERM; sleep 1000", "kill -9 $$", "yes | head -c 300000",
            "dd if=/dev/zero of=/dev/null bs=100M count=1", "test -e ~/x || { touch ~/x; exit 1; }"]
 
@@ -70,7 +70,7 @@ class Torture:
 
     def drain(self):
         self.agent.run("drain")
-        self.agent.run("resume")
+        self.agent.run("uncordon")
 
     # ------------------------------------------------------------------- harm
 
@@ -128,7 +128,7 @@ class Torture:
         if self.panel.process is None or self.panel.process.poll() is not None or "--crash-after" in self.panel.process.args:
             self.panel.stop()
             self.panel.start()
-        self.agent.run("resume")
+        self.agent.run("uncordon")
         for name in list(self.names):
             done = until(lambda: (d := self.agent.do("rm", "--force", name)).returncode in (0, 3) and d, f"{name} is removed", 30)
             self.names.remove(name)

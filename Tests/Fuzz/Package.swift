@@ -21,12 +21,18 @@ let package = Package(
   targets: [
     .target(name: "CLinux"), system("CSeccomp", "libseccomp"), system("CJSON", "json-c"),
     .target(name: "Linux", dependencies: ["CLinux"], swiftSettings: settings),
-    .target(name: "LaunchPlan", dependencies: ["CLinux", "Linux"], swiftSettings: settings),
-    .target(name: "Sandbox", dependencies: ["CLinux", "Linux", "LaunchPlan"], swiftSettings: settings),
-    .target(name: "Limits", dependencies: ["Linux"], swiftSettings: settings),
+    .target(name: "Cgroups", dependencies: ["Linux"], swiftSettings: settings),
+    .target(name: "Procfs", dependencies: ["Linux"], swiftSettings: settings),
     .target(name: "Seccomp", dependencies: ["CSeccomp", "Linux"], swiftSettings: settings),
-    .target(name: "OCI", dependencies: ["CJSON", "LaunchPlan", "Limits", "Linux", "Sandbox", "Seccomp"], swiftSettings: settings),
+    .target(name: "LaunchPlan", dependencies: ["Linux"], swiftSettings: settings),
+    .target(name: "ShimProtocol", dependencies: ["LaunchPlan", "Linux"], swiftSettings: settings),
+    .target(name: "Executor", dependencies: ["LaunchPlan", "Linux", "ShimProtocol"], swiftSettings: settings),
+    .target(name: "Broker", dependencies: ["Linux"], swiftSettings: settings),
+    .target(name: "Shim", dependencies: ["Broker", "Executor", "LaunchPlan", "Linux", "ShimProtocol"], swiftSettings: settings),
+    .target(
+      name: "OCIRuntime", dependencies: ["CJSON", "Cgroups", "Executor", "LaunchPlan", "Linux", "Procfs", "Seccomp", "ShimProtocol"],
+      swiftSettings: settings),
     .executableTarget(
-      name: "Fuzz", dependencies: ["LaunchPlan", "Limits", "Linux", "OCI", "Sandbox"], swiftSettings: settings,
-      linkerSettings: [.unsafeFlags(["-sanitize=fuzzer,address", "-use-ld=lld"])]),
+      name: "Fuzz", dependencies: ["Broker", "Cgroups", "Executor", "LaunchPlan", "Linux", "OCIRuntime", "Procfs", "Shim", "ShimProtocol"],
+      swiftSettings: settings, linkerSettings: [.unsafeFlags(["-sanitize=fuzzer,address", "-use-ld=lld"])]),
   ])

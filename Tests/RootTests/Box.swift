@@ -3,10 +3,10 @@
 import Foundation
 import Isolation
 import LaunchPlan
-import Limits
+import Cgroups
 import Linux
-import Sandbox
-import Supervision
+import ShimProtocol
+import ShimClient
 
 /// A box to test isolation in: the default plan over a root file system of busybox, with operations changed where a
 /// test wants to see a defence missing. Everything it makes it takes away again.
@@ -60,7 +60,7 @@ final class Box: Sendable {
   }
 
   func plan(_ script: String, directory: String = "/", uid: UInt32 = 1000, seccomp: Bool = true) throws -> Plan {
-    var box = Enclosure()
+    var box = SandboxSpec()
     box.cgroups = cgroup.paths
     box.cgroupHierarchies = try CgroupLayout.detect().shownHierarchies
     box.firstID = firstID
@@ -78,7 +78,7 @@ final class Box: Sendable {
   }
 
   /// Launches, waits for the end, and returns what was written. `onStart` runs when the program does, with PID 1's pid.
-  func run(_ plan: Plan, secrets: [String: String] = [:], onStart: (SupervisorLink, Int32) async throws -> Void = { _, _ in }) async throws
+  func run(_ plan: Plan, secrets: [String: String] = [:], onStart: (ShimConnection, Int32) async throws -> Void = { _, _ in }) async throws
     -> Result
   {
     let (folder, link) = try await supervisor()
@@ -101,21 +101,21 @@ final class Box: Sendable {
   }
 
   /// A supervisor that waits for its plan.
-  func supervisor() async throws -> (SandboxFolder, SupervisorLink) {
+  func supervisor() async throws -> (SandboxDirectory, ShimConnection) {
     try? FileManager.default.removeItem(atPath: path + "/sandbox")
-    let folder = try SandboxFolder(path: path + "/sandbox", create: true)
+    let folder = try SandboxDirectory(path: path + "/sandbox", create: true)
     try? FileManager.default.removeItem(atPath: path + "/log")
     try FileManager.default.createDirectory(atPath: path + "/log", withIntermediateDirectories: true)
     let logs = try Descriptor.open(path + "/log", [.readOnly, .directory])
     let helper = ProcessInfo.processInfo.environment["CARREL_SHIM"] ?? Box.helper
     try folder.startSupervisor("test", workspace: "box", helper: helper, logs: logs, errors: 2)
-    guard case .hello(let link) = try await SupervisorLink.greet(try folder.connect(), within: .seconds(10)) else {
+    guard case .hello(let link) = try await ShimConnection.greet(try folder.connect(), within: .seconds(10)) else {
       throw Errno.invalid
     }
     return (folder, link)
   }
 
-  func result(_ folder: SandboxFolder) throws -> Result {
+  func result(_ folder: SandboxDirectory) throws -> Result {
     var output = ""
     let log = try LogReader(path: path + "/log")
     var offset: UInt64 = 0

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import ShimProtocol
 import Foundation
 import Isolation
 import LaunchPlan
 import Linux
-import Sandbox
-import Supervision
+import ShimClient
 import Testing
 
 /// Each defence is probed from inside, once with it and once without: a test that passes either way says nothing.

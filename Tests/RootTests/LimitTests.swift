@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import ShimProtocol
 import Foundation
 import LaunchPlan
 import Linux
-import Sandbox
 import Testing
 
-@testable import Limits
+@testable import Cgroups
 
 @Suite("Limits", .enabled(if: Box.available), .serialized) struct LimitTests {
   private let hog = "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null; echo $?"

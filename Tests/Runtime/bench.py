@@ -33,7 +33,7 @@ def bundle(folder):
     config["linux"]["uidMappings"] = config["linux"]["gidMappings"] = [{"containerID": 0, "hostID": FIRST, "size": 65536}]
     config["linux"]["resources"] = {"memory": {"limit": 64 << 20}, "pids": {"limit": 64}, "cpu": {"quota": 100000, "period": 100000},
                                     "devices": [{"allow": False, "access": "rwm"}]}
-    names = re.search(r'"""(.*?)"""', (ROOT / "Sources/Isolation/SyscallProfile.swift").read_text(), re.S).group(1).split()
+    names = re.search(r'"""(.*?)"""', (ROOT / "Sources/domain/Isolation/SyscallProfile.swift").read_text(), re.S).group(1).split()
     config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
                                   "syscalls": [{"names": [*names, "clone"], "action": "SCMP_ACT_ALLOW"}]}
     (folder / "config.json").write_text(json.dumps(config))

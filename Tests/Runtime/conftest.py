@@ -15,7 +15,7 @@ import tempfile
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RUNTIME = pathlib.Path(os.environ.get("CARREL_RUNTIME", ROOT / ".build" / os.environ.get("CARREL_CONFIGURATION", "debug") / "carrel-runtime"))
+RUNTIME = pathlib.Path(os.environ.get("CARREL_RUNTIME", pathlib.Path(os.environ.get("CARREL_BUILD", ROOT / ".build")) / os.environ.get("CARREL_CONFIGURATION", "debug") / "carrel-runtime"))
 CGROUP_MANAGER = os.environ.get("CARREL_CGROUP_MANAGER", "cgroupfs")
 APPLETS = "sh cat id ls sleep ps mount umount hostname true false echo env stat touch kill grep dd head yes mknod ln readlink mkdir pwd test wc tr sync df".split()
 HYBRID = pathlib.Path("/sys/fs/cgroup/unified").is_dir()

@@ -15,7 +15,7 @@ import time
 import pytest
 from conftest import HYBRID, ROOT, RUNTIME, Runtime, busybox_root, in_user_namespace, peer
 
-OPEN = ROOT / ".build" / "open" / "debug" / "carrel-runtime"
+OPEN = pathlib.Path(os.environ.get("CARREL_BUILD", ROOT / ".build")) / "open" / "debug" / "carrel-runtime"
 RESULTS = []
 
 

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
+@testable import Configuration
 import Concurrency
 import Foundation
 import Journal
 import LaunchPlan
-import Limits
+import Cgroups
 import Linux
 import Logging
 import Synchronization
 
 @testable import Agent
 @testable import Images
-@testable import Sandbox
-@testable import Supervision
+@testable import ShimProtocol
+@testable import ShimClient
 @testable import Workspaces
 
 /// A stand-in for a supervisor: it records what it is asked, and reports what a test has it report.
@@ -296,7 +297,7 @@ struct Bench {
   ) throws {
     self.feature = feature
     services = try Bench.services(sandboxes, events)
-    let amounts = ResourceAmounts(memoryBytes: 1 << 20, milliCPUs: 100, pids: 10, shmBytes: 1 << 16, scratchBytes: 1 << 20)
+    let amounts = ResourceLimits(memoryBytes: 1 << 20, milliCPUs: 100, pids: 10, shmBytes: 1 << 16, scratchBytes: 1 << 20)
     var record = WorkspaceRecord(spec: spec, amounts: amounts, slot: 3, address: "10.0.0.5", firstID: 1_048_576, created: "t")
     record.bootID = services.facts.bootID
     change(&record, sandboxes)

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
+@testable import Configuration
 import Concurrency
 import Foundation
 import Images
 import Journal
 import Linux
-import Storage
+import Volumes
 import Synchronization
 import Testing
 
 @testable import Agent
 @testable import Credentials
-@testable import Sandbox
-@testable import Supervision
+@testable import ShimProtocol
+@testable import ShimClient
 @testable import Workspaces
 
 @Suite("The life of a workspace") struct LifeTests {
@@ -454,7 +455,7 @@ import Testing
     // As if its dataset's registration had gone since.
     let spec = Bench.spec { $0.storage.datasets = [WorkspaceSpec.Dataset(target: "/data", writable: false, name: "gone")] }
     await #expect(throws: AgentError.self) { try await node.launch(spec, credentials: []) }
-    let amounts = ResourceAmounts(memoryBytes: 1, milliCPUs: 1, pids: 1, shmBytes: 1, scratchBytes: 1)
+    let amounts = ResourceLimits(memoryBytes: 1, milliCPUs: 1, pids: 1, shmBytes: 1, scratchBytes: 1)
     let record = WorkspaceRecord(spec: spec, amounts: amounts, slot: 1, address: "10.0.0.3", firstID: 1_048_576, created: "t")
     await node.insert(Workspace(record, node.services, [], isOnRecord: true))
     #expect(try await node.launch(spec, credentials: []).created == false)
@@ -463,7 +464,7 @@ import Testing
 
 @Suite("Features") struct FeatureTests {
   private func workspace(_ features: [any WorkspaceFeature], _ services: NodeServices, _ spec: WorkspaceSpec) -> Workspace {
-    let amounts = ResourceAmounts(memoryBytes: 1, milliCPUs: 1, pids: 1, shmBytes: 1, scratchBytes: 1)
+    let amounts = ResourceLimits(memoryBytes: 1, milliCPUs: 1, pids: 1, shmBytes: 1, scratchBytes: 1)
     var record = WorkspaceRecord(spec: spec, amounts: amounts, slot: 1, address: "10.0.0.3", firstID: 1_048_576, created: "t")
     record.state = .ready
     return Workspace(record, services, features, isOnRecord: true)

@@ -3,8 +3,8 @@
 import LaunchPlan
 import Testing
 
-@testable import Limits
-@testable import OCI
+@testable import Cgroups
+@testable import OCIRuntime
 
 @Suite("The OCI front end") struct OCITests {
   static let configuration = """

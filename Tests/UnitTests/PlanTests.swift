@@ -59,7 +59,7 @@ import Testing
 
   @Test("codes on the wire are unique") func uniqueCodes() {
     var names: [UInt8: String] = [:]
-    for shape in PlanTests.everyOperation.map(\.shape) {
+    for shape in PlanTests.everyOperation.map(\.schema) {
       #expect(names[shape.code] == nil || names[shape.code] == shape.name)
       names[shape.code] = shape.name
     }
@@ -97,7 +97,7 @@ import Testing
   }
 
   @Test("the default isolation keeps the orders that matter") func order() throws {
-    var box = Enclosure()
+    var box = SandboxSpec()
     box.cgroups = ["/sys/fs/cgroup/x"]
     let names = PlanCompiler.compile(box, seccomp: [0]).operations.map(\.name)
     func at(_ name: String) throws -> Int { try #require(names.firstIndex(of: name)) }

@@ -4,7 +4,9 @@ import LaunchPlan
 import Linux
 import Testing
 
-@testable import Sandbox
+@testable import Executor
+
+@testable import ShimProtocol
 
 @Suite("The protocols of a supervisor") struct ProtocolTests {
   static let exec = ExecRequest(arguments: ["a", ""], environment: ["A=1"], directory: "/", terminal: true, rows: 24, columns: 80)

@@ -5,13 +5,13 @@ import Journal
 import Testing
 
 @testable import Agent
-@testable import Supervision
+@testable import ShimClient
 @testable import Workspaces
 
 @Suite("Workspace records") struct WorkspaceRecordTests {
   static func record(_ id: String = "a") -> WorkspaceRecord {
     let spec = WorkspaceSpec(id: id, owner: .init(name: "ada", uid: 2001, gid: 2001), tool: "command", image: "i")
-    let amounts = ResourceAmounts(memoryBytes: 1, milliCPUs: 1, pids: 1, shmBytes: 1, scratchBytes: 1)
+    let amounts = ResourceLimits(memoryBytes: 1, milliCPUs: 1, pids: 1, shmBytes: 1, scratchBytes: 1)
     return WorkspaceRecord(spec: spec, amounts: amounts, slot: 3, address: "10.0.0.5", firstID: 1_048_576, created: "t")
   }
 

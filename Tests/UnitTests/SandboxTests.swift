@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
+@testable import Configuration
 import Foundation
 import LaunchPlan
 import Linux
 import Testing
 
 @testable import Networking
-@testable import Sandbox
+@testable import Broker
+@testable import Shim
+@testable import ShimProtocol
 
 @Suite("The credential broker") struct BrokerTests {
   static func broker() throws -> CredentialBroker {

@@ -53,7 +53,7 @@ private let brokenAmounts: [(@Sendable (inout WorkspaceSpec.Resources) -> Void, 
     #expect(spec.network == WorkspaceSpec.NetworkPolicy.none)
     let amounts = try spec.amounts(
       defaults: .init(), policy: ResourcePolicy(hostMemoryBytes: 8 << 30, hostMilliCPUs: 2000))
-    #expect(amounts == ResourceAmounts(memoryBytes: 4 << 30, milliCPUs: 500, pids: 100, shmBytes: 64 << 20, scratchBytes: 1 << 30))
+    #expect(amounts == ResourceLimits(memoryBytes: 4 << 30, milliCPUs: 500, pids: 100, shmBytes: 64 << 20, scratchBytes: 1 << 30))
   }
 
   @Test(

@@ -3,10 +3,12 @@
 internal import Foundation
 
 @testable internal import LaunchPlan
-@testable internal import Limits
+@testable internal import Cgroups
 @testable internal import Linux
-@testable internal import OCI
-@testable internal import Sandbox
+@testable internal import OCIRuntime
+@testable internal import Broker
+@testable internal import Executor
+@testable internal import ShimProtocol
 
 private func check<M: WireMessage>(_ type: M.Type, _ bytes: [UInt8]) {
   guard let message = try? M(decoding: bytes) else { return }

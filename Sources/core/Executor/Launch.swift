@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  package import ShimProtocol
+  package import LaunchPlan
+  package import Linux
+#endif
+
+/// A launch without a supervisor: the child becomes the program itself, and its standard streams are the caller's. What
+/// the OCI runtime does; the workspaces' way is `Supervisor`.
+package struct Launch {
+  private let plan: Plan
+  /// What the child waits for at the plan's `awaitStart`.
+  package enum Gate {
+    /// The caller, who then calls `Started.release`.
+    case caller
+    /// A connection to this socket.
+    case listener(Handle)
+  }
+  /// Nil for a plan without `awaitStart`: the program runs at once.
+  private let gate: Gate?
+  /// Descriptors from 3 on that the program inherits.
+  private let inherited: UInt32
+
+  package init(_ plan: Plan, gate: Gate? = nil, inherited: UInt32 = 0) {
+    self.plan = plan
+    self.gate = gate
+    self.inherited = inherited
+  }
+
+  package struct Started {
+    package let child: Child
+    /// The terminal's other end, where no socket was named to send it to.
+    package let terminal: Handle?
+    fileprivate let control: InitSocket
+
+    /// Opens the gate `caller`; fails with the reason why the program does not run.
+    package func release() throws(StepFailure) {
+      let report: InitReport?
+      do throws(Errno) {
+        try control.send(.start)
+        report = try control.receive()?.message
+      } catch {
+        throw StepFailure("start", error)
+      }
+      // Closed without a word: the program runs.
+      if case .failed(let failure)? = report { throw failure }
+    }
+  }
+
+  /// Returns when the child waits at the gate, or where there is none, when the program runs. `atRendezvous` is called with
+  /// the child's pid when namespaces and mounts stand and somebody asked for it. On an error nothing of the child is left.
+  package func start(_ atRendezvous: (Int32) throws(StepFailure) -> Void = { _ in }) throws(StepFailure) -> Started {
+    let host = HostPart(plan)
+    try host.prepare()
+    let control: Control
+    do throws(Errno) { control = try Control() } catch { throw StepFailure("make a socket pair", error) }
+    guard let child = try host.clone() else { become(host, ParentSocket(control.takeFar())) }
+    // The child's end is only seen once nobody here holds its side.
+    _ = control.takeFar()
+    Fault.at(.cloned)
+    let localEnd = InitSocket(control.localEnd)
+    do throws(StepFailure) {
+      try host.complete(child: child)
+      let terminal = try follow(localEnd, child.pid, atRendezvous)
+      return Started(child: child, terminal: terminal, control: localEnd)
+    } catch {
+      do throws(Errno) {
+        try child.signal(Signals.kill)
+        _ = try Process.reap(child.pid, wait: true)
+      } catch {}
+      throw error
+    }
+  }
+
+  private func follow(
+    _ localEnd: InitSocket, _ pid: Int32, _ atRendezvous: (Int32) throws(StepFailure) -> Void
+  ) throws(StepFailure) -> Handle? {
+    var terminal: Handle?
+    do throws(Errno) { try localEnd.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
+    while true {
+      let received: InitSocket.Received?
+      do throws(Errno) { received = try localEnd.receive() } catch { throw StepFailure("hear from the child", error) }
+      switch received?.message {
+      case .ready:
+        try atRendezvous(pid)
+        do throws(Errno) { try localEnd.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
+      case .terminal: terminal = received?.descriptors.first
+      case .waiting: return terminal
+      case .failed(let failure): throw failure
+      case nil:
+        if gate != nil { throw StepFailure("hear from the child", .noSuchProcess) }
+        return terminal
+      default: throw StepFailure("hear from the child", .invalid)
+      }
+    }
+  }
+
+  /// The child's side.
+  private func become(_ host: HostPart, _ supervisor: ParentSocket) -> Never {
+    var listener: Handle?
+    if case .listener(let socket)? = gate { listener = socket }
+    var part = ChildPart(plan, host, supervisor, gate: listener, inherited: inherited)
+    var failure: StepFailure
+    do throws(StepFailure) {
+      try host.closeAllExcept([supervisor.handle, listener], from: 3 + inherited)
+      try part.enter()
+      failure = part.execute()
+    } catch {
+      failure = error
+    }
+    do throws(Errno) { try (part.starter ?? supervisor).send(.failed(failure)) } catch {}
+    Process.exit(1)
+  }
+}
+
+/// A socket pair of which one end is given away.
+private final class Control {
+  let localEnd: Handle
+  private var peerEnd: Handle?
+
+  init() throws(Errno) {
+    let ends = try Socket.pair()
+    localEnd = ends.0
+    peerEnd = ends.1
+  }
+
+  func takeFar() -> Handle {
+    defer { peerEnd = nil }
+    return peerEnd ?? localEnd
+  }
+}

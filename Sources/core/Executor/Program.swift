@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  package import ShimProtocol
+  package import Linux
+#endif
+
+/// A program about to be executed in the workspace. Everything is built before the fork.
+package struct Program {
+  /// The standard streams; one that is nil stays what it is.
+  package struct Streams {
+    var input: Handle?
+    var output: Handle?
+    var errors: Handle?
+    var isTerminal = false
+
+    package init() {}
+
+    package init(input: Handle?, output: Handle?, errors: Handle?) {
+      self.input = input
+      self.output = output
+      self.errors = errors
+    }
+
+    /// All three are this terminal, which becomes the controlling one.
+    package init(terminal: Handle) {
+      self.init(input: terminal, output: terminal, errors: terminal)
+      isTerminal = true
+    }
+  }
+
+  private let candidates: [String]
+  private let arguments: CStrings
+  private let environment: CStrings
+  private let directory: String
+
+  /// `file`: the program itself, where it is not the first argument.
+  package init(arguments: [String], environment: [String], directory: String, file: String? = nil) {
+    candidates = Program.candidates(file ?? arguments.first ?? "", environment)
+    self.arguments = CStrings(arguments)
+    self.environment = CStrings(environment)
+    self.directory = directory
+  }
+
+  /// The paths to try, as execvp(3) does: the name itself if it holds a slash, else in each folder of PATH.
+  static func candidates(_ name: String, _ environment: [String]) -> [String] {
+    if name.utf8.contains(UInt8(ascii: "/")) { return [name] }
+    var search: Substring = "/usr/local/bin:/usr/bin:/bin"
+    for entry in environment where entry.utf8.starts(with: "PATH=".utf8) { search = entry.dropFirst(5) }
+    return search.split(separator: ":").map { String($0) + "/" + name }
+  }
+
+  /// A program that has been forked, and has not said yet whether it could be executed.
+  package struct Forked: Sendable {
+    package let pid: Int32
+    /// Readable when that is known.
+    package let report: Handle
+
+    /// Why it could not be executed; nil where it runs. Blocks until that is known.
+    package func outcome() -> StepFailure? {
+      do throws(Errno) {
+        let bytes = try report.descriptor.readAll(limit: 65_536)
+        if bytes.isEmpty { return nil }  // close-on-exec: the program runs
+        return StepFailure(String(decoding: bytes.dropFirst(), as: UTF8.self), Errno(Int32(bytes[0])))
+      } catch {
+        return StepFailure("fork", error)
+      }
+    }
+  }
+
+  /// Forks and executes; returns when the program runs, throws when it could not.
+  package func start(_ streams: Streams) throws(StepFailure) -> Int32 {
+    let forked = try fork(streams)
+    if let failure = forked.outcome() { throw failure }
+    return forked.pid
+  }
+
+  /// Forks; the child executes.
+  package func fork(_ streams: Streams) throws(StepFailure) -> Forked {
+    do throws(Errno) {
+      let pipe = try Pipe()
+      let pid = try Process.fork()
+      if pid == 0 {
+        let failure = become(streams)
+        let report = [UInt8(truncatingIfNeeded: failure.errno)] + Array(failure.step.utf8)
+        do throws(Errno) { try pipe.writing?.descriptor.write(report) } catch {}
+        Process.exit(127)
+      }
+      // This process's own writing end would keep the read from ever ending.
+      pipe.closeWriting()
+      return Forked(pid: pid, report: pipe.reading)
+    } catch {
+      throw StepFailure("fork", error)
+    }
+  }
+
+  /// Turns this process into the program; returns only if that cannot be.
+  private func become(_ streams: Streams) -> StepFailure {
+    do throws(StepFailure) {
+      try Program.place(streams)
+      try Program.shut(keeping: 0)
+      try enterDirectory()
+    } catch {
+      return error
+    }
+    return execute()
+  }
+
+  /// The standard streams, in a session of their own.
+  static func place(_ streams: Streams) throws(StepFailure) {
+    do throws(Errno) {
+      try Process.newSession()
+      if let input = streams.input { try Process.place(input.descriptor.number, at: 0) }
+      if let output = streams.output { try Process.place(output.descriptor.number, at: 1) }
+      if let errors = streams.errors { try Process.place(errors.descriptor.number, at: 2) }
+      if streams.isTerminal { try Process.setControllingTerminal(0) }
+    } catch {
+      throw StepFailure("set up standard streams", error)
+    }
+  }
+
+  /// From here on the program gets no descriptor but its streams and `kept` ones from 3 on, and signals do what they do by default.
+  static func shut(keeping kept: UInt32) throws(StepFailure) {
+    do throws(Errno) {
+      try Process.closeOnExec(from: 3 + kept)
+      Signals.resetAll()
+      try Signals.unblockAll()
+    } catch {
+      throw StepFailure("close descriptors", error)
+    }
+  }
+
+  func enterDirectory() throws(StepFailure) {
+    do throws(Errno) {
+      try Process.changeDirectory(directory)
+      if !Process.workingDirectoryIsInsideRoot() && Defence.workingDirectory.isOn { throw .perm }
+    } catch {
+      throw StepFailure("enter directory " + directory, error)
+    }
+  }
+
+  /// Calls nothing but execve(2) until none is left to try: a filter need not allow more. Returns only if none can be executed.
+  func execute() -> StepFailure {
+    Defence.standExposed()
+    var worst = Errno.noEntry
+    for path in candidates {
+      do throws(Errno) {
+        try Process.execute(path, arguments, environment)
+      } catch {
+        // Like execvp(3): a file that is there and may not be run says more than one that is not there.
+        if error != .noEntry && error != .notDirectory { worst = error }
+      }
+    }
+    if worst == .noEntry, let path = candidates.first(where: { Process.exists($0) }) {
+      return StepFailure("find the interpreter of " + path, worst)
+    }
+    return StepFailure("execute " + (candidates.last ?? ""), worst)
+  }
+}

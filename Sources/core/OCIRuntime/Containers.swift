@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !hasFeature(Embedded)
+  internal import LaunchPlan
+  package import Cgroups
+  internal import Linux
+  internal import Procfs
+  internal import Executor
+  internal import ShimProtocol
+#endif
+
+/// What a command line says about a container that is to be made.
+package struct CreateOptions {
+  package var bundle = "."
+  /// The configuration's file; else the bundle's `config.json`.
+  package var configuration = ""
+  package var pidFile = ""
+  package var consoleSocket = ""
+  package var inherited: UInt32 = 0
+  /// So many of those that are handed on are a service manager's sockets (sd_listen_fds(3)); they come first.
+  package var listening: UInt32 = 0
+  package var noPivot = false
+  package init() {}
+}
+
+/// What `events` tells.
+package enum ContainerEvent {
+  case usage(Usage)
+  case outOfMemory
+}
+
+/// The operations of the runtime-spec (runtime.md, "Operations") on the containers of a store.
+package struct Containers {
+  let store: ContainerStore
+
+  /// Whether cgroups are asked of systemd (`--systemd-cgroup`).
+  private let usesSystemd: Bool
+
+  package init(_ store: ContainerStore, usesSystemd: Bool) {
+    self.store = store
+    self.usesSystemd = usesSystemd
+  }
+
+  // ------------------------------------------------------------------ create
+
+  /// A container that was made and waits, with the lock on it.
+  private struct Created {
+    let folder: ContainerDirectory
+    let configuration: Configuration
+    let state: ContainerState
+    let started: Launch.Started
+  }
+
+  /// Makes the container up to where it waits for `start`.
+  package func create(_ id: String, _ options: CreateOptions) throws(RuntimeError) { _ = try make(id, options, opensByConnection: true) }
+
+  /// Makes it, starts it and, unless `detached`, waits for its end and deletes it, unless that is to be left. Returns the exit
+  /// code.
+  package func run(_ id: String, _ options: CreateOptions, detached: Bool, keeps: Bool) throws(RuntimeError) -> Int32 {
+    var created: Created? = try make(id, options, opensByConnection: false)
+    guard let (started, state, hooks) = created.map({ ($0.started, $0.state, $0.configuration.hooks) }) else { return 1 }
+    do throws(RuntimeError) {
+      if detached && started.terminal != nil { throw RuntimeError("--detach: a terminal needs --console-socket") }
+      do throws(StepFailure) { try started.release() } catch { throw RuntimeError(error) }
+      Containers.run(hooks.poststart, state, .running)
+    } catch {
+      created = nil
+      try delete(id, force: true)
+      throw error
+    }
+    // The lock goes: while it runs, others may command it.
+    created = nil
+    if detached { return 0 }
+    let code = Foreground.wait(for: started)
+    if !keeps, let folder = try? store.open(id) {
+      try folder.lock()
+      Containers.clear(folder, state, hooks)
+    }
+    return code
+  }
+
+  private func make(_ id: String, _ options: CreateOptions, opensByConnection: Bool) throws(RuntimeError) -> Created {
+    if options.noPivot { throw RuntimeError("--no-pivot: not supported: chroot can be left by who has CAP_SYS_CHROOT") }
+    let bundle = try absolute(options.bundle)
+    let text: [UInt8]
+    let file = options.configuration.isEmpty ? bundle + "/config.json" : options.configuration
+    do throws(Errno) {
+      text = try Descriptor.open(file, [.readOnly]).readAll(limit: JSON.sizeLimit)
+    } catch {
+      throw RuntimeError("cannot read \(file): \(error.sentence)")
+    }
+    let configuration = try Configuration(text, bundle: bundle)
+    try Containers.protectExecutable(configuration.space)
+    if configuration.process?.terminal == false && !options.consoleSocket.isEmpty {
+      throw RuntimeError("--console-socket: the process has no terminal")
+    }
+    let folder = try store.make(id)
+    do throws(RuntimeError) {
+      try folder.lock()
+      return try make(folder, configuration, text, options, opensByConnection)
+    } catch {
+      folder.remove()
+      throw error
+    }
+  }
+
+  private func make(
+    _ folder: ContainerDirectory, _ configuration: Configuration, _ text: [UInt8], _ options: CreateOptions, _ opensByConnection: Bool
+  ) throws(RuntimeError) -> Created {
+    let scope = try scope(configuration, folder.id)
+    let cgroup = try CgroupPath.cgroup(configuration, id: folder.id, scope)
+    var state = ContainerState(id: folder.id, configuration: configuration, cgroup: cgroup, scope: scope?.name ?? "")
+    let plan = try configuration.plan(
+      cgroup, states: state, socket: options.consoleSocket, cache: store.filters, listening: options.listening)
+    try folder.write("config.json", text, isAwaited: false)
+    if cgroup.exists {
+      // What would join it would stand still, and so would this.
+      if cgroup.isFrozen { throw RuntimeError("linux.cgroupsPath: \(cgroup.path) is frozen") }
+      state.sharesCgroup = !cgroup.processes().isEmpty
+      if state.sharesCgroup { warn("linux.cgroupsPath: \(cgroup.path) is in use; what is in it goes on when this container has ended") }
+    }
+    do throws(RuntimeError) {
+      let holder = try scope?.start()
+      defer { withExtendedLifetime(holder) {} }
+      try holder?.enter(cgroup)
+      try limit(cgroup, configuration)
+      let gate: Launch.Gate
+      do throws(Errno) {
+        gate =
+          opensByConnection
+          ? .listener(Handle(try Socket.listen(ContainerDirectory.socketName, in: folder.folder.descriptor))) : .caller
+      } catch {
+        throw RuntimeError("cannot listen in \(folder.path): \(error.sentence)")
+      }
+      let started: Launch.Started
+      do throws(StepFailure) {
+        started = try Launch(plan, gate: gate, inherited: options.inherited + options.listening).start { (pid) throws(StepFailure) in
+          for hook in configuration.hooks.runtime { try Containers.run(hook, state.parts(.creating), pid) }
+        }
+      } catch {
+        throw RuntimeError(error)
+      }
+      state.pid = started.child.pid
+      state.processStart = ProcessStat.read(started.child.pid)?.start ?? 0
+      do throws(RuntimeError) {
+        try folder.write("state.json", Array(state.encoded().utf8), isAwaited: true)
+        try writePID(started.child.pid, options.pidFile)
+      } catch {
+        do throws(Errno) {
+          try started.child.signal(Signals.kill)
+          _ = try Process.reap(started.child.pid, wait: true)
+        } catch {}
+        throw error
+      }
+      return Created(folder: folder, configuration: configuration, state: state, started: started)
+    } catch {
+      Containers.remove(cgroup, isShared: state.sharesCgroup, scope: scope?.name)
+      throw error
+    }
+  }
+
+  private func scope(_ configuration: Configuration, _ id: String) throws(RuntimeError) -> SystemdScope? {
+    usesSystemd ? try SystemdScope(try configuration.linux.string("cgroupsPath") ?? "", id: id) : nil
+  }
+
+  /// Root of a user namespace cannot write to what the host's root owns; the host's root could.
+  static func protectExecutable(_ space: NamespaceSet) throws(RuntimeError) {
+    if space.isMapped || !Defence.readOnlyExecutable.isOn { return }
+    do throws(Errno) { try Process.executeFromReadOnlyMount() } catch {
+      throw RuntimeError("cannot run from a read-only mount: \(error.sentence)")
+    }
+  }
+
+  private func limit(_ cgroup: Cgroup, _ configuration: Configuration) throws(RuntimeError) {
+    if let name = configuration.resources.unsupported(cgroup.layout) { throw RuntimeError("linux.resources.\(name): not supported") }
+    do throws(LimitsError) {
+      try cgroup.create(controllers: CgroupPath.controllers(configuration.resources, cgroup.layout))
+      try cgroup.apply(configuration.resources.values(cgroup.layout))
+      try cgroup.restrict(configuration.deviceRules)
+    } catch {
+      throw RuntimeError(error.description)
+    }
+  }
+
+  /// After the fact: what fails is told, and no reason to fail (runtime.md, "Lifecycle", steps 10 and 14).
+  private static func run(_ hooks: [Hook], _ state: ContainerState, _ status: ContainerStatus) {
+    for hook in hooks {
+      do throws(StepFailure) { try run(hook, state.parts(status), status == .stopped ? 0 : state.pid) } catch {
+        warn(RuntimeError(error).message)
+      }
+    }
+  }
+
+  private static func run(_ hook: Hook, _ state: [String], _ pid: Int32) throws(StepFailure) {
+    do throws(Errno) {
+      try hook.run(state, pid: pid)
+    } catch {
+      throw StepFailure("hook " + (hook.arguments.first ?? ""), error)
+    }
+  }
+
+  func writePID(_ pid: Int32, _ path: String) throws(RuntimeError) {
+    if path.isEmpty { return }
+    do throws(Errno) {
+      // Complete from the moment that it is there: engines watch for it.
+      let temporary = path + ".tmp"
+      try Descriptor.open(temporary, [.writeOnly, .create, .truncate, .noFollow], mode: 0o644).write(Array("\(pid)".utf8))
+      try Descriptor.open(".", [.path, .directory]).rename(temporary, to: path)
+    } catch {
+      throw RuntimeError("cannot write --pid-file \(path): \(error.sentence)")
+    }
+  }
+
+  private func absolute(_ path: String) throws(RuntimeError) -> String {
+    do throws(Errno) {
+      let folder = try Descriptor.open(path, [.path, .directory])
+      return try Descriptor.open("/", [.path, .directory]).link(folder.procPath)
+    } catch {
+      throw RuntimeError("--bundle \(path): \(error.sentence)")
+    }
+  }
+
+  // ------------------------------------------------------------------- start
+
+  /// Lets the program run; fails with its reason where it cannot.
+  package func start(_ id: String) throws(RuntimeError) {
+    let folder = try store.open(id)
+    try folder.lock()
+    let state = try folder.state()
+    let status = folder.status(state)
+    guard status == .created else { throw RuntimeError("container \(id) is \(status.rawValue), and only a created one can be started") }
+    let hooks = try folder.configuration(state).hooks
+    let report: InitReport?
+    do throws(Errno) {
+      let connection = InitSocket(Handle(try Socket.connect(ContainerDirectory.socketName, in: folder.folder.descriptor)))
+      try folder.folder.descriptor.remove(ContainerDirectory.socketName)
+      report = try connection.receive()?.message
+    } catch {
+      throw RuntimeError("container \(id): cannot start: \(error.sentence)")
+    }
+    // Closed without a word: the program runs.
+    if case .failed(let failure)? = report { throw RuntimeError(failure) }
+    Containers.run(hooks.poststart, state, .running)
+  }
+
+  // -------------------------------------------------------------------- kill
+
+  package func kill(_ id: String, _ signal: Int32, all: Bool) throws(RuntimeError) {
+    let folder = try store.open(id)
+    let state = try folder.state()
+    if all, let cgroup = state.cgroup { return cgroup.signal(signal) }
+    guard let process = state.process() else { throw RuntimeError("container \(id) is not running") }
+    do throws(Errno) { try Process.signal(process.descriptor, signal) } catch {
+      throw RuntimeError("container \(id): cannot signal: \(error.sentence)")
+    }
+    // A v1 freezer holds even a SIGKILL back until it thaws.
+    if signal == Signals.kill, let cgroup = state.cgroup, cgroup.layout != .unified, cgroup.isFrozen {
+      do throws(LimitsError) { try cgroup.freeze(false) } catch { throw RuntimeError(error.description) }
+    }
+  }
+
+  // ------------------------------------------------------------------ delete
+
+  package func delete(_ id: String, force: Bool) throws(RuntimeError) {
+    let folder: ContainerDirectory
+    do throws(RuntimeError) { folder = try store.open(id) } catch { if force { return } else { throw error } }
+    try folder.lock()
+    let state: ContainerState
+    do throws(RuntimeError) { state = try folder.state() } catch {
+      // A `create` that was cut off: nothing of it runs, since its child ends with it.
+      guard force else { throw error }
+      clearCutOff(folder)
+      return folder.remove()
+    }
+    if let process = state.process() {
+      let status = folder.status(state)
+      guard force || status == .created else { throw RuntimeError("container \(id) is \(status.rawValue); kill it first, or use --force") }
+      do throws(Errno) { try Process.signal(process.descriptor, Signals.kill) } catch {}
+      if let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.freeze(false) } catch {} }
+      for attempt in 0..<1000 where state.process() != nil {
+        if attempt == 50, let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.returnToFreezer(state.pid) } catch {} }
+        Clock.sleep(milliseconds: 2)
+      }
+      // What still lives must stay known.
+      guard state.process() == nil else {
+        throw RuntimeError("container \(id): process \(state.pid) does not end after SIGKILL; try again when it has")
+      }
+    }
+    var hooks: Hooks?
+    do throws(RuntimeError) { hooks = try folder.configuration(state).hooks } catch { warn(error.message) }
+    Containers.clear(folder, state, hooks)
+  }
+
+  /// Without a state, the configuration says where its cgroup would be.
+  private func clearCutOff(_ folder: ContainerDirectory) {
+    do throws(RuntimeError) {
+      let configuration = try Configuration(try folder.read("config.json"), bundle: "/")
+      let scope = try scope(configuration, folder.id)
+      // Without a state nobody knows who else is in it: what lives there stays.
+      let cgroup = try CgroupPath.cgroup(configuration, id: folder.id, scope)
+      Containers.remove(cgroup, isShared: !cgroup.processes().isEmpty, scope: scope?.name)
+    } catch {
+      warn(error.message)
+    }
+  }
+
+  /// Takes away what is left of a container that has ended.
+  private static func clear(_ folder: ContainerDirectory, _ state: ContainerState, _ hooks: Hooks?) {
+    if let cgroup = state.cgroup { remove(cgroup, isShared: state.sharesCgroup, scope: state.scope.isEmpty ? nil : state.scope) }
+    if let hooks { run(hooks.poststop, state, .stopped) }
+    folder.remove()
+  }
+
+  private static func remove(_ cgroup: Cgroup, isShared: Bool, scope: String?) {
+    if isShared { cgroup.removeIfEmpty() } else { end(cgroup) }
+    guard let scope else { return }
+    SystemdScope.stop(scope)
+    cgroup.removeUpwards(in: SystemdScope.unmanaged)
+  }
+
+  private static func end(_ cgroup: Cgroup) {
+    for attempt in 0..<500 {
+      if cgroup.remove() { return }
+      // What still runs there is ended: the first process did not take it along where it shares a pid namespace.
+      if attempt == 2 { cgroup.signal(Signals.kill) }
+      Clock.sleep(milliseconds: attempt < 20 ? 1 : 10)
+    }
+  }
+
+  // ------------------------------------------------------------------- state
+
+  package func state(_ id: String) throws(RuntimeError) -> String {
+    let folder = try store.open(id)
+    let state = try folder.state()
+    return state.text(folder.status(state))
+  }
+
+  /// A line of `list`.
+  package struct Entry {
+    package let id: String
+    /// 0 where it has stopped.
+    package let pid: Int32
+    package let status: ContainerStatus
+    package let bundle: String
+    package let created: String
+    /// Who made it, by name where this is root.
+    package let owner: String
+  }
+
+  package func list() throws(RuntimeError) -> [Entry] {
+    var found: [Entry] = []
+    for id in try store.ids() {
+      do throws(RuntimeError) {
+        let folder = try store.open(id)
+        let state = try folder.state()
+        let status = folder.status(state)
+        var uid: UInt32 = 0
+        do throws(Errno) { uid = try folder.folder.descriptor.status().uid } catch {}
+        let owner = uid == 0 ? "root" : "#\(uid)"
+        let pid = status == .stopped ? 0 : state.pid
+        found.append(Entry(id: id, pid: pid, status: status, bundle: state.bundle, created: state.created, owner: owner))
+      } catch {
+        warn("\(id): \(error.message)")
+      }
+    }
+    return found
+  }
+
+  package func processes(_ id: String) throws(RuntimeError) -> [Int32] { try cgroup(id).processes() }
+
+  package func pause(_ id: String, _ paused: Bool) throws(RuntimeError) {
+    let folder = try store.open(id)
+    let status = folder.status(try folder.state())
+    guard status == (paused ? .running : .paused) else { throw RuntimeError("container \(id) is \(status.rawValue)") }
+    let cgroup = try cgroup(id)
+    do throws(LimitsError) { try cgroup.freeze(paused) } catch { throw RuntimeError(error.description) }
+  }
+
+  package func usage(_ id: String) throws(RuntimeError) -> Usage { try cgroup(id).usage() }
+
+  /// Tells what it uses every so often, and that the kernel killed something of it for its memory, until it has ended.
+  package func watch(_ id: String, milliseconds: UInt32, _ tell: (ContainerEvent) -> Void) throws(RuntimeError) {
+    let folder = try store.open(id)
+    let state = try folder.state()
+    let cgroup = try cgroup(id)
+    var kills = cgroup.usage().outOfMemoryKills
+    while let process = state.process() {
+      let usage = cgroup.usage()
+      if usage.outOfMemoryKills > kills { tell(.outOfMemory) }
+      kills = usage.outOfMemoryKills
+      tell(.usage(usage))
+      var poller = Poller()
+      _ = poller.add(process)
+      do throws(Errno) { try poller.wait(milliseconds: Int32(clamping: milliseconds)) } catch {
+        throw RuntimeError("cannot wait: \(error.sentence)")
+      }
+    }
+  }
+
+  /// Changes limits while it runs. `json`: an object as `linux.resources`.
+  package func update(_ id: String, _ text: [UInt8]) throws(RuntimeError) {
+    let folder = try store.open(id)
+    try folder.lock()
+    var state = try folder.state()
+    guard var cgroup = state.cgroup else { throw RuntimeError("container \(id) has no cgroup") }
+    let resources = try ResourcesReader.read(try JSON(parsing: text, name: "resources"))
+    if let name = resources.unsupported(cgroup.layout) { throw RuntimeError("\(name): not supported") }
+    let values = resources.values(cgroup.layout)
+    do throws(LimitsError) {
+      var further: [String] = []
+      for value in values where cgroup.layout != .unified && !(cgroup.controllers + further).contains(value.controller) {
+        further.append(value.controller)
+      }
+      if !further.isEmpty {
+        // In the state first, so that `delete` finds it.
+        state.cgroup = Cgroup(layout: cgroup.layout, path: cgroup.path, controllers: cgroup.controllers + further)
+        do throws(RuntimeError) { try folder.write("state.json", Array(state.encoded().utf8), isAwaited: true) } catch {
+          throw LimitsError(description: error.message)
+        }
+        cgroup = try cgroup.joining(further)
+      }
+      do throws(LimitsError) { try cgroup.apply(values) } catch {
+        // The v1 limit on memory may not pass the one with swap: whichever has to go first.
+        guard cgroup.layout != .unified, values.count > 1 else { throw error }
+        try cgroup.apply(values.reversed())
+        try cgroup.apply(values)
+      }
+    } catch {
+      throw RuntimeError(error.description)
+    }
+  }
+
+  private func cgroup(_ id: String) throws(RuntimeError) -> Cgroup {
+    guard let cgroup = try store.open(id).state().cgroup else { throw RuntimeError("container \(id) has no cgroup") }
+    return cgroup
+  }
+}
+
+extension RuntimeError {
+  init(_ failure: StepFailure) { self.init("cannot \(failure.step): \(Errno(failure.errno).sentence)") }
+}
+
+/// Told on standard error; the command goes on.
+func warn(_ message: String) {
+  StandardStream.error.write("carrel-runtime: \(message)\n")
+}

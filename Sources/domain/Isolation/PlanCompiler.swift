@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import LaunchPlan
+internal import Linux
+
+/// One id of a file system shown as another inside the workspace.
+package struct IDMapping: Equatable, Sendable {
+  package let fromUID: UInt32
+  package let fromGID: UInt32
+  package let toUID: UInt32
+  package let toGID: UInt32
+  /// Others whose files are there too. Each is somebody inside, since the kernel lets nobody write to the file of an owner that it
+  /// cannot name, whatever the group may.
+  package let others: [UInt32]
+
+  package init(fromUID: UInt32, fromGID: UInt32, toUID: UInt32, toGID: UInt32, others: [UInt32] = []) {
+    self.fromUID = fromUID
+    self.fromGID = fromGID
+    self.toUID = toUID
+    self.toGID = toGID
+    self.others = others
+  }
+
+  /// Where the others begin inside, away from the workspace's own user.
+  private var firstOther: UInt32 { toUID >= 50_000 ? 20_000 : 60_000 }
+
+  /// As a mount takes it, in a workspace whose host ids begin at `first`.
+  package func options(_ change: MountChange, first: UInt32) -> BindOptions {
+    var options = BindOptions(change: change)
+    options.uids = [IDRange(inside: fromUID, outside: first + toUID, count: 1)]
+    for (index, uid) in others.enumerated() {
+      options.uids.append(IDRange(inside: uid, outside: first + firstOther + UInt32(index), count: 1))
+    }
+    options.gids = [IDRange(inside: fromGID, outside: first + toGID, count: 1)]
+    return options
+  }
+}
+
+/// Everything about a workspace that its launch plan depends on. Nothing in it is looked up any more.
+package struct SandboxSpec: Sendable {
+  package struct Bind: Sendable {
+    package let source: String
+    package let target: String
+    package let writable: Bool
+    package let executable: Bool
+    package let ids: IDMapping?
+    package init(source: String, target: String, writable: Bool, executable: Bool, ids: IDMapping?) {
+      self.source = source
+      self.target = target
+      self.writable = writable
+      self.executable = executable
+      self.ids = ids
+    }
+  }
+
+  /// Directories of the cgroup hierarchies to join.
+  package var cgroups: [String] = []
+  /// v1 hierarchies to show inside, such as `memory` or `cpu,cpuacct`; empty for cgroup v2.
+  package var cgroupHierarchies: [String] = []
+  /// The first of 65,536 host ids.
+  package var firstID: UInt32 = 0
+  package var uid: UInt32 = 1000
+  package var gid: UInt32 = 1000
+  /// Unpacked layers, the topmost first.
+  package var layers: [String] = []
+  package var binds: [Bind] = []
+  package var secretsPath = "/run/carrel/credentials"
+  package var scratchBytes: UInt64 = 1 << 30
+  package var shmBytes: UInt64 = 64 << 20
+  package var hostname = "workspace"
+  package var hosts: [UInt8] = []
+  package var resolver: [UInt8] = []
+  package var openFiles: UInt64 = 65_536
+  package var arguments: [String] = []
+  package var environment: [String] = []
+  package var directory = "/"
+  package var logSegmentBytes: UInt64 = 2 << 20
+  package var logSegments: UInt32 = 8
+  package var logBytesPerSecond: UInt64 = 8 << 20
+
+  package init() {}
+}
+
+/// The default isolation as a straight list of steps. Where an order matters, the reason stands beside it.
+package enum PlanCompiler {
+  /// Host ids of one workspace.
+  package static let idCount: UInt32 = 65_536
+
+  static let devices: [(String, UInt32, UInt32)] = [
+    ("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0),
+  ]
+
+  /// Paths that tell about the host or reach its hardware: the field's common list.
+  static let masked = [
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+  ]
+  static let readOnly = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+  /// RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_MEMLOCK as Linux numbers them (getrlimit(2)).
+  private static let coreLimit: UInt32 = 4
+  private static let fileLimit: UInt32 = 7
+  private static let lockLimit: UInt32 = 8
+
+  /// One mount of the host's, as a launch or an injection into a workspace that runs does it.
+  package static func operation(_ bind: SandboxSpec.Bind, first: UInt32) -> Operation {
+    var attributes: MountAttributes = [.noSetuid, .noDevices]
+    if !bind.executable { attributes.insert(.noExec) }
+    if !bind.writable { attributes.insert(.readOnly) }
+    let change = MountChange(set: attributes.rawValue)
+    let options = bind.ids?.options(change, first: first) ?? BindOptions(change: change)
+    return .bind(source: bind.source, target: bind.target, options: options)
+  }
+
+  package static func compile(_ box: SandboxSpec, seccomp: [UInt8]) -> Plan {
+    let harder = MountAttributes([.noSetuid, .noDevices, .noExec]).rawValue
+    let namespaces: Namespaces = [.mount, .pid, .ipc, .uts, .network]
+    let ids = [IDRange(inside: 0, outside: box.firstID, count: idCount)]
+    var steps: [Operation] = []
+    func fileSystem(_ type: String, _ target: String, _ attributes: UInt64, _ options: [String] = []) -> Operation {
+      .fileSystem(
+        type: type, source: type, target: target, options: options, change: MountChange(set: attributes), copyUp: false)
+    }
+
+    steps += box.cgroups.map { .cgroup(path: $0) }
+    steps += [
+      .userNamespace(owner: box.firstID, uids: ids, gids: ids),
+      .namespaces(namespaces.rawValue),
+      // The kernel takes a workspace before it takes the agent.
+      .outOfMemoryScore(500),
+      // After joining, so that the workspace's own cgroup is the root that it sees.
+      .cgroupNamespace,
+    ]
+    steps += box.layers.map { .layer(path: $0) }
+    steps += [
+      .root(scratchBytes: box.scratchBytes, scratchInodes: max(box.scratchBytes / 4096, 65_536)),
+      fileSystem("proc", "/proc", harder),
+      fileSystem("sysfs", "/sys", harder | MountAttributes.readOnly.rawValue),
+      .cgroupFileSystem(
+        hierarchies: box.cgroupHierarchies, target: "/sys/fs/cgroup", attributes: harder | MountAttributes.readOnly.rawValue),
+      // The image's own /dev is never seen: it could hold links to anywhere.
+      fileSystem("tmpfs", "/dev", MountAttributes([.noSetuid, .noExec]).rawValue, ["size=65536", "nr_inodes=128", "mode=0755"]),
+    ]
+    steps += devices.map { .device(path: "/dev/\($0.0)", major: $0.1, minor: $0.2) }
+    steps += [
+      fileSystem(
+        "devpts", "/dev/pts", MountAttributes([.noSetuid, .noExec]).rawValue, ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+      fileSystem(
+        "tmpfs", "/dev/shm", harder, ["size=\(box.shmBytes)", "nr_inodes=\(max(box.shmBytes / 4096, 1024))", "mode=1777"]),
+      fileSystem("mqueue", "/dev/mqueue", harder),
+      .symlink(path: "/dev/ptmx", target: "pts/ptmx"),
+      .symlink(path: "/dev/fd", target: "/proc/self/fd"),
+      .symlink(path: "/dev/stdin", target: "/proc/self/fd/0"),
+      .symlink(path: "/dev/stdout", target: "/proc/self/fd/1"),
+      .symlink(path: "/dev/stderr", target: "/proc/self/fd/2"),
+      .directory(path: "/tmp", mode: 0o1777, uid: 0, gid: 0),
+      .directory(path: "/var/tmp", mode: 0o1777, uid: 0, gid: 0),
+      .directory(path: "/run", mode: 0o755, uid: 0, gid: 0),
+      .file(path: "/etc/hostname", mode: 0o644, content: Array("\(box.hostname)\n".utf8)),
+      .file(path: "/etc/hosts", mode: 0o644, content: box.hosts),
+      .file(path: "/etc/resolv.conf", mode: 0o644, content: box.resolver),
+    ]
+    steps += box.binds.map { operation($0, first: box.firstID) }
+    steps += [
+      .secrets(target: box.secretsPath, bytes: 8 << 20),
+      .hostname(box.hostname),
+      // While /proc/sys can still be written: no namespaces in the namespace, and ping without raw sockets. Not
+      // max_mnt_namespaces: making a detached mount, as the masks below do, counts as one.
+      .sysctl(key: "user.max_user_namespaces", value: "0"),
+      .sysctl(key: "user.max_net_namespaces", value: "0"),
+      .sysctl(key: "net.ipv4.ping_group_range", value: "\(box.gid) \(box.gid)"),
+      .sysctl(key: "net.ipv4.ip_unprivileged_port_start", value: "0"),
+    ]
+    steps += masked.map { .mask(path: $0) }
+    steps += readOnly.map { .readOnly(path: $0) }
+    steps += [
+      .pivotRoot,
+      // No core files: the host's core_pattern may be a pipe to a program outside.
+      .resourceLimit(resource: coreLimit, soft: 0, hard: 0, strict: false),
+      .resourceLimit(resource: fileLimit, soft: box.openFiles, hard: box.openFiles, strict: false),
+      .resourceLimit(resource: lockLimit, soft: 64 << 20, hard: 64 << 20, strict: false),
+      .sessionKeyring,
+      .awaitStart,
+      .user(uid: box.uid, gid: box.gid, groups: [box.gid], mask: 0o022, capabilities: CapabilitySets()),
+      // After the ids: setresuid sets the flag anew.
+      .undumpable,
+      // Before the filter: without CAP_SYS_ADMIN the kernel takes a filter only from who gave up privileges.
+      .noNewPrivileges,
+      // Last: what follows needs only what the workspace itself may do.
+      .seccomp(program: seccomp, flags: 0),
+      .log(segmentBytes: box.logSegmentBytes, segments: box.logSegments, bytesPerSecond: box.logBytesPerSecond),
+      .execute(arguments: box.arguments, environment: box.environment, directory: box.directory),
+    ]
+    return Plan(steps)
+  }
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import Configuration
+package import Foundation
+internal import HostPrograms
+
+extension CredentialProvider {
+  /// What a program or a file says. Waits, for the time-out at the longest. Controllers are asked by who speaks with them.
+  package func fetch(_ fill: (String) -> String) throws(CredentialError) -> Data {
+    switch self {
+    case .file:
+      guard let file = FileHandle(forReadingAtPath: name(fill)), let found = try? file.read(upToCount: CredentialProvider.sizeLimit) else {
+        throw CredentialError("\(name(fill)) cannot be read")
+      }
+      return found
+    case .program(let arguments, let seconds): return try CredentialProvider.run(arguments.map(fill), seconds)
+    case .controller: throw CredentialError("\(name(fill)) is not asked here")
+    }
+  }
+
+  private static func run(_ arguments: [String], _ seconds: UInt32) throws(CredentialError) -> Data {
+    let (status, data): (Int, Data)
+    do throws(HostProgramError) {
+      (status, data) = try HostProgram.run(
+        arguments, path: "/usr/local/bin:/usr/bin:/bin", errors: .inherited, limit: sizeLimit, within: seconds)
+    } catch {
+      throw CredentialError(error.description)
+    }
+    guard status == 0 else { throw CredentialError("\(arguments[0]): exited with status \(status); see its messages in the agent's log") }
+    guard !data.isEmpty else { throw CredentialError("\(arguments[0]): printed nothing") }
+    return data
+  }
+}

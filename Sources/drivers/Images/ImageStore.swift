@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Linux
+internal import Synchronization
+
+/// An image that is ready to run.
+package struct StoredImage: Codable, Equatable, Sendable {
+  package let name: String
+  package let digest: String
+  /// diff_ids, the lowest first.
+  package let layers: [String]
+  package let sizeBytes: UInt64
+  package let created: String
+  package let environment: [String]
+  package let configJSON: String
+}
+
+/// The images of this host, unpacked: `layers/<diff_id>/` holds a layer's files, shared by all images that have
+/// it; `images/<digest>.json` describes an image; `names.json` says which name means which digest.
+///
+/// An import is a transaction: it works in a folder of its own under `ingest/`, and becomes visible by renames.
+/// Blocking: call it from a thread that may wait.
+package final class ImageStore: Sendable {
+  private let root: Handle
+  private let path: String
+  /// One import or removal at a time; reading takes it only for a moment.
+  private let writing = Mutex(())
+  /// What is on disk, as last read or written here: a launch asks twice, and asks nothing of the disk.
+  private let known = Mutex<Cache?>(nil)
+
+  private struct Cache: Sendable {
+    var names: [String: String]
+    var images: [String: StoredImage] = [:]
+  }
+
+  package init(path: String) throws {
+    self.path = path
+    try FileManager.default.createDirectory(
+      atPath: path, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+    root = Handle(try Descriptor.open(path, [.readOnly, .directory]))
+    // What an interrupted import left behind.
+    try? FileManager.default.removeItem(atPath: path + "/ingest")
+    for folder in ["layers", "images", "ingest"] {
+      try FileManager.default.createDirectory(atPath: path + "/" + folder, withIntermediateDirectories: true)
+    }
+    for folder in [path, path + "/images"] { try Descriptor.open(folder, [.readOnly, .directory]).removeTemporaries() }
+  }
+
+  // ---------------------------------------------------------------- reading
+
+  package func list() throws -> [StoredImage] {
+    try names().sorted { $0.key < $1.key }.compactMap { name, digest in try? image(digest: digest, name: name) }
+  }
+
+  /// Finds an image by name, by name without its tag `latest`, or by digest.
+  package func find(_ reference: String) throws -> StoredImage {
+    let names = try names()
+    for candidate in [reference, reference + ":latest"] {
+      if let digest = names[candidate] { return try image(digest: digest, name: candidate) }
+    }
+    if let digest = Digest(reference), let name = names.first(where: { $0.value == digest.description })?.key {
+      return try image(digest: digest.description, name: name)
+    }
+    throw ImageError(.notFound, "there is no image \(reference); see `carrel image ls`")
+  }
+
+  /// The same where it is in memory already, as it is after the first time; does not wait for the disk.
+  package func known(_ reference: String) -> StoredImage? {
+    known.withLock { known in
+      guard let known else { return nil }
+      for candidate in [reference, reference + ":latest"] {
+        if let digest = known.names[candidate] { return known.images[candidate].flatMap { $0.digest == digest ? $0 : nil } }
+      }
+      return nil
+    }
+  }
+
+  /// Directories of an image's layers, the topmost first, as overlayfs wants them.
+  package func layerPaths(_ image: StoredImage) -> [String] {
+    image.layers.reversed().map { "\(path)/layers/\($0.dropFirst(7))" }
+  }
+
+  private func names() throws -> [String: String] {
+    if let names = known.withLock({ $0?.names }) { return names }
+    let names = try readNames()
+    known.withLock { $0 = Cache(names: names) }
+    return names
+  }
+
+  private func readNames() throws -> [String: String] {
+    guard let data = FileManager.default.contents(atPath: path + "/names.json") else { return [:] }
+    return try JSONDecoder().decode([String: String].self, from: data)
+  }
+
+  private func image(digest: String, name: String) throws -> StoredImage {
+    if let image = known.withLock({ $0?.images[name] }), image.digest == digest { return image }
+    let image = try readImage(digest: digest, name: name)
+    known.withLock { $0?.images[name] = image }
+    return image
+  }
+
+  private func readImage(digest: String, name: String) throws -> StoredImage {
+    guard let data = FileManager.default.contents(atPath: "\(path)/images/\(digest.dropFirst(7)).json") else {
+      throw ImageError(.dataLoss, "image \(name): its description \(digest) is missing; import it again")
+    }
+    let stored = try JSONDecoder().decode(StoredImage.self, from: data)
+    return StoredImage(
+      name: name, digest: stored.digest, layers: stored.layers, sizeBytes: stored.sizeBytes, created: stored.created,
+      environment: stored.environment, configJSON: stored.configJSON)
+  }
+
+  // ---------------------------------------------------------------- writing
+
+  /// Imports an OCI layout directory, an oci-archive or a docker-archive.
+  package func importImage(
+    from source: String, name: String?, limits: UnpackLimits = UnpackLimits(),
+    progress: (String) -> Void = { _ in }
+  ) throws -> StoredImage {
+    try writing.withLock { _ in
+      let ingest = "\(path)/ingest/\(UUID().uuidString)"
+      try FileManager.default.createDirectory(atPath: ingest, withIntermediateDirectories: true)
+      defer { try? FileManager.default.removeItem(atPath: ingest) }
+      let layout = try openSource(source, ingest, limits, progress)
+      let image = try ImageSource(root: layout.descriptor)
+      guard let finalName = name ?? image.name.map(ImageStore.plainName), !finalName.isEmpty else {
+        throw ImageError(.invalid, "the archive names no image; give a name")
+      }
+      var size: UInt64 = 0
+      for (index, layer) in image.layers.enumerated() {
+        progress("layer \(index + 1) of \(image.layers.count): \(layer.diffID.hex.prefix(12))")
+        size += try ensure(layer, layout, ingest, limits, progress)
+      }
+      let stored = StoredImage(
+        name: finalName, digest: image.digest.description, layers: image.layers.map(\.diffID.description),
+        sizeBytes: size, created: image.config.created ?? "", environment: image.config.config?.Env ?? [],
+        configJSON: String(decoding: image.configBytes, as: UTF8.self))
+      try publish(stored)
+      return stored
+    }
+  }
+
+  private func publish(_ stored: StoredImage) throws {
+    let folder = try root.descriptor.open("images", [.readOnly, .directory])
+    try folder.replace("\(stored.digest.dropFirst(7)).json", with: Array(try JSONEncoder().encode(stored)))
+    var names = try names()
+    names[stored.name] = stored.digest
+    defer { known.withLock { $0 = nil } }
+    try root.descriptor.replace("names.json", with: Array(try JSONEncoder().encode(names)))
+  }
+
+  /// Removes a name; description and layers go when nothing else needs them. `inUse`: digests of the images that
+  /// living workspaces run. Layers that such an image shares with this one stay, since that image has them too.
+  package func remove(_ reference: String, inUse: Set<String>) throws {
+    try writing.withLock { _ in
+      let image = try find(reference)
+      var names = try names()
+      names[image.name] = nil
+      let others = try names.map { try self.image(digest: $0.value, name: $0.key) }
+      let kept = Set(others.flatMap(\.layers))
+      if !others.contains(where: { $0.digest == image.digest }), inUse.contains(image.digest) {
+        throw ImageError(.inUse, "image \(image.name) is in use by a workspace; delete that first")
+      }
+      defer { known.withLock { $0 = nil } }
+      try root.descriptor.replace("names.json", with: Array(try JSONEncoder().encode(names)))
+      guard !others.contains(where: { $0.digest == image.digest }) else { return }
+      try? FileManager.default.removeItem(atPath: "\(path)/images/\(image.digest.dropFirst(7)).json")
+      for layer in image.layers where !kept.contains(layer) {
+        // First out of sight by a rename, then away: a crash leaves no half layer that looks whole.
+        let hidden = "\(path)/ingest/\(UUID().uuidString)"
+        try? FileManager.default.moveItem(atPath: "\(path)/layers/\(layer.dropFirst(7))", toPath: hidden)
+        try? FileManager.default.removeItem(atPath: hidden)
+      }
+    }
+  }
+
+  // ------------------------------------------------------------------ parts
+
+  private func openSource(
+    _ source: String, _ ingest: String, _ limits: UnpackLimits, _ progress: (String) -> Void
+  ) throws -> Handle {
+    let given: Handle
+    do throws(Errno) {
+      given = Handle(try Descriptor.open(source, [.readOnly, .nonBlocking]))
+    } catch {
+      throw ImageError("image \(source)", error)
+    }
+    switch try given.descriptor.status().kind {
+    case .directory: return given
+    case .regular:
+      progress("reading the archive")
+      let folder = ingest + "/archive"
+      try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+      let spread = Handle(try Descriptor.open(folder, [.readOnly, .directory]))
+      let stream = try ArchiveStream(given.descriptor, name: source, limits: limits)
+      var unpacker = LayerUnpacker(into: spread, name: source, limits: limits)
+      try unpacker.unpack(stream)
+      return spread
+    default: throw ImageError(.invalid, "\(source): expected a directory or a file")
+    }
+  }
+
+  /// Unpacks a layer unless it is there. Returns its size.
+  private func ensure(
+    _ layer: ImageSource.Layer, _ layout: Handle, _ ingest: String, _ limits: UnpackLimits, _ progress: (String) -> Void
+  ) throws -> UInt64 {
+    let sizes = try root.descriptor.open("layers", [.readOnly, .directory])
+    let sizeFile = "\(layer.diffID.hex).size"
+    if sizes.exists(layer.diffID.hex), let file = try? sizes.open(sizeFile, [.readOnly]),
+      let size = UInt64(String(decoding: try file.readAll(limit: 64), as: UTF8.self))
+    {
+      return size
+    }
+    let blob = try ImageSource.open(layout.descriptor, layer.path)
+    if let digest = layer.digest { try verify(blob, digest, layer.size) }
+    let folder = "\(ingest)/\(layer.diffID.hex)"
+    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+    let target = Handle(try Descriptor.open(folder, [.readOnly, .directory]))
+    try target.descriptor.setMode(0o755)
+    let reopened = try ImageSource.open(layout.descriptor, layer.path)
+    let stream = try ArchiveStream(reopened, name: "layer \(layer.diffID.hex.prefix(12))", limits: limits)
+    var unpacker = LayerUnpacker(into: target, name: "layer \(layer.diffID.hex.prefix(12))", limits: limits)
+    try unpacker.unpack(stream)
+    let found = try stream.finish()
+    guard found == layer.diffID else {
+      throw ImageError(.dataLoss, "layer \(layer.path): unpacks to \(found), the image's config says \(layer.diffID)")
+    }
+    let report = unpacker.report
+    if report.devices + report.setuidBits + report.attributes > 0 {
+      progress("left out: \(report.devices) devices, \(report.setuidBits) setuid bits, \(report.attributes) extended attributes")
+    }
+    // All of it on disk before it can be found.
+    try target.descriptor.syncFileSystem()
+    try sizes.replace(sizeFile, with: Array("\(report.bytes)".utf8))
+    try? FileManager.default.removeItem(atPath: "\(path)/layers/\(layer.diffID.hex)")
+    try FileManager.default.moveItem(atPath: folder, toPath: "\(path)/layers/\(layer.diffID.hex)")
+    try sizes.sync()
+    return report.bytes
+  }
+
+  private func verify(_ blob: borrowing Descriptor, _ digest: Digest, _ size: UInt64?) throws {
+    let hasher = Hasher256()
+    var count: UInt64 = 0
+    while true {
+      let bytes = try blob.read(upTo: 1 << 20)
+      if bytes.isEmpty { break }
+      hasher.update(bytes)
+      count += UInt64(bytes.count)
+      if let size, count > size { break }
+    }
+    guard size == nil || count == size, hasher.finish() == digest else {
+      throw ImageError(.dataLoss, "blob \(digest): content does not have this digest and size")
+    }
+  }
+
+  /// `localhost/carrel/jupyterlab:latest` is `jupyterlab:latest` to people.
+  private static func plainName(_ reference: String) -> String {
+    for prefix in ["localhost/carrel/", "localhost/", "carrel/"] where reference.hasPrefix(prefix) {
+      return String(reference.dropFirst(prefix.count))
+    }
+    return reference
+  }
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Concurrency
+package import Linux
+package import ShimProtocol
+internal import Synchronization
+
+/// A connection to a supervisor that speaks `ShimProtocol`: all requests and reports go over it.
+package final class ShimConnection: SandboxLink {
+  private struct Reply: Sendable {
+    let reply: ShimReply
+    let descriptors: [Handle]
+  }
+
+  private struct State {
+    var next: UInt32 = 1
+    var waiting: [UInt32: Promise<Reply>] = [:]
+    /// Who waits for the end of a further program, by the request that started it.
+    var execs: [UInt32: Promise<ExecSession.Outcome>] = [:]
+    var process: SandboxProcess?
+    var isClosed = false
+  }
+
+  package let status: SupervisorHello
+  package let reports: AsyncStream<ShimReport>
+  private let socket: SupervisorSocket
+  private let supervisor: Handle?
+  private let state: Mutex<State>
+
+  /// Takes over a connection on which the supervisor's hello has come.
+  private init(_ socket: SupervisorSocket, _ hello: SupervisorHello, _ descriptors: [Handle]) throws(Errno) {
+    self.socket = socket
+    status = hello
+    supervisor = descriptors.first
+    var first = State()
+    if let pid = hello.state.pid, descriptors.count > 1 { first.process = SandboxProcess(pid: pid, process: descriptors[1]) }
+    state = Mutex(first)
+    let (stream, continuation) = AsyncStream<ShimReport>.makeStream()
+    reports = stream
+    try socket.send(.hello(version: ShimProtocol.version, capabilities: ShimProtocol.capabilities), wait: false)
+    try Readiness.shared.watch(socket.handle) { [weak self] in
+      guard let self else {
+        continuation.finish()
+        return false
+      }
+      if self.receive(continuation) { return true }
+      self.disconnect()
+      continuation.finish()
+      return false
+    }
+  }
+
+  deinit { close() }
+
+  /// How a supervisor presents itself on a new connection.
+  package enum Greeting: Sendable {
+    case hello(ShimConnection)
+    /// It is of commit 7ede341, and this was its first message.
+    case legacy([UInt8])
+  }
+
+  /// Waits for the supervisor's first message.
+  package static func greet(_ connection: Handle, within limit: Duration) async throws(SupervisorError) -> Greeting {
+    let first = Promise<Socket.Message?>()
+    do throws(Errno) {
+      try Readiness.shared.receive(connection) { message in
+        first.fulfil(.success(message))
+        return false
+      }
+    } catch {
+      throw .refused(error)
+    }
+    let message: Socket.Message?
+    do throws(SupervisorError) { message = try await first.reply(within: limit) } catch {
+      connection.descriptor.shutDown()
+      throw error
+    }
+    guard let message, let code = message.bytes.first else { throw .disconnected }
+    if LegacyShimConnection.isLegacy(code) { return .legacy(message.bytes) }
+    do {
+      guard case .hello(let hello) = try SupervisorMessage(decoding: message.bytes) else { throw SupervisorError.malformed }
+      // Of a later release, in which a message may mean something else.
+      guard hello.version <= ShimProtocol.version else { throw SupervisorError.unsupported }
+      return .hello(try ShimConnection(SupervisorSocket(connection), hello, message.descriptors))
+    } catch {
+      connection.descriptor.shutDown()
+      throw error as? SupervisorError ?? .malformed
+    }
+  }
+
+  package var process: SandboxProcess? { state.withLock { $0.process } }
+
+  // ---------------------------------------------------------------- receiving
+
+  /// Called on the thread of `Readiness`, which waits for nothing; false: the connection has ended.
+  private func receive(_ continuation: AsyncStream<ShimReport>.Continuation) -> Bool {
+    do throws(Errno) {
+      guard let received = try socket.receive(wait: false) else { return false }
+      switch received.message {
+      case .hello, .unknown: break
+      case .reply(let id, let reply):
+        let waiting = state.withLock { $0.waiting.removeValue(forKey: id) }
+        waiting?.fulfil(.success(Reply(reply: reply, descriptors: received.descriptors)))
+      case .report(.execEnded(let session, let status)):
+        state.withLock { $0.execs.removeValue(forKey: session) }?.fulfil(.success(.ended(status)))
+      case .report(let report):
+        if case .state(.created(let pid)) = report, let process = received.descriptors.first {
+          state.withLock { $0.process = SandboxProcess(pid: pid, process: process) }
+        }
+        continuation.yield(report)
+      }
+      return true
+    } catch {
+      // A datagram that does not decode is of a later release, and no end of anything.
+      return error == .again || error == .invalid
+    }
+  }
+
+  private func disconnect() {
+    let (waiting, execs) = state.withLock { state in
+      state.isClosed = true
+      defer { (state.waiting, state.execs) = ([:], [:]) }
+      return (state.waiting.values, state.execs.values)
+    }
+    for promise in waiting { promise.fulfil(.failure(SupervisorError.disconnected)) }
+    for promise in execs { promise.fulfil(.success(.lost)) }
+  }
+
+  package func killSupervisor() { if let supervisor { try? Process.signal(supervisor.descriptor, Signals.kill) } }
+
+  package func close() {
+    socket.handle.descriptor.shutDown()
+    disconnect()
+  }
+
+  // --------------------------------------------------------------- requesting
+
+  @discardableResult
+  package func request(_ request: ShimRequest, passing: [Handle], within limit: Duration) async throws(SupervisorError) -> [Handle] {
+    let (id, promise) = try post(request, passing: passing)
+    let reply: Reply
+    do throws(SupervisorError) { reply = try await promise.reply(within: limit) } catch {
+      forget(id)
+      throw error
+    }
+    switch reply.reply {
+    case .done, .started: return reply.descriptors
+    case .failed(let failure): throw .failed(failure)
+    case .refused(let code): throw .refused(Errno(code))
+    case .unsupported: throw .unsupported
+    case .malformed: throw .malformed
+    }
+  }
+
+  package func send(_ request: ShimRequest) throws(SupervisorError) { _ = try post(request, passing: []) }
+
+  private func post(
+    _ request: ShimRequest, passing: [Handle], exec: Promise<ExecSession.Outcome>? = nil
+  ) throws(SupervisorError) -> (id: UInt32, promise: Promise<Reply>) {
+    let promise = Promise<Reply>()
+    let id = state.withLock { state -> UInt32? in
+      guard !state.isClosed else { return nil }
+      let id = state.next
+      state.next &+= 1
+      state.waiting[id] = promise
+      if let exec { state.execs[id] = exec }
+      return id
+    }
+    guard let id else { throw .disconnected }
+    do throws(Errno) {
+      try socket.send(.request(id: id, request), passing: passing, wait: false)
+    } catch {
+      forget(id)
+      if error == .messageTooLong { throw .refused(error) }
+      // A connection on which something could not be sent is given up: over the next one it is found out what is to be done again.
+      close()
+      throw .disconnected
+    }
+    return (id, promise)
+  }
+
+  private func forget(_ id: UInt32) {
+    state.withLock { state in
+      state.waiting[id] = nil
+      state.execs[id] = nil
+    }
+  }
+
+  package func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession {
+    let outcome = Promise<ExecSession.Outcome>()
+    let streams: ExecStreams
+    do throws(Errno) { streams = try ExecStreams(terminal: request.terminal) } catch { throw .refused(error) }
+    let (id, promise) = try post(.exec(request), passing: streams.peerEnds, exec: outcome)
+    let control = ExecControl(
+      signal: { [weak self] number in try? self?.send(.execSignal(session: id, signal: number)) },
+      hangUp: { [weak self] in try? self?.send(.execHangUp(session: id)) })
+    do throws(SupervisorError) {
+      let reply = try await promise.reply(within: limit)
+      switch reply.reply {
+      case .started: return try streams.session(master: reply.descriptors.first, control: control, outcome: outcome)
+      case .failed(let failure): throw .failed(failure)
+      case .refused(let code): throw Errno(code) == .again ? .tooManyExecs : .refused(Errno(code))
+      case .unsupported: throw .unsupported
+      case .malformed, .done: throw .malformed
+      }
+    } catch {
+      forget(id)
+      // It may have been started after all: nobody will want it.
+      try? send(.execHangUp(session: id))
+      throw error
+    }
+  }
+
+  package func hasEnded(within limit: Duration) async -> Bool? {
+    guard let supervisor else { return nil }
+    let ended = Promise<Void>()
+    let token: Readiness.Token
+    do throws(Errno) {
+      token = try Readiness.shared.watch(supervisor) {
+        // Asked of the process itself: the number of the descriptor may have been another's a moment ago.
+        guard (try? Process.hasEnded(supervisor)) == true else { return true }
+        ended.fulfil(.success(()))
+        return false
+      }
+    } catch {
+      return nil
+    }
+    defer { Readiness.shared.cancel(token) }
+    return (try? await ended.reply(within: limit)) != nil
+  }
+}
+
+extension Promise {
+  /// What a supervisor or an injector replies, waited for no longer than `limit`.
+  func reply(within limit: Duration) async throws(SupervisorError) -> T {
+    do {
+      return try await value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))
+    } catch {
+      throw error as? SupervisorError ?? .cancelled
+    }
+  }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import HostPrograms
+internal import Linux
+
+/// What an owner installs, in the home, apart for each image: `.local/share/carrel/packages/<image>/…`, where `<image>` is the beginning of
+/// its digest. The home is its owner's to change at any moment: root walks it by descriptors and follows no link, and what takes
+/// longer is done with the owner's own rights.
+package struct HomePackages: Sendable {
+  package static let folder = ".local/share/carrel/packages"
+  private static let snapshotsName = "snapshots"
+
+  /// The home, where it is on the host.
+  private let home: String
+  private let uid: UInt32
+  private let gid: UInt32
+
+  package init(home: String) throws {
+    self.home = home
+    do throws(Errno) {
+      let status = try Descriptor.openPlain(home, [.path, .directory]).status()
+      (uid, gid) = (status.uid, status.gid)
+    } catch {
+      throw StorageError(description: "home \(home): \(error.sentence)")
+    }
+  }
+
+  /// How an image is called here.
+  package static func key(_ digest: String) -> String { String(digest.drop { $0 != ":" }.dropFirst().prefix(16)) }
+
+  /// Makes the folders that packages go to. Returns the other images that there are packages for, where there were none for this one.
+  package func prepare(_ key: String, folders: [String]) throws -> [String] {
+    do throws(Errno) {
+      let root = try Descriptor.openPlain(home, [.path, .directory])
+      let all = try make(HomePackages.folder, in: root)
+      let others = try all.open(".", [.readOnly, .directory]).entries().filter { $0 != HomePackages.snapshotsName && $0 != key }.sorted()
+      let isNew = !all.exists(key)
+      for name in folders { _ = try make("\(HomePackages.folder)/\(key)/\(name)", in: root) }
+      return isNew ? others : []
+    } catch {
+      throw StorageError(description: "home \(home): \(HomePackages.folder) cannot be made: \(error.sentence)")
+    }
+  }
+
+  private func make(_ path: String, in root: borrowing Descriptor) throws(Errno) -> Descriptor {
+    let walk: Resolution = [.inRoot, .noSymlinks]
+    var done = ""
+    for part in path.split(separator: "/") {
+      let above = done.isEmpty ? "." : done
+      done += (done.isEmpty ? "" : "/") + part
+      do throws(Errno) {
+        _ = try root.open(done, [.path, .directory], resolving: walk)
+        continue
+      } catch {
+        if error != .noEntry { throw error }
+      }
+      try root.open(above, [.path, .directory], resolving: walk).makeDirectory(String(part), mode: 0o755)
+      let made = try root.open(done, [.readOnly, .directory], resolving: walk)
+      // What its owner may have put in its place meanwhile is its owner's already.
+      if try made.status().uid == Linux.Process.effectiveUser { try made.setOwner(uid, gid) }
+    }
+    return try root.open(path, [.path, .directory], resolving: walk)
+  }
+
+  // ------------------------------------------------------- for platform engineers
+
+  package struct Entry: Equatable, Sendable {
+    package let key: String
+    package let bytes: UInt64
+    package let snapshots: [String]
+  }
+
+  package func list() -> [Entry] {
+    names(HomePackages.folder).filter { $0 != HomePackages.snapshotsName }.map { key in
+      Entry(
+        key: key, bytes: HomeStore.size("\(home)/\(HomePackages.folder)/\(key)"),
+        snapshots: names("\(HomePackages.folder)/\(HomePackages.snapshotsName)/\(key)"))
+    }
+  }
+
+  private func names(_ path: String) -> [String] {
+    guard let root = try? Descriptor.openPlain(home, [.path, .directory]),
+      let folder = try? root.open(path, [.readOnly, .directory], resolving: [.inRoot, .noSymlinks])
+    else { return [] }
+    return ((try? folder.entries()) ?? []).sorted()
+  }
+
+  /// Copies them. Returns the copy's name.
+  package func snapshot(_ key: String) throws -> String {
+    let name = HomeStore.stamp(.now)
+    try run("mkdir -p snapshots/\"$1\" && cp --archive --reflink=auto -- \"$1\" snapshots/\"$1\"/\"$2\"", key, name)
+    return name
+  }
+
+  /// What was there becomes a snapshot, whose name is returned; then a copy takes its place, or nothing does.
+  package func reset(_ key: String, to snapshot: String? = nil) throws -> String {
+    if let snapshot, !names("\(HomePackages.folder)/\(HomePackages.snapshotsName)/\(key)").contains(snapshot) {
+      throw StorageError(description: "there is no snapshot \(snapshot) of the packages for \(key)")
+    }
+    let name = HomeStore.stamp(.now) + (snapshot == nil ? "-before-reset" : "-before-restore")
+    try run(
+      "mkdir -p snapshots/\"$1\" && mv -T -- \"$1\" snapshots/\"$1\"/\"$2\""
+        + (snapshot == nil ? "" : " && cp --archive --reflink=auto -T -- snapshots/\"$1\"/\"$3\" \"$1\""), key, name, snapshot ?? "")
+    return name
+  }
+
+  private func run(_ script: String, _ arguments: String...) throws {
+    guard names(HomePackages.folder).contains(arguments[0]) else {
+      throw StorageError(description: "there are no packages for \(arguments[0])")
+    }
+    // The way to the home is closed to its owner, who then begins inside it.
+    try HostProgram.run(
+      ["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh", home] + HostProgram.asOwner(uid, gid)
+        + ["sh", "-c", "cd \"\(HomePackages.folder)\" && \(script)", "sh"] + arguments, "packages in \(home)")
+  }
+}

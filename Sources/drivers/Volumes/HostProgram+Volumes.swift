@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import HostPrograms
+
+extension HostProgram {
+  /// Runs a program to its end. Programs that write to a volume file hold flock(1) on it: where an agent ended in the middle, the next one
+  /// waits for what that one began. Throws `StorageError` with `failure` where the exit status is above `tolerated`.
+  static func run(_ command: [String], on volume: String? = nil, _ failure: String, upTo tolerated: Int = 0) throws {
+    _ = try output(command, on: volume, failure, upTo: tolerated)
+  }
+
+  /// The same; returns what it printed, without the newline at the end.
+  static func output(_ command: [String], on volume: String? = nil, _ failure: String, upTo tolerated: Int = 0) throws -> String {
+    let (status, data): (Int, Data)
+    do throws(HostProgramError) {
+      (status, data) = try run((volume.map { ["flock", $0] } ?? []) + command, errors: .merged)
+    } catch {
+      throw StorageError(description: "\(failure): \(error.description)")
+    }
+    let text = String(decoding: data, as: UTF8.self).trimmingCharacters(in: .newlines)
+    guard status <= tolerated else {
+      throw StorageError(description: "\(failure): \(text.split(separator: "\n").joined(separator: "; ").prefix(500))")
+    }
+    return text
+  }
+}

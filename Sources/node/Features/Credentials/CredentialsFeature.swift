@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Foundation
+internal import Logging
+package import ShimProtocol
+internal import ShimClient
+package import Workspaces
+
+/// When a credential file was given and when it ends, in seconds since 1970.
+package struct CredentialEnd: Codable, Equatable, Sendable {
+  let given: Double
+  let end: Double
+  /// That its end is near has been reported.
+  var isReported: Bool?
+
+  init(_ seconds: UInt64) {
+    given = Date.now.timeIntervalSince1970
+    end = given + Double(seconds)
+  }
+
+  init(given: Double, seconds end: Double) {
+    self.given = given
+    self.end = end
+  }
+
+  /// From when on its end is near: a quarter of an hour before, or a quarter of its time.
+  var warning: Double { end - min(900, (end - given) / 4) }
+}
+
+package struct CredentialsState: FeatureState {
+  /// Of the files that end, by name.
+  package var ends: [String: CredentialEnd] = [:]
+
+  package init() {}
+}
+
+/// Credential files: replaced and removed while a workspace runs, and removed when their time is over.
+package struct CredentialsFeature: WorkspaceFeature {
+  package typealias State = CredentialsState
+  package static let name = "credentials"
+
+  let services: NodeServices
+
+  package func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws {
+    for (index, name) in spec.credentials.enumerated() { try check(name, tool, "credentials[\(index)]") }
+  }
+
+  /// The tool's token and the broker's files are the agent's own.
+  private func check(_ name: String, _ tool: Tool?, _ field: String) throws(InvalidField) {
+    guard name != tool?.tokenFile else {
+      throw InvalidField(field, "\(printable(name)) is reserved: the tool \(tool?.name ?? "") has its token there")
+    }
+  }
+
+  package func begin(_ record: inout WorkspaceRecord, _ request: LaunchRequest) throws {
+    record[CredentialsFeature.self].ends = Dictionary(
+      request.credentials.compactMap { credential in credential.lifetimeSeconds.map { (credential.name, CredentialEnd($0)) } },
+      uniquingKeysWith: { _, last in last })
+  }
+
+  // ------------------------------------------------------------------ changing
+
+  /// Replaces credential files, each atomically, without a restart.
+  func put(_ workspace: Workspace, _ credentials: [Credential]) async throws {
+    let record = try workspace.requireUp("credentials go to one that runs")
+    do throws(InvalidField) {
+      try WorkspaceSpec.validate(credentials)
+      let tool = services.tool(of: record.spec)
+      for (index, credential) in credentials.enumerated() { try check(credential.name, tool, "credentials[\(index)].name") }
+    } catch {
+      throw AgentError(error)
+    }
+    for credential in credentials {
+      try await workspace.request(.putSecret(name: credential.name, content: credential.content))
+      await workspace.update { $0[CredentialsFeature.self].ends[credential.name] = credential.lifetimeSeconds.map { CredentialEnd($0) } }
+    }
+    await showExpiring(workspace)
+    try await workspace.commit(.credentialsUpdated, ["names": credentials.map(\.name).sorted().joined(separator: " ")])
+  }
+
+  /// Takes credential files away.
+  func remove(_ workspace: Workspace, _ names: [String]) async throws {
+    let record = try workspace.requireUp("credentials are removed from one that runs")
+    guard !names.isEmpty else { throw AgentError(.invalidArgument, "names: is empty") }
+    let known = Set(record.spec.credentials + record[CredentialsFeature.self].ends.keys)
+    for name in names where !known.contains(name) {
+      throw AgentError(.notFound, "names: workspace \(workspace.id) has no credential \(printable(name))")
+    }
+    for name in names { try await remove(workspace, name, why: "asked") }
+  }
+
+  private func remove(_ workspace: Workspace, _ name: String, why: String) async throws {
+    let end = workspace.record[CredentialsFeature.self].ends[name]
+    do {
+      try await workspace.request(.removeSecret(name: name))
+    } catch let error as AgentError where error.code == .internal {
+      // It is gone already: an agent that ended here has removed it.
+      services.logger.notice("a credential is gone", metadata: ["workspace": "\(workspace.id)", "name": "\(name)", "error": "\(error)"])
+    }
+    await workspace.update { record in
+      if record[CredentialsFeature.self].ends[name] == end { record[CredentialsFeature.self].ends[name] = nil }
+    }
+    await showExpiring(workspace)
+    try await workspace.commit(.credentialsRemoved, ["name": name, "why": why])
+  }
+
+  // ------------------------------------------------------------------ expiring
+
+  /// Reports the ends that are near, and removes what is over.
+  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
+    do {
+      while true {
+        let change = await workspace.nextChange
+        let next = try await act(workspace)
+        try await workspace.wait(for: change, until: next)
+      }
+    } catch {}
+  }
+
+  /// Does what is due, and returns when something is due next.
+  private func act(_ workspace: Workspace) async throws -> Double? {
+    var next: Double?
+    for (name, end) in workspace.record[CredentialsFeature.self].ends.sorted(by: { $0.key < $1.key }) {
+      let now = Date.now.timeIntervalSince1970
+      guard workspace.record.state.isUp else { break }
+      // Another call may have replaced it while this loop removed one.
+      guard workspace.record[CredentialsFeature.self].ends[name] == end else { continue }
+      if end.end <= now {
+        do { try await remove(workspace, name, why: "its time was over") } catch {
+          try Task.checkCancellation()
+          services.logger.error(
+            "a credential cannot be removed; retrying", metadata: ["workspace": "\(workspace.id)", "error": "\(error)"])
+          next = min(next ?? .infinity, now + 5)
+        }
+      } else if end.warning <= now, end.isReported != true {
+        await workspace.update { $0[CredentialsFeature.self].ends[name]?.isReported = true }
+        await showExpiring(workspace)
+        try? await workspace.commit(.credentialsExpiring, ["name": name, "ends": wallTime(Date(timeIntervalSince1970: end.end))])
+        next = min(next ?? .infinity, end.end)
+      } else {
+        next = min(next ?? .infinity, end.warning > now ? end.warning : end.end)
+      }
+    }
+    return next
+  }
+
+  private func showExpiring(_ workspace: Workspace) async {
+    let now = Date.now.timeIntervalSince1970
+    let near = workspace.record[CredentialsFeature.self].ends.filter { $0.value.warning <= now + 0.01 }.keys.sorted()
+    await workspace.setCondition(.credentialsExpiring, near.isEmpty ? nil : "soon removed: " + near.joined(separator: ", "))
+  }
+}

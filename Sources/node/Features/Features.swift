@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Configuration
+internal import Networking
+internal import Volumes
+
+/// The capabilities of a workspace: a new one is one folder beside this file and one line in `list`.
+package struct Features: Sendable {
+  let home: HomeFeature
+  let packages: PackagesFeature
+  let datasets: DatasetsFeature
+  let credentials: CredentialsFeature
+  let broker: BrokerFeature
+  let network: NetworkFeature
+  let limits: LimitsFeature
+  let rescue: RescueFeature
+
+  /// Over the real drivers of this host.
+  init(_ services: NodeServices) throws {
+    let configuration = services.configuration
+    let network = try NetworkDriver(
+      subnet: configuration.subnet, slots: configuration.maxWorkspaces, table: configuration.firewallTable,
+      linkPrefix: configuration.linkPrefix)
+    home = HomeFeature(
+      services: services, volumes: try HomeVolumes(root: configuration.state + "/homes", holder: services.facts.name),
+      registry: HomeRegistry(root: configuration.homes))
+    packages = PackagesFeature(services: services, home: home)
+    datasets = DatasetsFeature(services: services, images: try DatasetVolumes(root: configuration.state + "/datasets"))
+    credentials = CredentialsFeature(services: services)
+    broker = BrokerFeature(services: services, network: network, controllers: ControllerProvider())
+    self.network = NetworkFeature(services: services, driver: network)
+    limits = LimitsFeature(services: services)
+    rescue = RescueFeature(services: services, home: home)
+  }
+
+  /// In the order in which they are asked, with the reasons for it.
+  var list: [any WorkspaceFeature] {
+    [
+      home,
+      // Below the home.
+      datasets,
+      // What it sets aside and makes is in the home, which has to be there.
+      rescue,
+      packages,
+      credentials,
+      // After the storage, which may take long: until then there is nothing to limit.
+      limits,
+      // The broker listens in the network namespace, whether or not the network is connected; a provider that is slow must not delay
+      // the address.
+      network,
+      broker,
+      ReadinessFeature(),
+      LifetimeFeature(),
+      OutOfMemoryFeature(services: limits.services),
+      StaleEnvironmentFeature(services: limits.services),
+    ]
+  }
+}
+
+/// What each feature's state is decoded as: those of `list` that have one, which `RecordTests.states` checks.
+let featureStates: [String: any FeatureState.Type] = [
+  HomeFeature.name: HomeFeature.State.self,
+  DatasetsFeature.name: DatasetsFeature.State.self,
+  CredentialsFeature.name: CredentialsFeature.State.self,
+  BrokerFeature.name: BrokerFeature.State.self,
+  RescueFeature.name: RescueFeature.State.self,
+  OutOfMemoryFeature.name: OutOfMemoryFeature.State.self,
+]

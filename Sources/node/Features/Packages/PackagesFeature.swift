@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Logging
+internal import Volumes
+internal import Workspaces
+
+/// The packages that the owner has installed, apart for each image, in the home.
+package struct PackagesFeature: WorkspaceFeature {
+  package static let name = "packages"
+  package static let phase: String? = "storage"
+
+  let services: NodeServices
+  let home: HomeFeature
+
+  /// The folders that packages for this image go to, as the workspace sees them.
+  private func folders(_ record: WorkspaceRecord, _ tool: Tool) -> [String: String] {
+    guard !tool.packages.isEmpty, !record.imageDigest.isEmpty else { return [:] }
+    let base = "\(tool.home)/\(HomePackages.folder)/\(HomePackages.key(record.imageDigest))"
+    return tool.packages.mapValues { "\(base)/\($0)" }
+  }
+
+  /// Makes the folders, and reports where there are packages for another image only.
+  package func prepare(_ workspace: Workspace) async throws(Refusal) {
+    let record = workspace.record
+    guard let tool = services.tool(of: record.spec), !tool.packages.isEmpty else { return }
+    let (path, key, folders) = (home.path(record), HomePackages.key(record.imageDigest), tool.packages.values.sorted())
+    do {
+      let others = try await services.lanes.onStorage(path, within: HomeFeature.limit) {
+        try HomePackages(home: path).prepare(key, folders: folders)
+      }
+      guard !others.isEmpty else { return }
+      let text =
+        "this image is another than before: packages that were installed for \(others.joined(separator: ", ")) stay there, and are not seen from this one (\(key))"
+      await workspace.setCondition(.imageChanged, text)
+      try await workspace.commit(.imageChanged, ["image": key, "packagesFor": others.joined(separator: " ")])
+    } catch {
+      // A full home, or a file in the way: the tool starts without.
+      services.logger.warning("no folders for packages", metadata: ["workspace": "\(record.spec.id)", "error": "\(error)"])
+    }
+  }
+
+  /// What the owner has installed comes after what the image has: it adds, and replaces nothing.
+  package func contribute(to draft: inout AttemptDraft, of record: WorkspaceRecord) {
+    let folders = folders(record, draft.tool)
+    draft.environment.merge(folders) { _, new in new }
+    if let base = folders["PYTHONUSERBASE"] { draft.environment["PATH"]? += ":\(base)/bin" }
+  }
+}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import ShimProtocol
+internal import Workspaces
+
+/// Looks whether the tool serves, and ends it where it does not in time.
+package struct ReadinessFeature: WorkspaceFeature {
+  package static let name = "readiness"
+
+  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
+    let record = workspace.record
+    guard record.state == .starting, let tool = workspace.services.tool(of: record.spec) else { return }
+    if let port = tool.port, let readiness = tool.readiness {
+      do {
+        try await ReadinessProbe.wait(host: record.address, port: port, probe: readiness)
+      } catch {
+        // Where this agent ends, the next one probes.
+        guard !Task.isCancelled else { return }
+        return await workspace.condemn(Reason(.readinessTimeout, "\(error)"))
+      }
+    }
+    guard !Task.isCancelled else { return }
+    await workspace.becameReady()
+  }
+}

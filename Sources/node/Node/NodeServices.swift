@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package import Configuration
+internal import Concurrency
+internal import Foundation
+internal import Images
+internal import Journal
+internal import Linux
+package import Logging
+internal import Networking
+internal import Volumes
+package import Workspaces
+
+/// What the workspaces of a node share: its drivers, its lanes, and how what happens is made durable.
+package struct NodeServices: Sendable {
+  package let configuration: Configuration
+  package let facts: NodeFacts
+  package let logger: Logger
+  package let tools: [String: Tool]
+  package let lanes: Lanes
+  let events: any EventSink
+  let sandboxes: any SandboxDriver
+  let images: any ImageLookup
+  /// The path of `carrel-shim`, with no link in its path.
+  let helper: String
+  /// The compiled default profile.
+  let seccomp: [UInt8]
+  /// Makes the files in which secrets are passed to supervisors.
+  let vault: any SecretFiles
+
+  func tool(of spec: WorkspaceSpec) -> Tool? { tools[spec.tool] }
+
+  /// 192 bits from the system's generator.
+  static func freshToken() -> String {
+    (0..<24).map { _ in UInt8.random(in: .min ... .max) }.map { byte in (byte < 16 ? "0" : "") + String(byte, radix: 16) }.joined()
+  }
+
+  /// An event of the node itself, as the journal takes it.
+  func nodeEvent(_ type: EventType, _ attributes: [String: String]) throws -> JournalEvent {
+    JournalEvent(
+      type: type.rawValue, workspace: "", state: "", previous: nil, generation: 0, reason: nil, attributes: try encodedText(attributes),
+      wallTime: wallTime(), bootNanoseconds: Clock.boottime, bootID: facts.bootID, phases: nil)
+  }
+
+  /// Records an event of the node itself.
+  func record(_ type: EventType, _ attributes: [String: String]) async throws {
+    let event = try nodeEvent(type, attributes)
+    Fault.at("before \(type.rawValue)")
+    defer { Fault.at("after \(type.rawValue)") }
+    try await events.submit([Journal.Entry(event)], insists: false).value
+  }
+
+  /// The same with the setting that it is about, for a caller that has to know whether it is on disk.
+  func recordWhateverHappens(_ type: EventType, _ attributes: [String: String], _ change: Journal.Entry.Change) async throws {
+    let event = try nodeEvent(type, attributes)
+    Fault.at("before \(type.rawValue)")
+    defer { Fault.at("after \(type.rawValue)") }
+    try await events.submit([Journal.Entry(event, change)], insists: false).valueWhateverHappens
+  }
+
+  func event(
+    _ type: EventType, _ record: WorkspaceRecord, after previous: WorkspaceState?, _ attributes: [String: String] = [:]
+  ) throws -> JournalEvent {
+    let phases = [.ready, .stopped, .failed].contains(type) && !record.phases.isEmpty ? record.phases : nil
+    return JournalEvent(
+      type: type.rawValue, workspace: record.spec.id, state: record.state.rawValue, previous: previous?.rawValue,
+      generation: Int64(record.attempt), reason: try record.reason.map { try encodedText($0) },
+      attributes: try encodedText(attributes), wallTime: wallTime(),
+      bootNanoseconds: Clock.boottime, bootID: facts.bootID,
+      phases: try phases.map { try encodedText($0) })
+  }
+}
+
+/// Files in memory for secrets that travel to supervisors.
+protocol SecretFiles: Sendable {
+  func file(_ content: [UInt8]) throws(Errno) -> Handle
+}
+
+extension SecretVault: SecretFiles {}
+
+/// Where workspaces find the image that they are to run.
+protocol ImageLookup: Sendable {
+  /// By name, by name without its tag `latest`, or by digest.
+  func find(_ reference: String) async throws -> StoredImage
+  /// Directories of an image's layers, the topmost first.
+  func layerPaths(_ image: StoredImage) -> [String]
+}
+
+/// The images of this host.
+struct HostImages: ImageLookup {
+  let store: ImageStore
+  let lanes: Lanes
+
+  func find(_ reference: String) async throws -> StoredImage {
+    if let image = store.known(reference) { return image }
+    let store = store
+    do {
+      return try await lanes.launch.run { try store.find(reference) }
+    } catch let error as ImageError {
+      throw AgentError(error)
+    }
+  }
+
+  func layerPaths(_ image: StoredImage) -> [String] { store.layerPaths(image) }
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Configuration
+internal import Concurrency
+internal import Foundation
+internal import Cgroups
+internal import Linux
+internal import Logging
+internal import ShimProtocol
+internal import ShimClient
+internal import Workspaces
+
+/// How a workspace is stopped, and what follows its end.
+extension Workspace {
+  // ----------------------------------------------------------------- stopping
+
+  /// SIGTERM, and after the grace period SIGKILL to everything. Returns when the workspace has ended. The signal waits for nothing,
+  /// least of all for the disk.
+  func stop(grace: UInt32?, by: String, verdict: Reason? = nil) async throws -> WorkspaceRecord {
+    if let step = try await requestStop(grace: grace, by: by, verdict: verdict) { await arrive(step) }
+    try await end.value
+    return record
+  }
+
+  private func requestStop(grace: UInt32?, by: String, verdict: Reason?) async throws -> Step? {
+    let record = record
+    let seconds = grace ?? gracePeriodSeconds
+    let request = WorkspaceRecord.StopRequest(
+      by: by, killAt: Clock.boottime + Int64(seconds) * 1_000_000_000, bootID: services.facts.bootID)
+    if record.state.isTerminal {
+      // A stop of a workspace between two attempts ends the attempts, also for the next agent.
+      if record.stop == nil, aftermath() != .none {
+        update {
+          $0.stop = request
+          $0[RescueFeature.self].isPending = false
+        }
+        endPause()
+        try await commit(.restartsEnded, ["by": by])
+      }
+      return nil
+    }
+    // Before the start there is no tool that could be asked.
+    if seconds > 0, record.startedNanoseconds != nil { try? link?.send(.signal(Signals.terminate)) }
+    let isFirst = record.state != .stopping
+    update {
+      if isFirst || ($0.stop?.killAt ?? .max) > request.killAt {
+        $0.stop =
+          isFirst
+          ? request
+          : $0.stop.map { before in
+            WorkspaceRecord.StopRequest(by: before.by, killAt: request.killAt, bootID: request.bootID)
+          }
+      }
+      if isFirst { $0.verdict = $0.verdict ?? verdict }
+    }
+    let step = isFirst ? enter(.stopRequested(by: by)) : nil
+    attempt.cancelPreparation?()
+    attempt.graces?.yield(.seconds(record.startedNanoseconds == nil ? 0 : seconds))
+    return step
+  }
+
+  /// Ends the tool for a reason of the agent's own.
+  func condemn(_ reason: Reason) {
+    update { $0.verdict = $0.verdict ?? reason }
+    attempt.graces?.yield(.zero)
+  }
+
+  private var gracePeriodSeconds: UInt32 { spec.lifecycle.gracePeriodSeconds ?? services.tool(of: spec)?.gracePeriodSeconds ?? 10 }
+
+  /// How long after now SIGKILL is due.
+  func killDelay(_ stop: WorkspaceRecord.StopRequest) -> Duration {
+    // On record since another boot, or not at all: the whole period of the tool.
+    guard stop.bootID == services.facts.bootID else {
+      return .seconds(gracePeriodSeconds)
+    }
+    return .nanoseconds(max(0, stop.killAt - Clock.boottime))
+  }
+
+  /// Kills when a grace period is over, again and again until the end of the attempt cancels this.
+  func endAfterGrace(_ graces: AsyncStream<Duration>) async {
+    await withDiscardingTaskGroup { group in
+      for await grace in graces {
+        group.addTask {
+          var attempts = 0
+          // A supervisor that does nothing, having been stopped perhaps, is not waited for: first its sandbox is killed, then itself.
+          do {
+            try await Task.sleep(for: grace)
+            while true {
+              await self.killTool(byCgroup: attempts >= 3, supervisorToo: attempts >= 6)
+              attempts += 1
+              try await Task.sleep(for: .seconds(1))
+            }
+          } catch {}
+        }
+      }
+      group.cancelAll()
+    }
+  }
+
+  func killTool(byCgroup: Bool = false, supervisorToo: Bool = false) async {
+    try? link?.send(.kill)
+    guard byCgroup, let place = record.sandbox, await services.sandboxes.kill(place), supervisorToo else { return }
+    link?.killSupervisor()
+  }
+
+  // ------------------------------------------------------------------- ending
+
+  /// From what the sandbox left to the last event, and everything given back.
+  func settle(_ failure: Reason?) async {
+    Fault.at(.exitSeen)
+    let place = record.sandbox
+    var usage = Usage()
+    var exit: ExitRecord?
+    if let place {
+      usage = await services.sandboxes.usage(place)
+      // Until it can be read or is known not to be there: nothing takes the place of a known status.
+      while !Task.isCancelled {
+        do {
+          exit = try await services.sandboxes.exitRecord(place)
+          break
+        } catch {
+          _ = try? await Task.sleep(for: .milliseconds(200))
+        }
+      }
+    }
+    guard !Task.isCancelled else { return }
+    exit = exit ?? attempt.reported
+    let certificate = StopSummary(
+      record: record, exit: exit, failure: failure, usage: usage, bootID: services.facts.bootID)
+    var reason = certificate.reason
+    if reason.code == .outOfMemory { reason.killed = await OutOfMemoryFeature.lastKill(record, services)?.process }
+    reason = await complete(reason)
+    // What a feature finds out, or sets aside, it does before anything is given back.
+    for feature in features.reversed() { await feature.ended(reason, self) }
+    let isFailedStart = certificate.isFailedStart
+    let follows = record[RescueFeature.self].isPending
+    if !follows {
+      // A restart by the policy has the same token, by which its owner's browser knows it.
+      let token = spec.lifecycle.restartPolicy == .never ? nil : secrets.token
+      secrets = LaunchSecrets()
+      secrets.token = token
+    }
+    let step = enter(isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
+    // To its end also where this agent ends meanwhile: what is begun to be given back is given back.
+    async let giving: Void = uncancelled { await self.release(place, keepsSupervisor: follows) }
+    // For the case that the journal is lost.
+    if let copy = try? record.encoded() { await services.sandboxes.keep(copy, of: id) }
+    if let step { await arrive(step) } else { end.fulfil(.success(())) }
+    await giving
+    // The exit record goes last: until the end is on disk, it is what tells of it.
+    if let place, !follows, !Task.isCancelled { await services.sandboxes.remove(place) }
+    released.fulfil(.success(()))
+  }
+
+  /// Gives back what the attempt held on the host. Every part may be gone already.
+  private func release(_ place: SandboxPlace?, keepsSupervisor: Bool) async {
+    if !keepsSupervisor {
+      try? link?.send(.release)
+      link?.close()
+      link = nil
+    }
+    Fault.at(.cleaning)
+    if let place { await services.sandboxes.removeCgroup(place) }
+    for feature in features.reversed() { await feature.release(self) }
+    Fault.at(.cleaned)
+  }
+
+  /// The reason with what is common to all ends.
+  private func complete(_ reason: Reason) async -> Reason {
+    let record = record
+    let folder = HostSandboxes.logs(services.configuration.state, id)
+    let tail = (try? await services.lanes.launch.run(within: .seconds(2)) { (try? LogReader(path: folder))?.tail(lines: 10) }) ?? nil
+    return StopSummary.complete(reason, of: record, bootID: services.facts.bootID, logTail: tail)
+  }
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Concurrency
+internal import Foundation
+internal import Linux
+internal import Logging
+internal import ShimProtocol
+internal import ShimClient
+internal import Workspaces
+
+/// How a workspace goes on that another agent brought up, or whose supervisor was lost.
+extension Workspace {
+  /// One workspace that the journal says has not ended, or that may have another attempt before it.
+  func recover() async {
+    let record = record
+    guard !record.state.isTerminal else { return }
+    guard let place = record.sandbox else { return await launchAgain() }
+    let isSameBoot = record.bootID == services.facts.bootID
+    do {
+      if isSameBoot, let found = try await reach(place) { return await resume(found) }
+    } catch {
+      return  // This agent ends.
+    }
+    // No supervisor: what it left behind decides, here and nowhere else.
+    link = nil
+    let (exit, hasPlan): (ExitRecord?, Bool)
+    do {
+      exit = try await services.sandboxes.exitRecord(place)
+      hasPlan = try await services.sandboxes.hasPlan(place)
+    } catch {
+      logger.error("a sandbox cannot be read", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
+      guard (try? await Task.sleep(for: .seconds(1))) != nil else { return }
+      return await recover()
+    }
+    guard !Task.isCancelled else { return }
+    logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(exit.map { "\($0)" } ?? "none")"])
+    let mayHaveStarted = record.state != .pending && (hasPlan || !isSameBoot)
+    if exit == nil, record.state == .pending || record.state == .preparing, !mayHaveStarted { return await launchAgain() }
+    if isSameBoot { _ = await services.sandboxes.kill(place) }
+    released = Promise()
+    await settle(nil)
+  }
+
+  /// Connects to the supervisor of a sandbox that lives, however long it takes it to reply; nil where there is none.
+  func reach(_ place: SandboxPlace) async throws -> (any SandboxLink)? {
+    var failures = 0
+    while true {
+      do {
+        let found = try await services.sandboxes.connect(place)
+        try Task.checkCancellation()
+        if record.condition(.supervisorUnreachable) != nil { setCondition(.supervisorUnreachable, nil) }
+        return found
+      } catch {
+        try Task.checkCancellation()
+        failures += 1
+        // One that has just ended closes its connections first.
+        if failures < 5 {
+          try await Task.sleep(for: .milliseconds(20))
+          continue
+        }
+        if record.condition(.supervisorUnreachable) == nil {
+          logger.error("supervisor unreachable", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
+          setCondition(.supervisorUnreachable, "its supervisor lives and does not reply (\(describe(error)))")
+        }
+        // What was asked to stop is ended without it.
+        if let stop = record.stop, killDelay(stop) <= .zero { _ = await services.sandboxes.kill(place) }
+        try await Task.sleep(for: .seconds(1))
+      }
+    }
+  }
+
+  /// Goes on with a sandbox whose supervisor an earlier agent started.
+  private func resume(_ found: any SandboxLink) async {
+    let spec = spec
+    if record.sandbox?.isLegacy == true, record.startedNanoseconds == nil, record.state == .pending || record.state == .preparing,
+      !found.status.state.isStarted
+    {
+      // That release entrusted its supervisors with nothing ahead of the start: it begins again with one of today's.
+      try? found.send(.kill)
+      _ = await found.hasEnded(within: .seconds(5))
+      found.close()
+      return await launchAgain()
+    }
+    if found.status.state == .awaitingPlan {
+      let tokenName = services.tool(of: spec)?.tokenFile
+      let known: LaunchSecrets?
+      do {
+        known = try await LaunchSecrets.recover(from: found, for: spec, tokenName: tokenName)
+      } catch {
+        // It is asked again over another connection.
+        found.close()
+        guard (try? await Task.sleep(for: .milliseconds(200))) != nil else { return }
+        return await recover()
+      }
+      guard let entrusted = known else {
+        await endSupervisor(found, record.sandbox)
+        link = found
+        released = Promise()
+        return await settle(Workspace.credentialsLost)
+      }
+      secrets = entrusted
+      if let tokenName, secrets.token == nil {
+        // The launch was not answered yet: nobody was told another.
+        secrets.token = (tokenName, NodeServices.freshToken())
+        var token = LaunchSecrets()
+        token.token = secrets.token
+        do {
+          try await token.entrust(to: found, services.vault)
+        } catch {
+          guard !Task.isCancelled else { return }
+          await endSupervisor(found, record.sandbox)
+          return await launchAgain()
+        }
+      }
+      if record.state == .pending { await transition(.preparationBegan) }
+    }
+    await attempt(found, isAdopted: true)
+  }
+
+  private static let credentialsLost = Reason(
+    .credentialsLost, "its supervisor was lost before the tool started, and with it the credentials of the launch; launch it again")
+
+  /// A start whose supervisor is gone before it had anything to start.
+  func launchAgain() async {
+    guard !spec.needsSecrets, record.supervisorsLost < 5 else {
+      released = Promise()
+      return await settle(
+        spec.needsSecrets
+          ? Workspace.credentialsLost : Reason(.internal, "its supervisor was lost \(record.supervisorsLost) times before the tool started")
+      )
+    }
+    let old = record.sandbox
+    do {
+      let (place, found) = try await newSandbox()
+      update {
+        $0.occupy(place, services.facts.bootID)
+        $0.supervisorsLost += 1
+      }
+      if record.state == .preparing { await transition(.supervisorLost, ["why": "its supervisor was lost before the tool started"]) }
+      await discard(old)
+      await transition(.preparationBegan)
+      await attempt(found, isAdopted: false)
+    } catch {
+      guard !Task.isCancelled else { return }
+      released = Promise()
+      await settle(Reason(.internal, "no other supervisor could be started: \(describe(error))"))
+    }
+  }
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Concurrency
+internal import Foundation
+internal import Images
+internal import Journal
+internal import LaunchPlan
+package import Linux
+internal import Logging
+package import ShimProtocol
+internal import ShimClient
+internal import Synchronization
+package import Workspaces
+
+/// One workspace: its record, its state machine, and the attempt that is under way. What an attempt needs is contributed by features
+/// (`WorkspaceFeature`); how it goes is in `Workspace+Life.swift`.
+package actor Workspace {
+  package nonisolated let id: String
+  nonisolated let services: NodeServices
+  nonisolated let features: [any WorkspaceFeature]
+  /// What everybody may read at any time without waiting for this actor.
+  private nonisolated let published: Mutex<WorkspaceRecord>
+  /// The state that the last event told.
+  private var reported: WorkspaceState?
+  /// No event follows, and no attempt.
+  private var isDeleted = false
+  private(set) var isDeleting = false
+  /// Kept when the record changes next.
+  private var change = Promise<Void>()
+  /// Kept when the workspace has ended and that is on disk; a new one for each attempt.
+  private(set) var end = Promise<Void>()
+  /// Kept when what the last attempt held has been given back.
+  var released = Promise<Void>(())
+  /// The connection to the supervisor of the attempt that is under way.
+  var link: (any SandboxLink)?
+  var secrets = LaunchSecrets()
+  /// The streams and signals of the attempt that is under way.
+  var attempt = AttemptState()
+  /// The node takes no launches and stops what runs: no attempt follows.
+  var isDraining = false
+
+  package init(_ record: WorkspaceRecord, _ services: NodeServices, _ features: [any WorkspaceFeature], isOnRecord: Bool) {
+    id = record.spec.id
+    self.services = services
+    self.features = features
+    published = Mutex(record)
+    reported = isOnRecord ? record.state : nil
+    if record.state.isTerminal { end.fulfil(.success(())) }
+  }
+
+  // ------------------------------------------------------------------- record
+
+  package nonisolated var record: WorkspaceRecord { published.withLock { $0 } }
+  nonisolated var spec: WorkspaceSpec { record.spec }
+  nonisolated var logger: Logger { services.logger }
+
+  /// Changes the record in memory; it is on disk with the next event.
+  package func update(_ body: (inout WorkspaceRecord) -> Void) {
+    published.withLock { body(&$0) }
+    let changed = change
+    change = Promise()
+    changed.fulfil(.success(()))
+  }
+
+  func setCondition(_ type: Condition.Kind, _ message: String?) { update { $0.setCondition(type, message) } }
+
+  /// Kept when the record changes next: to be taken before the record is read for what is waited for.
+  var nextChange: Promise<Void> { change }
+
+  /// Waits for such a change, at most until `moment` (wall time, seconds since 1970). Throws when the task is cancelled.
+  nonisolated func wait(for next: Promise<Void>, until moment: Double?) async throws {
+    guard let moment else { return try await next.value }
+    let pause = moment - Date.now.timeIntervalSince1970
+    guard pause > 0 else { return try Task.checkCancellation() }
+    _ = try? await next.value(within: .seconds(min(pause, 86_400)), else: CancellationError())
+    try Task.checkCancellation()
+  }
+
+  // ------------------------------------------------------------------- events
+
+  /// The record as it is now, and its event.
+  private func entry(_ type: EventType, _ attributes: [String: String] = [:]) throws -> Journal.Entry {
+    // What comes late must not bring the record of a deleted workspace back.
+    guard !isDeleted else { throw AgentError.noWorkspace(id) }
+    let record = record
+    let event = try services.event(type, record, after: reported, attributes)
+    reported = record.state
+    Fault.at("before \(type.rawValue)")
+    return Journal.Entry(event, .record(try record.journalRecord()))
+  }
+
+  /// Records an event with the record as it is. Without `insists`, a disk that is full or fails is the caller's to tell of.
+  package func commit(_ type: EventType, _ attributes: [String: String] = [:], insists: Bool = true) async throws {
+    let done = services.events.submit([try entry(type, attributes)], insists: insists)
+    defer { Fault.at("after \(type.rawValue)") }
+    try await done.value
+  }
+
+  /// The same without waiting for the disk.
+  package func submit(_ type: EventType, _ attributes: [String: String] = [:]) {
+    guard let entry = try? entry(type, attributes) else { return }
+    _ = services.events.submit([entry], insists: true)
+  }
+
+  /// A transition that is made in memory and on its way to the disk.
+  struct Step: Sendable {
+    let event: EventType
+    let done: Promise<Void>
+  }
+
+  /// Applies an occurrence by the state machine. Nil if the state does not allow it: it was overtaken, and the one that overtook it
+  /// stands. What comes after it acts on the new state, and is told after it.
+  @discardableResult
+  func enter(_ occurrence: Occurrence, _ attributes: [String: String] = [:]) -> Step? {
+    guard !isDeleted, let (event, entry) = try? advance(occurrence, attributes) else { return nil }
+    return Step(event: event, done: services.events.submit([entry], insists: true))
+  }
+
+  /// Waits until a transition is on disk.
+  func arrive(_ step: Step) async {
+    defer { Fault.at("after \(step.event.rawValue)") }
+    guard (try? await step.done.value) != nil, [.stopped, .failed].contains(step.event) else { return }
+    end.fulfil(.success(()))
+  }
+
+  func transition(_ occurrence: Occurrence, _ attributes: [String: String] = [:]) async {
+    if let step = enter(occurrence, attributes) { await arrive(step) }
+  }
+
+  private func advance(_ occurrence: Occurrence, _ more: [String: String]) throws -> (EventType, Journal.Entry) {
+    let next = try StateMachine.apply(occurrence, to: record.state)
+    update {
+      $0.state = next.state
+      $0.reason = next.reason
+    }
+    if record.state.isTerminal == false, end.isFulfilled { end = Promise() }
+    let record = record
+    var attributes = more
+    attributes["attempt"] = "\(record.attempt)"
+    if next.event == .ready {
+      attributes["milliseconds"] = String(format: "%.1f", record.phases.map(\.milliseconds).reduce(0, +))
+    }
+    logger.info(
+      "workspace \(next.event.rawValue.lowercased())",
+      metadata: ["workspace": "\(id)", "state": "\(next.state.rawValue)", "reason": "\(next.reason?.message ?? "")"])
+    return (next.event, try entry(next.event, attributes))
+  }
+
+  /// Accepts a new workspace: a sandbox whose supervisor has what came with the request, and the first two events in one transaction.
+  /// Returns the connection to the supervisor; nil where it was accepted and failed at once.
+  func accept(_ entrusted: LaunchSecrets) async throws -> (any SandboxLink)? {
+    secrets = entrusted
+    let place = SandboxPlace(id: SandboxPlace.freshID())
+    update { $0.occupy(place, services.facts.bootID) }
+    var link: (any SandboxLink)?
+    var failure: (any Error)?
+    // What cannot be had again is with the supervisor before there is a record that needs it; else the two do not wait for each other.
+    if spec.needsSecrets { link = try await newSandbox(place) }
+    let done: Promise<Void>
+    do { done = try submitAcceptance() } catch {
+      await end(link, place)
+      throw error
+    }
+    if link == nil { do { link = try await newSandbox(place) } catch { failure = error } }
+    do {
+      // Not given up where the caller leaves: what is on disk by then has been accepted.
+      try await done.valueWhateverHappens
+    } catch {
+      await end(link, place)
+      throw AgentError(.internal, "the journal cannot be written: \(error)")
+    }
+    Fault.at(.afterCreated)
+    Fault.at(.afterPreparing)
+    if let failure { await transition(.preparationFailed(Reason(.isolation, describe(failure)))) }
+    return link
+  }
+
+  private func submitAcceptance() throws -> Promise<Void> {
+    let created = try entry(.created)
+    let (_, preparing) = try advance(.preparationBegan, [:])
+    return services.events.submit([created, preparing], insists: false)
+  }
+
+  // ------------------------------------------------------------------ deleting
+
+  /// Deletes the record of a workspace that has ended.
+  func delete() async throws {
+    let record = record
+    guard record.state.isTerminal else {
+      throw AgentError(.failedPrecondition, "workspace \(id) is \(record.state.rawValue); stop it first")
+    }
+    // From here on no attempt follows.
+    isDeleting = true
+    defer { isDeleting = false }
+    endPause()
+    try await released.value
+    guard !isDeleted else { throw AgentError.noWorkspace(id) }
+    guard self.record.state.isTerminal else {
+      throw AgentError(.failedPrecondition, "workspace \(id) is \(self.record.state.rawValue); stop it first")
+    }
+    let entry = Journal.Entry(
+      try services.event(.deleted, record, after: record.state), .deletion(of: id))
+    isDeleted = true
+    Fault.at(.beforeDeleted)
+    do {
+      try await services.events.submit([entry], insists: false).valueWhateverHappens
+    } catch {
+      isDeleted = false
+      throw AgentError(.internal, "the journal cannot be written: \(error)")
+    }
+    Fault.at(.afterDeleted)
+  }
+
+  /// The node takes no launches from now on: no attempt follows.
+  func drain() {
+    isDraining = true
+    endPause()
+  }
+
+  func undrain() { isDraining = false }
+
+  // --------------------------------------------------------------- supervisor
+
+  /// From now on the supervisor is reached over this connection.
+  func use(_ connection: any SandboxLink) { link = connection }
+
+  /// A workspace whose tool runs; `rule`: why it has to.
+  @discardableResult
+  nonisolated func requireUp(_ rule: String) throws -> WorkspaceRecord {
+    let record = record
+    guard record.state.isUp else {
+      throw AgentError(.failedPrecondition, "workspace \(id) is \(record.state.rawValue); \(rule)")
+    }
+    return record
+  }
+
+  /// Makes a request of the supervisor.
+  @discardableResult
+  package func request(_ request: ShimRequest, passing: [Handle] = []) async throws -> [Handle] {
+    guard let link else { throw AgentError(.unavailable, "workspace \(id): its supervisor cannot be reached just now; retry") }
+    do throws(SupervisorError) {
+      return try await link.request(request, passing: passing)
+    } catch {
+      throw Workspace.callError(error, id)
+    }
+  }
+
+  static func callError(_ error: SupervisorError, _ id: String) -> AgentError {
+    let code: AgentError.Code =
+      switch error {
+      case .disconnected, .noReply, .cancelled: .unavailable
+      case .refused(.messageTooLong): .invalidArgument
+      case .refused: .internal
+      case .failed: .failedPrecondition
+      case .unsupported: .unimplemented
+      case .malformed: .internal
+      case .tooManyExecs: .resourceExhausted
+      }
+    return AgentError(code, "workspace \(id): \(error)")
+  }
+
+  /// The token of the tool: from memory, or from the supervisor.
+  func token() async -> String? {
+    let record = record
+    guard record.state.isUp || record.state == .preparing, let name = services.tool(of: record.spec)?.tokenFile else { return nil }
+    if let token = secrets.token { return token.content }
+    guard record.state.isUp, let link, let content = try? await LaunchSecrets.read(link, .getSecret(name: name)) else { return nil }
+    let token = String(decoding: content, as: UTF8.self)
+    secrets.token = (name, token)
+    return token
+  }
+
+  // ------------------------------------------------------------------ draft
+
+  nonisolated func draft(_ record: WorkspaceRecord, _ tool: Tool, _ image: StoredImage) -> AttemptDraft {
+    var draft = AttemptDraft(record, tool, image)
+    for feature in features { feature.contribute(to: &draft, of: record) }
+    return draft
+  }
+}

@@ -1,0 +1,1 @@
+../../kernel/Procfs/ProcessStat.swift
