@@ -126,7 +126,7 @@ final class Box: Sendable {
       }
       offset = chunk.offset + UInt64(chunk.bytes.count)
     }
-    return Result(record: folder.exitRecord, output: output, usage: cgroup.usage())
+    return Result(record: try folder.exitRecord, output: output, usage: cgroup.usage())
   }
 
   /// The program's output, with the default plan changed by `change`.

@@ -105,6 +105,8 @@ final class FakeSandboxes: SandboxDriver {
     var removed: [String] = []
     var killed: [String] = []
     var failsToCreate = false
+    /// Supervisors do not reply to those that connect, until they are killed.
+    var isSilent = false
     /// What `create` and `connect` wait for.
     var gate: Promise<Void>?
   }
@@ -137,6 +139,7 @@ final class FakeSandboxes: SandboxDriver {
 
   func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)? {
     try await passGate()
+    if state.withLock({ $0.isSilent }) { throw SupervisorError.noReply(seconds: 10) }
     return state.withLock { $0.living[place.id] }
   }
   private func passGate() async throws {
@@ -152,6 +155,12 @@ final class FakeSandboxes: SandboxDriver {
   func kill(_ place: SandboxPlace) async -> Bool {
     state.withLock { $0.killed.append(place.id) }
     return true
+  }
+  func killSupervisor(_ place: SandboxPlace) async {
+    state.withLock { state in
+      state.isSilent = false
+      state.living[place.id] = nil
+    }
   }
   func removeCgroup(_ place: SandboxPlace) async {}
   func remove(_ place: SandboxPlace) async { state.withLock { $0.removed.append(place.id) } }

@@ -94,9 +94,17 @@ import Testing
     try await bench.until(.stopped)
     while await !bench.workspace.isPausing { try await Task.sleep(for: .milliseconds(1)) }
     await bench.workspace.drain()
-    await life.value
+    while await bench.workspace.isPausing { try await Task.sleep(for: .milliseconds(1)) }
+    try await Task.sleep(for: .milliseconds(20))
     #expect(bench.workspace.record.attempt == 2 && bench.workspace.record.state == .stopped)
     #expect(bench.sandboxes.links.count == 2)
+    // When the drain ends, the policy holds again.
+    await bench.workspace.undrain()
+    while await !bench.workspace.isPausing { try await Task.sleep(for: .milliseconds(1)) }
+    await bench.workspace.endPause()
+    _ = try await bench.workspace.stop(grace: nil, by: "me")
+    await life.value
+    #expect(bench.events.types.last == "RestartsEnded" && bench.sandboxes.links.count == 2)
   }
 
   @Test("a deletion between two attempts is the end: no other follows") func deletedWhilePausing() async throws {
@@ -109,6 +117,43 @@ import Testing
     try await bench.workspace.delete()
     await life.value
     #expect(bench.sandboxes.links.count == 1 && bench.events.types.last == "Deleted")
+  }
+
+  @Test("a deletion that fails between two attempts ends nothing: the policy holds") func deletionFails() async throws {
+    let bench = try Bench(Bench.spec { $0.lifecycle.restartPolicy = .always })
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    bench.finish(link, 0)
+    try await bench.until(.stopped)
+    bench.events.become(.refuses)
+    await #expect(throws: AgentError.self) { try await bench.workspace.delete() }
+    bench.events.become(.takes)
+    try await bench.start(1)
+    life.cancel()
+  }
+
+  @Test("a supervisor that cannot be started for another attempt is tried again after a pause") func restartFails() async throws {
+    let bench = try Bench(Bench.spec { $0.lifecycle.restartPolicy = .always })
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    bench.sandboxes.state.withLock { $0.failsToCreate = true }
+    bench.finish(link, 0)
+    try await bench.until(.stopped)
+    while await !bench.workspace.isPausing { try await Task.sleep(for: .milliseconds(1)) }
+    bench.sandboxes.state.withLock { $0.failsToCreate = false }
+    try await bench.start(1)
+    #expect(!bench.events.types.contains("RestartsEnded") && bench.workspace.record.attempt == 2)
+    life.cancel()
+  }
+
+  @Test("a supervisor that does not reply to a new agent is killed when a stop is due") func stopOfUnreachable() async throws {
+    let bench = try Self.recovered(.stopping, FakeLink(.started(pid: getpid())), plan: true) {
+      $0.startedNanoseconds = 1
+      $0.stop = WorkspaceRecord.StopRequest(by: "me", killAt: 0, bootID: $0.bootID)
+    }
+    bench.sandboxes.state.withLock { $0.isSilent = true }
+    await bench.workspace.live(.recovered)
+    #expect(bench.workspace.record.state == .stopped && bench.workspace.record.reason?.stoppedBy == "me")
   }
 
   @Test("a stop between two attempts holds, also before the pause has begun") func stoppedBetween() async throws {

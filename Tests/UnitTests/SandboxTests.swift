@@ -83,9 +83,9 @@ import Testing
     try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
     defer { try? FileManager.default.removeItem(atPath: path) }
     let folder = try Descriptor.open(path, [.readOnly, .directory])
-    #expect(ExitRecord.read(in: folder) == nil)
+    #expect(try ExitRecord.read(in: folder) == nil)
     try record.write(in: folder)
-    #expect(ExitRecord.read(in: folder) == record)
+    #expect(try ExitRecord.read(in: folder) == record)
     let text = try String(contentsOfFile: path + "/exit", encoding: .utf8)
     for length in 0..<(text.count - text.split(separator: "\n").last!.count - 1) {
       #expect(ExitRecord.parse(String(text.prefix(length))) == nil)

@@ -4,12 +4,12 @@
   package import Linux
 #endif
 
-/// Hands short-lived credentials to the programs of one workspace, by the protocol of AWS container credentials: the SDKs
-/// `GET` http://127.0.0.1:PORT/aws/ROLE with a token from a file, and come again before what they got expires. In the same way
-/// git's credential helper gets what is at /git/HOST/ORGANISATION.
+/// A server that issues short-lived credentials to the programs of one workspace, by the protocol of AWS container credentials: the
+/// SDKs `GET` http://127.0.0.1:PORT/aws/ROLE with a token from a file, and again before the credentials expire. git's credential
+/// helper gets /git/HOST/ORGANISATION in the same way.
 ///
-/// It lives in the supervisor and answers from memory: an agent that is away delays no program. What it listens at is a
-/// socket of the workspace's own network namespace, which no other workspace and nobody on the host can reach.
+/// It lives in the supervisor and replies from memory, so an agent that is down delays no program. It listens in the workspace's
+/// own network namespace, which other workspaces and the host cannot reach.
 package struct CredentialBroker {
   package struct Issue: Equatable, Sendable {
     package let role: String
@@ -18,9 +18,9 @@ package struct CredentialBroker {
 
   private struct Role {
     let name: [UInt8]
-    /// The answer as it is sent (JSON); empty once the role is revoked.
+    /// The body of the reply (JSON); empty once the role is revoked.
     var body: [UInt8]
-    /// Seconds since 1970.
+    /// The expiry, in seconds since 1970.
     var expires: Int64
   }
 
@@ -33,23 +33,23 @@ package struct CredentialBroker {
   private let token: [UInt8]
   private var roles: [Role] = []
   private var connections: [Connection] = []
-  /// Steps that may be made now, and when that was last reckoned, in milliseconds. This process runs outside the workspace's
-  /// limits: how much of it a workspace can make it spend is bounded here.
+  /// The steps that may be taken now, and when they were last counted, in milliseconds. This process runs outside the workspace's
+  /// limits, so the CPU time that a workspace can make it use is bounded here.
   private var budget = CredentialBroker.burst
   private var reckoned: Int64 = 0
   private static let burst: Int64 = 400
   private static let stepsPerMillisecond: Int64 = 1
 
-  /// What was given out and is not on the agent's record yet.
+  /// The credentials that were issued and are not yet recorded by the agent.
   package private(set) var issues: [Issue] = []
 
-  /// Of the workspace's own loopback, where nothing else can be: it is taken before the tool starts.
+  /// The port on the workspace's own loopback. It is bound before the tool starts, so no other program can have it.
   package static let port: UInt16 = 15_170
   package static let tokenName = "broker-token"
   package static let prefix = "/aws/"
-  /// What is for git is called by its whole path; no role has a slash in its name.
+  /// The prefix of git's entries, which are named by their whole path; role names contain no slash.
   package static let gitPrefix = "git/"
-  /// Bounds on what a workspace can make its supervisor hold: the oldest connection goes when another comes.
+  /// The limits of what a workspace can make its supervisor hold; the oldest connection is closed for a new one.
   private static let visitLimit = 32
   package static let requestLimit = 8192
 
@@ -58,13 +58,13 @@ package struct CredentialBroker {
     self.token = token
   }
 
-  /// Replaces what a role's programs are given. An empty body revokes it.
+  /// Replaces the credentials of a role. An empty body revokes it.
   package mutating func put(_ name: String, _ body: [UInt8], expires: Int64) {
     let role = Role(name: Array(name.utf8), body: body, expires: expires)
     if let index = roles.firstIndex(where: { $0.name == role.name }) { roles[index] = role } else { roles.append(role) }
   }
 
-  /// So many of a role's are on record. What is left of them, to be told next.
+  /// Handles that the agent has recorded `count` issues of a role; returns the rest, to be reported next.
   package mutating func note(_ role: String, _ count: UInt32) -> Issue? {
     guard let index = issues.firstIndex(where: { $0.role == role }) else { return nil }
     issues[index].count -= min(count, issues[index].count)
@@ -75,7 +75,7 @@ package struct CredentialBroker {
 
   // ------------------------------------------------------------------ serving
 
-  /// Milliseconds in which nobody is heard, because too much was asked; 0: none.
+  /// Returns the milliseconds for which no connection is served, because there were too many requests; 0: none.
   package mutating func pause() -> Int32 {
     let now = Clock.monotonic / 1_000_000
     budget = min(CredentialBroker.burst, budget + (now - reckoned) * CredentialBroker.stepsPerMillisecond)
@@ -87,7 +87,8 @@ package struct CredentialBroker {
     [poller.add(listener)] + connections.map { poller.add($0.socket) }
   }
 
-  /// `slots`: what `watch` returned for this turn. Returns what is to be told: the first of each role since all were noted.
+  /// Serves the ready connections; `slots` is the result of `watch`. Returns the issues to report: the first of each role since all
+  /// were recorded.
   package mutating func serve(_ poller: borrowing Poller, _ slots: [Int]) -> [Issue] {
     let known = issues.count
     budget -= 1
@@ -106,14 +107,14 @@ package struct CredentialBroker {
     } catch {}
   }
 
-  /// False when the connection is over.
+  /// Handles data on a connection; returns false when the connection is finished.
   private mutating func hear(_ index: Int) -> Bool {
     do throws(Errno) {
       let bytes = try connections[index].socket.descriptor.read(upTo: 4096)
       if bytes.isEmpty { return false }
       connections[index].request += bytes
       guard let answer = answer(connections[index].request, now: Clock.realtime / 1_000_000_000) else { return true }
-      // Into the empty buffer of a new connection: it fits, or its reader has itself to blame.
+      // The buffer of a new connection is empty, so the reply fits; a client for which it does not has caused that itself.
       _ = try connections[index].socket.descriptor.writeSome(answer[...])
       return false
     } catch {
@@ -123,10 +124,10 @@ package struct CredentialBroker {
 
   // ---------------------------------------------------------------- answering
 
-  /// The answer to a request; nil while its head is not complete.
+  /// Returns the reply to a request; nil until its head is complete.
   package mutating func answer(_ request: [UInt8], now: Int64) -> [UInt8]? {
     guard let head = Head(request) else {
-      return request.count > CredentialBroker.requestLimit ? refusal("431 Request Header Fields Too Large", "the request is too long") : nil
+      return request.count > CredentialBroker.requestLimit ? refusal("431 Request Header Fields Too Large", "request head too long") : nil
     }
     guard head.method.elementsEqual("GET".utf8) else { return refusal("405 Method Not Allowed", "expected GET") }
     guard let given = head.authorization, CredentialBroker.isSame(given, token) else {
@@ -136,11 +137,11 @@ package struct CredentialBroker {
     let asked = head.path.dropFirst(isGit ? 1 : CredentialBroker.prefix.utf8.count)
     let isKnown = isGit || head.path.starts(with: CredentialBroker.prefix.utf8) && !asked.contains(UInt8(ascii: "/"))
     guard isKnown, let index = roles.firstIndex(where: { $0.name.elementsEqual(asked) }) else {
-      return refusal("404 Not Found", isGit ? gitRefusal : "this workspace has no such role, or its credentials are not there yet")
+      return refusal("404 Not Found", isGit ? gitRefusal : "role not found in this workspace, or its credentials have not arrived yet")
     }
     let role = roles[index]
     guard !role.body.isEmpty else { return refusal("403 Forbidden", isGit ? "git's access was revoked" : "this role was revoked") }
-    guard role.expires > now else { return refusal("503 Service Unavailable", "the credentials have expired and no new ones came") }
+    guard role.expires > now else { return refusal("503 Service Unavailable", "the credentials have expired and were not renewed") }
     let name = String(decoding: role.name, as: UTF8.self)
     if let known = issues.firstIndex(where: { $0.role == name }) {
       issues[known].count &+= 1
@@ -158,12 +159,12 @@ package struct CredentialBroker {
         places.append(String(name.dropFirst(CredentialBroker.gitPrefix.utf8.count)))
       }
     }
-    if places.isEmpty { return "this workspace has no credentials for git, or they are not there yet" }
+    if places.isEmpty { return "no credentials for git in this workspace, or they have not arrived yet" }
     return "git has credentials for \(places.joined(separator: ", ")) here, and for nothing else"
   }
 
   private func refusal(_ status: String, _ message: String) -> [UInt8] {
-    // The words are this file's own and need no escaping.
+    // The messages are from this file and need no escaping.
     response(status, Array("{\"code\":\"\(status)\",\"message\":\"\(message)\"}".utf8))
   }
 
@@ -173,7 +174,7 @@ package struct CredentialBroker {
     return Array(head.utf8) + body
   }
 
-  /// Takes as long for a token that is nearly right as for any other.
+  /// Compares in constant time, so that a nearly right token takes no longer than any other.
   private static func isSame(_ given: ArraySlice<UInt8>, _ token: [UInt8]) -> Bool {
     guard given.count == token.count else { return false }
     var difference: UInt8 = 0
@@ -181,13 +182,13 @@ package struct CredentialBroker {
     return difference == 0
   }
 
-  /// The part of an HTTP/1.1 request that matters here (RFC 9112).
+  /// The fields of an HTTP/1.1 request that are used here (RFC 9112).
   private struct Head {
     var method: ArraySlice<UInt8> = []
     var path: ArraySlice<UInt8> = []
     var authorization: ArraySlice<UInt8>?
 
-    /// Nil while the empty line that ends it is not there.
+    /// Returns nil until the empty line that ends the head has arrived.
     init?(_ bytes: [UInt8]) {
       var rest = bytes[...]
       var lines: [ArraySlice<UInt8>] = []
@@ -204,7 +205,7 @@ package struct CredentialBroker {
       if words.count == 3 { (method, path) = (words[0], words[1]) }
       let name = Array("authorization:".utf8)
       for line in lines.dropFirst() where line.count > name.count {
-        // ASCII letters in either case.
+        // Header names are ASCII letters in either case.
         guard zip(line, name).allSatisfy({ $0 == $1 || $0 | 0x20 == $1 && $1 != 0x3A }) else { continue }
         authorization = line.dropFirst(name.count).drop { $0 == 0x20 || $0 == 0x09 }
       }

@@ -4,14 +4,14 @@
   package import Linux
 #endif
 
-/// Git's credential helper in a workspace (gitcredentials(7)): asks the broker for what is at a repository's host and organisation.
-/// What the broker refuses is said on standard error, and git is told to ask nobody else.
+/// Git's credential helper in a workspace (gitcredentials(7)): it requests the credentials for a repository's host and organisation
+/// from the broker. It prints the broker's refusals to standard error, and tells git to ask no other helper.
 package enum GitHelper {
   package static let name = "git-credential-carrel"
 
-  /// `arguments`: after the program's name. What git says comes from `input`. Returns the exit code.
+  /// Runs the helper; `arguments` are without the program's name, `input` is git's request. Returns the exit code.
   package static func run(_ arguments: [String], input: borrowing Descriptor, tokenFile: String) -> Int32 {
-    // `store` and `erase`: there is nothing here that could be kept.
+    // `store` and `erase` do nothing: the helper stores no credentials.
     guard arguments.first == "get" else { return 0 }
     do throws(Errno) {
       let said = try input.readAll(limit: 65_536)
@@ -25,7 +25,7 @@ package enum GitHelper {
         return 0
       }
     } catch {
-      return refuse("the credential broker cannot be asked: \(error.sentence)")
+      return refuse("cannot request credentials from the broker: \(error.sentence)")
     }
   }
 
@@ -40,7 +40,7 @@ package enum GitHelper {
     case refused(String)
   }
 
-  /// Where the broker has what git asks for with lines of `key=value`.
+  /// Returns the broker's path for git's request, which is lines of `key=value`.
   package static func place(in said: [UInt8]) -> Place {
     var (scheme, host, path): ([UInt8], [UInt8], [UInt8]) = ([], [], [])
     for line in said.split(separator: UInt8(ascii: "\n")) {
@@ -58,9 +58,9 @@ package enum GitHelper {
     let local = "127.0.0.1:"
     let isLocal =
       (host + [UInt8(ascii: ":")]).starts(with: local.utf8) && host.dropFirst(local.utf8.count).allSatisfy { (0x30...0x39).contains($0) }
-    // A token never goes over a wire that anybody can read.
+    // A token is never sent over an unencrypted network.
     guard scheme.elementsEqual("https".utf8) || isLocal && scheme.elementsEqual("http".utf8) else {
-      return .refused("credentials are given for https only")
+      return .refused("credentials are issued for https only")
     }
     return .found(path: "/git/" + String(decoding: host, as: UTF8.self) + "/" + String(decoding: organisation, as: UTF8.self))
   }
@@ -88,7 +88,7 @@ package enum GitHelper {
     throw .invalid
   }
 
-  /// The broker's own words are plain text without quotes.
+  /// Returns the broker's message, which contains no quotes.
   private static func message(_ body: [UInt8]) -> String {
     let text = String(decoding: body, as: UTF8.self)
     let mark = "\"message\":\""

@@ -6,9 +6,10 @@
   internal import Linux
 #endif
 
-/// Operations that attach something to the root, or change what is attached.
+/// Operations that attach a mount to the root, or change one.
 extension ChildPart {
-  /// What mount_setattr(2) is to change on a mount, and on all below it. Propagation apart: a detached mount has none.
+  /// Changes the attributes of a mount and of all mounts below it (mount_setattr(2)), but not propagation: a detached mount has
+  /// none.
   static func change(_ mount: borrowing Descriptor, _ change: MountChange) throws(Errno) {
     if change.recursiveSet | change.recursiveClear != 0 {
       try Mount.setAttributes(
@@ -23,7 +24,7 @@ extension ChildPart {
 
   func propagate(_ target: String, _ propagation: UInt64) throws(Errno) {
     let mounted = try here.descriptor.open(relative(target), [.path], resolving: walk)
-    // The kinds without MS_REC, which is bit 14.
+    // mount_setattr(2) takes the propagation type without MS_REC, which is bit 14.
     let recursive = propagation & (1 << 14) != 0
     try Mount.setAttributes(mounted, [], propagation: propagation & ~(1 << 14), recursive: recursive)
   }
@@ -40,7 +41,7 @@ extension ChildPart {
     if copyUp {
       do throws(Errno) {
         let below = try folder(at: target, creating: false).open(".", [.readOnly, .directory])
-        // A file system that is to be read-only is filled before.
+        // A read-only file system must be filled before it becomes read-only.
         try Mount.setAttributes(mount, [], clearing: .readOnly)
         try Copy.contents(of: below, to: try mount.open(".", [.readOnly, .directory]))
         try Mount.setAttributes(mount, MountAttributes(rawValue: change.set))
@@ -49,7 +50,7 @@ extension ChildPart {
       }
     }
     let walked = walk
-    // Never behind a link of the image: what is read and written there later would be the image's (CVE-2019-19921).
+    // Never follow a symlink of the image: it would choose the files that are later read and written there (CVE-2019-19921).
     if type == "proc" || type == "sysfs", Defence.resolveInRoot.isOn { walk = [.inRoot, .noSymlinks] }
     defer { walk = walked }
     try attach(folder: mount, to: target)
@@ -63,7 +64,7 @@ extension ChildPart {
     do throws(Errno) {
       try parent.descriptor.makeNode(name, mode: mode, major: major, minor: minor)
     } catch {
-      // With the host's own /dev in the container it may be there already; another one in its place is an error.
+      // The node may exist already, with the host's /dev in the container; a different node at this path is an error.
       guard error == .exists else { throw error }
       let status = try parent.descriptor.open(name, [.path, .noFollow]).status()
       guard status.major == major, status.minor == minor else { throw .exists }
@@ -79,13 +80,13 @@ extension ChildPart {
     var text = ""
     for offset in offsets { text += offset + "\n" }
     try file.write(Array(text.utf8))
-    // Nobody may be in it while its offsets are set; this is the way in for the one that made it.
+    // The namespace must be empty while its offsets are set; afterwards the process that made it joins it here.
     try Process.join(try Descriptor.open("/proc/self/ns/time_for_children", [.readOnly]), .time)
   }
 
   mutating func openTerminal(_ index: Int, rows: UInt32, columns: UInt32) throws(Errno) {
     let pair = try Terminal.open("/dev/pts/ptmx")
-    // A container that is joined could have put anything there.
+    // A container that is joined may have any file at this path.
     guard try Mount.isFileSystem(pair.slave.descriptor, FileSystemMagic.devpts) else { throw .invalid }
     if rows | columns != 0 { try Terminal.resize(pair.master.descriptor, rows: UInt16(clamping: rows), columns: UInt16(clamping: columns)) }
     for operation in operations {
@@ -96,7 +97,7 @@ extension ChildPart {
     } else {
       try supervisor.send(.terminal, passing: [pair.master])
     }
-    // Hooks that run before the program have it already.
+    // Hooks that run before the program already use the terminal.
     do throws(StepFailure) { try Program.place(Program.Streams(terminal: pair.slave)) } catch { throw Errno(error.errno) }
     terminal = pair.slave
     if root != nil {
@@ -116,7 +117,7 @@ extension ChildPart {
       try parent.makeDirectory(hierarchy, mode: 0o755)
       let folder = try parent.open(hierarchy, [.path, .directory, .noFollow])
       try Mount.attach(try Mount.make("cgroup", controllers.map { (String($0), "") }, attributes: attributes), to: folder)
-      // Where two are mounted together, each is found by its own name as well, as on the host.
+      // Controllers that are mounted together can each be found by name as well, as on the host.
       if controllers.count > 1 {
         for controller in controllers { try parent.makeSymlink(String(controller), to: hierarchy) }
       }
@@ -129,7 +130,7 @@ extension ChildPart {
     do throws(Errno) {
       target = try here.descriptor.open(relative(path), [.path, .noFollow], resolving: [.inRoot, .noSymlinks])
     } catch {
-      // Not every kernel has every one of these.
+      // Not every kernel has all of these files.
       if error == .noEntry || error == .notDirectory { return }
       throw error
     }

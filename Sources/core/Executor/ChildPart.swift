@@ -6,37 +6,36 @@
   package import Linux
 #endif
 
-/// What the child does inside its new namespaces, operation by operation, in the plan's order.
+/// The part of a launch that the child executes inside its new namespaces, operation by operation, in the plan's order.
 package struct ChildPart {
   let operations: [Operation]
   let host: HostPart
   let supervisor: ParentSocket
-  /// Where `awaitStart` waits for a connection; without one it waits for a message of the supervisor.
+  /// The socket on which `awaitStart` waits for a connection; if nil, it waits for a message of the supervisor.
   private let gate: Handle?
-  /// Descriptors from 3 on that the program inherits.
-  /// Nil: the caller closes what it has to.
+  /// The number of descriptors, from 3 on, that the program inherits. If nil, the caller closes descriptors.
   private let inherited: UInt32?
   var root: Handle?
   var layers: [Handle] = []
-  /// The folder that was looked up last.
+  /// The directory that was looked up last.
   var last: (path: String, folder: Handle)?
-  /// What is attached over masked files and folders; the first of each is the one that the others are cloned from.
+  /// The mounts attached over masked files and directories; the first of each kind is cloned for the others.
   var masks: (file: Handle?, folder: Handle?)
-  /// How paths of the root are walked. Never out of it; and in a workspace through no link at all: an image could lead a
-  /// mount elsewhere inside with one (CVE-2019-19921). The runtime-spec wants them followed.
+  /// The resolution of paths inside the root: never out of it, and in a workspace without following symlinks, because a symlink of
+  /// the image could redirect a mount inside (CVE-2019-19921). The runtime-spec requires that they are followed.
   var walk: Resolution = [.inRoot, .noSymlinks]
-  /// Where the label of the program is written right before it runs, so that no hook gets it.
+  /// The file to which the program's label is written right before it runs, so that hooks do not get the label.
   private var label: (file: Handle, text: String)?
-  /// Who answers for the filter, and what it is told.
+  /// The socket of the seccomp listener, and the container process state to send there.
   private var listener: (socket: Handle, state: String)?
-  /// The connection that opened the gate: whoever started the program hears there that it failed.
+  /// The connection that opened the gate; its client receives the failure if the program cannot run.
   private(set) var starter: ParentSocket?
   var hostPID: Int32 = 0
-  /// The terminal's side of the program.
+  /// The program's end of the terminal.
   var terminal: Handle?
-  /// What `execute` is to run, once all is done for it that can be done before its filter.
+  /// The program for `execute`, after everything that must precede its filter is done.
   private var program: (payload: Program, isInDirectory: Bool)?
-  /// Where the root is to be mounted.
+  /// The directory at which the root is mounted.
   private var place: Handle?
 
   package init(_ plan: Plan, _ host: HostPart, _ supervisor: ParentSocket, gate: Handle? = nil, inherited: UInt32? = nil) {
@@ -48,7 +47,7 @@ package struct ChildPart {
     self.gate = gate
   }
 
-  /// Everything up to, and without, `execute`.
+  /// Executes all operations before `execute`.
   package mutating func enter() throws(StepFailure) {
     do throws(Errno) {
       guard case .proceed(let pid)? = try supervisor.receive()?.message else { throw .noSuchProcess }
@@ -71,10 +70,10 @@ package struct ChildPart {
     }
   }
 
-  /// Runs the program; returns only if that cannot be.
+  /// Executes the program; returns only if that fails.
   func execute() -> StepFailure { program?.payload.execute() ?? StepFailure("execute", .invalid) }
 
-  /// All that can be done while nothing filters the calls for it.
+  /// Prepares the program as far as possible before a filter restricts the system calls for it.
   private mutating func prepareProgram() throws(StepFailure) {
     guard let inherited, program == nil else { return }
     var user: UInt32 = 0
@@ -90,7 +89,7 @@ package struct ChildPart {
         }
       }
       try Program.shut(keeping: inherited)
-      // There may be a directory that only root gets into, or on network storage only the user.
+      // The directory may be accessible only to root or, on network storage, only to the user.
       var isInDirectory = true
       do throws(StepFailure) { try payload.enterDirectory() } catch {
         if error.errno != Errno.access.code { throw error }
@@ -100,8 +99,8 @@ package struct ChildPart {
     }
   }
 
-  /// The root's own place on the host, where hooks expect it: looked up with the host's ids, and taken only if it is what was
-  /// opened there before. Nil where it cannot be reached.
+  /// Opens the root's own path on the host, where hooks expect it, with the host's ids; returns nil if it cannot be reached or is
+  /// not the directory that was opened before.
   private func openRootPath() -> Handle? {
     for (index, operation) in operations.enumerated() {
       guard case .rootDirectory(let path) = operation, let root = host.opened[index] else { continue }
@@ -114,13 +113,13 @@ package struct ChildPart {
     return nil
   }
 
-  /// A program that is not there is said while the container is being made, where its caller looks for the reason.
+  /// Reports a missing program already while the container is being created, where the caller expects the error.
   private func findProgram() throws(StepFailure) {
     for operation in operations {
       guard case .execute(let arguments, let environment, let directory) = operation else { continue }
       let name = arguments.first ?? ""
       do throws(Errno) {
-        // Perhaps only the user gets there.
+        // The directory may be accessible only to the user.
         do throws(Errno) { try Process.changeDirectory(directory) } catch { if error != .access { throw error } }
         guard Program.candidates(name, environment).contains(where: { Process.exists($0) }) else { throw .noEntry }
         try Process.changeDirectory("/")
@@ -163,7 +162,7 @@ package struct ChildPart {
     case .bind(_, let target, let options):
       guard let mount = host.opened[index] else { throw .invalid }
       try attach(mount.descriptor, to: target)
-      // Propagation is a property of where it is mounted.
+      // Propagation is a property of the attached mount.
       if options.change.propagation != 0 { try propagate(target, options.change.propagation) }
     case .secrets(let target, _):
       guard let mount = host.opened[index] else { throw .invalid }
@@ -193,7 +192,7 @@ package struct ChildPart {
     case .sysctl(let key, let value): try setSysctl(key, value)
     case .resourceLimit(let resource, let soft, let hard, let strict):
       if strict { return try Process.setLimit(Int32(resource), soft: soft, hard: hard) }
-      // Hosts without CAP_SYS_RESOURCE cannot raise a hard limit: the host's own then stays in force.
+      // Without CAP_SYS_RESOURCE a hard limit cannot be raised: the host's limit then stays in force.
       let ceiling = min(hard, try Process.limit(Int32(resource)).hard)
       try Process.setLimit(Int32(resource), soft: min(soft, ceiling), hard: ceiling)
     case .sessionKeyring: try Process.newSessionKeyring()
@@ -206,12 +205,12 @@ package struct ChildPart {
     case .terminal(_, let rows, let columns): try openTerminal(index, rows: rows, columns: columns)
     case .awaitStart: try awaitStart()
     case .user(let uid, let gid, let groups, let mask, let sets):
-      // Dropping from the bounding set needs a capability, so it comes before the change of user that ends all.
+      // Dropping capabilities from the bounding set needs a capability, so it precedes the change of user, which removes them all.
       try Process.limitBoundingCapabilities(to: sets.bounding)
-      // A set that only inherits can only be made of permitted ones, too.
+      // The inheritable set, too, can only be built from permitted capabilities.
       if sets.permitted | sets.inheritable != 0 { try Process.keepPermittedCapabilities() }
       try Process.setIDs(uid: uid, gid: gid, groups: groups)
-      // After the ids: leaving uid 0 needs CAP_SETUID, and the ambient set can only be set now.
+      // This follows the change of ids: leaving uid 0 needs CAP_SETUID, and the ambient set can be set only now.
       try Process.setCapabilities(
         effective: sets.effective, permitted: sets.permitted, inheritable: sets.inheritable, ambient: sets.ambient)
       Process.setFileMask(mask)
@@ -241,8 +240,8 @@ package struct ChildPart {
 
   // ------------------------------------------------------------------ the root
 
-  /// A tmpfs in this mount namespace is the staging area: nobody else can reach a path in it, so the paths that the overlay
-  /// needs are safe. It goes with the old root. It lies over a directory of the host that no hook is to be run from.
+  /// Mounts a tmpfs in this mount namespace as the staging area: other processes cannot reach it, so the paths that the overlay
+  /// needs are safe. It is detached with the old root. It covers a directory of the host from which no hook runs.
   private func makeStagingMount() throws(Errno) -> Descriptor {
     let staging = try Mount.make("tmpfs", [("mode", "0700"), ("size", "1048576")])
     try Mount.attach(staging, to: try stagingTarget())
@@ -290,7 +289,7 @@ package struct ChildPart {
     try Process.changeDirectory(staging)
     try Mount.overlay(at: "root", options: "lowerdir=\(lower),upperdir=scratch/upper,workdir=scratch/work,userxattr")
     let mounted = try staging.open("root", [.path, .directory])
-    // Overlay turns silently read-only when it cannot make its work directory.
+    // Overlay becomes read-only without an error when it cannot make its work directory.
     if try Mount.isReadOnly(mounted) { throw .readOnly }
     root = Handle(mounted)
   }
@@ -302,7 +301,7 @@ package struct ChildPart {
     }
   }
 
-  /// A folder of the new root.
+  /// Opens a directory of the new root.
   mutating func folder(at path: String, creating: Bool) throws(Errno) -> Descriptor {
     let root = try here
     do throws(Errno) {
@@ -319,7 +318,8 @@ package struct ChildPart {
     return try root.descriptor.open(relative(path), [.path, .directory], resolving: walk)
   }
 
-  /// Neighbours follow each other in a plan: the folder of the last one is kept until something is mounted.
+  /// Opens the parent directory of a path. Plans list neighbours one after another, so the last directory is cached until something
+  /// is mounted.
   mutating func parent(of path: String) throws(Errno) -> (Handle, String) {
     let path = path.utf8.last == UInt8(ascii: "/") ? path.split(separator: "/").joined(separator: "/") : path
     guard let name = path.split(separator: "/").last else { throw .invalid }
@@ -339,7 +339,7 @@ package struct ChildPart {
       file = try parent.descriptor.open(name, flags, mode: mode)
     } catch {
       guard error == .exists else { throw error }
-      // Whatever the image has there, a symlink too, is replaced and not followed.
+      // A file or symlink that the image has there is replaced and never followed.
       try parent.descriptor.remove(name)
       file = try parent.descriptor.open(name, flags, mode: mode)
     }
@@ -347,7 +347,7 @@ package struct ChildPart {
     return file
   }
 
-  /// Attaches to a folder or file of the root, making it if it is not there.
+  /// Attaches a mount to a directory or file of the root, which is made if it does not exist.
   mutating func attach(_ mount: borrowing Descriptor, to target: String) throws(Errno) {
     if try mount.status().kind == .directory { return try attach(folder: mount, to: target) }
     let existing: Descriptor
@@ -366,8 +366,8 @@ package struct ChildPart {
     last = nil
   }
 
-  /// From here on this process cannot be looked into, and holds nothing of the host that a look would find
-  /// (CVE-2024-21626), nor a lock of who made it. The objects that owned the closed numbers live until it is the program.
+  /// Makes this process untraceable and closes every descriptor of the host that a trace would find (CVE-2024-21626), and the locks
+  /// of its creator. The objects that owned the closed numbers live until the program is executed.
   private func dropHostAccess() throws(Errno) {
     if Defence.undumpable.isOn { try Process.becomeUndumpable() }
     guard let inherited, Defence.closedDescriptors.isOn else { return }

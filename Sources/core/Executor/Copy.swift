@@ -4,9 +4,10 @@
   internal import Linux
 #endif
 
-/// Copies a tree, for file systems that start with what the root has in their place.
+/// Copies trees, for file systems that start with the content that they cover in the root.
 enum Copy {
-  /// Directories, files, links and their owners and modes; device nodes and sockets are left out. Never follows a link.
+  /// Copies directories, files and symlinks with their owners and modes, and skips device nodes and sockets. It never follows a
+  /// symlink.
   static func contents(of source: borrowing Descriptor, to target: borrowing Descriptor) throws(Errno) {
     let from = try source.status()
     try target.setOwner(from.uid, from.gid)

@@ -5,12 +5,12 @@
   package import Linux
 #endif
 
-/// A program that a launch runs at a certain point (OCI runtime-spec, "POSIX-platform hooks").
+/// A program that runs at a defined point of a launch (OCI runtime-spec, "POSIX-platform hooks").
 package struct Hook: Sendable {
-  /// The program's path, then its arguments with the name that it sees of itself.
+  /// The program's path, then its argv, whose first element is the name that it sees.
   package let arguments: [String]
   package let environment: [String]
-  /// How long it may take; 0: as long as it takes.
+  /// The time limit in seconds; 0: none.
   package let seconds: UInt32
 
   package init(arguments: [String], environment: [String], seconds: UInt32) {
@@ -19,15 +19,15 @@ package struct Hook: Sendable {
     self.seconds = seconds
   }
 
-  /// A text whose parts were made before the pid between them was known.
+  /// Joins a text whose parts were made before the pid between them was known.
   static func joined(_ parts: [String], pid: Int32) -> String {
     var text = ""
     for (index, part) in parts.enumerated() { text += (index > 0 ? "\(pid)" : "") + part }
     return text
   }
 
-  /// Runs it to completion, the parts of `input` with the pid between them on its standard input. Fails with `canceled` if it was too slow and was killed,
-  /// with `io` if it failed.
+  /// Runs the hook to completion, with the parts of `input`, joined by the pid, on its standard input. Throws `canceled` if the
+  /// hook exceeded its time limit and was killed, `io` if it failed.
   package func run(_ input: [String], pid container: Int32) throws(Errno) {
     guard let path = arguments.first else { throw .invalid }
     let text = Handle(try Descriptor.memory("hook", Array(Hook.joined(input, pid: container).utf8)))

@@ -6,17 +6,17 @@
   package import Linux
 #endif
 
-/// What the supervisor does on the host for each operation: before the clone it opens every source, so that
-/// nothing is looked up twice; after it, it maps ids. What it opened, the child inherits and attaches.
+/// The part of a launch that the supervisor executes on the host. Before the clone it opens every source, so that nothing is looked
+/// up twice; after it, it maps ids. The child inherits the opened descriptors and attaches them.
 package final class HostPart {
   private let operations: [Operation]
-  /// By the operation's index: what was opened for it.
+  /// The descriptor that was opened for each operation, by the operation's index.
   private(set) var opened: [Handle?]
-  /// The side of the secrets' file system that can be written to.
+  /// The writable side of the secrets' file system.
   package private(set) var secrets: Handle?
-  /// The host's null device, for what is masked.
+  /// The host's null device, for masked files.
   private(set) var null: Handle?
-  /// The v2 cgroup that the child is born into.
+  /// The v2 cgroup in which the child is created.
   private var cgroupDescriptor: Handle?
 
   package init(_ plan: Plan) {
@@ -33,8 +33,8 @@ package final class HostPart {
   private func open(_ operation: Operation) throws(Errno) -> Handle? {
     switch operation {
     case .cgroup(let path):
-      // v1: the child writes itself into `tasks`, as one thread and without the grace period of some 8 ms that a
-      // write to `cgroup.procs` waits for. v2 has no such file, and clone3 can start the child in the right place.
+      // On v1 the child writes itself to `tasks`, as a single thread and without the grace period of some 8 ms that a write to
+      // `cgroup.procs` waits for. v2 has no such file, but clone3 can create the child in the cgroup.
       do throws(Errno) {
         return Handle(try Descriptor.open(path + "/tasks", [.writeOnly]))
       } catch {
@@ -52,7 +52,7 @@ package final class HostPart {
     case .joinNamespace(_, let path): return Handle(try Descriptor.open(path, [.readOnly]))
     case .terminal(let socket, _, _): return socket.isEmpty ? nil : Handle(try Socket.connect(path: socket))
     case .seccompListener(let socket, _): return Handle(try Socket.connect(path: socket))
-    // The host's own: what a container has at /proc may be anything (CVE-2019-16884).
+    // Use the host's /proc: the container's may be any file system (CVE-2019-16884).
     case .label: return Handle(try Descriptor.open("/proc", [.path, .directory]))
     case .secrets(_, let bytes): return Handle(try makeSecrets(bytes))
     case .device(let path, let major, let minor): return Handle(try device(path, major, minor))
@@ -70,17 +70,17 @@ package final class HostPart {
     if options.followsSource {
       file = try Descriptor.open(source, [.path])
     } else {
-      // What was checked is what is mounted.
+      // No symlink is followed, so that the path that was checked is the one that is mounted.
       file = try Descriptor.openPlain(source, [.path])
     }
     let mount = try Mount.clone(file, recursive: options.recursive)
-    // Unless sharing is what was asked for: MS_SHARED.
+    // MS_SHARED, bit 20, requests that the mount stays in its peer group.
     if options.change.propagation & (1 << 20) == 0 { try Mount.leavePeerGroup(mount) }
     try ChildPart.change(mount, options.change)
     return mount
   }
 
-  /// A clone of a host device node, after proof that it is that device (CVE-2025-31133).
+  /// Clones a device node of the host after it has verified that it is that device (CVE-2025-31133).
   private func device(_ path: String, _ major: UInt32, _ minor: UInt32) throws(Errno) -> Descriptor {
     let mount = try Mount.clone(path)
     let status = try mount.status()
@@ -88,7 +88,7 @@ package final class HostPart {
     return mount
   }
 
-  /// On a file system of its own that nobody else sees.
+  /// Makes a device node on its own detached file system.
   private func makeNode(_ mode: UInt32, _ major: UInt32, _ minor: UInt32, _ uid: UInt32, _ gid: UInt32) throws(Errno) -> Descriptor {
     let mount = try Mount.make("tmpfs", [("mode", "0700"), ("size", "0"), ("nr_inodes", "2")], attributes: [.noSetuid, .noExec])
     try mount.makeNode("node", mode: mode, major: major, minor: minor)
@@ -97,10 +97,11 @@ package final class HostPart {
     return try HostPart.clone(try mount.open("node", [.path, .noFollow]), in: mount)
   }
 
-  /// A clone of what is at `file` in a detached mount, which has to be held until then: with its last descriptor it comes apart.
+  /// Clones the mount at `file` in a detached mount. The caller holds `mount` until then: without a descriptor the mount is
+  /// destroyed.
   private static func clone(_ file: borrowing Descriptor, in mount: borrowing Descriptor) throws(Errno) -> Descriptor {
     do throws(Errno) { return try Mount.clone(file) } catch {
-      // Before 6.15 only attached mounts can be cloned: attach it out of everybody's sight.
+      // Kernels before 6.15 clone only attached mounts: attach it in a mount namespace of its own.
       try Process.unshare(.mount)
       try Mount.makeSlave()
       try Mount.attach(mount, to: try Descriptor.open("/mnt", [.path, .directory, .noFollow]))
@@ -116,7 +117,7 @@ package final class HostPart {
         "tmpfs", [("size", "\(bytes)"), ("nr_inodes", "1024"), ("mode", "0755"), ("noswap", "")],
         attributes: hardening)
     } catch {
-      // Kernels before 6.4 lack noswap. ramfs is never swapped either; `putSecret` bounds what it holds.
+      // Kernels before 6.4 lack noswap. ramfs is never swapped either, but has no size limit; `SecretStore` bounds each file.
       mount = try Mount.make("ramfs", [("mode", "0755")], attributes: hardening)
     }
     secrets = Handle(try mount.open(".", [.readOnly, .directory]))
@@ -125,7 +126,7 @@ package final class HostPart {
     return readOnlyClone
   }
 
-  /// The clone into the new namespaces; nil in the child.
+  /// Clones the child into the new namespaces; returns nil in the child.
   package func clone() throws(StepFailure) -> Child? {
     var flags: Namespaces = []
     var owner: UInt32 = 0
@@ -136,7 +137,7 @@ package final class HostPart {
         owner = id
         flags.insert(.user)
       case .namespaces(let kinds): flags.formUnion(Namespaces(rawValue: kinds))
-      // The child joins the cgroup namespace itself: from inside it, nobody may move into a cgroup from outside (`nsdelegate`).
+      // The child joins the cgroup namespace later itself: from inside it a process cannot move to a cgroup outside (`nsdelegate`).
       case .joinNamespace(let kind, _):
         let kind = Namespaces(rawValue: kind)
         if let file = opened[index], kind != .cgroup { joined.append((kind, file)) }
@@ -146,8 +147,8 @@ package final class HostPart {
     do throws(Errno) {
       if !joined.isEmpty { return try clone(into: flags, joining: joined) }
       if owner == 0 { return try Process.clone(into: flags, cgroup: cgroupDescriptor) }
-      // The namespace must belong to the workspace's own host uid: the kernel counts inotify instances,
-      // namespaces and more for the owner, and with root as the owner one workspace could use up all.
+      // The owner of the namespace must be the workspace's own host uid: the kernel counts inotify instances, namespaces and more
+      // for the owner, and if root were the owner, one workspace could use up the limits of all.
       try Process.keepCapabilitiesAcrossSetID()
       try Process.setEffectiveIDs(owner, owner)
       let child: Child?
@@ -165,15 +166,15 @@ package final class HostPart {
     }
   }
 
-  /// Through a process that joins the namespaces, so that this one stays where it is: what that clones belongs to the
-  /// user namespace that it has joined, and is a child of this process.
+  /// Clones through a process that joins the namespaces, so that this process stays in its own: that process's clone belongs to the
+  /// user namespace it has joined, and is a child of this process.
   private func clone(into flags: Namespaces, joining joined: [(kind: Namespaces, file: Handle)]) throws(Errno) -> Child? {
     let pipe = try Pipe()
     let pid = try Process.fork()
     if pid == 0 {
       var report: Int32
       do throws(Errno) {
-        // The user namespace first: what follows needs the capabilities in it.
+        // Join the user namespace first: joining the others needs the capabilities in it.
         for entry in joined where entry.kind == .user { try Process.join(entry.file.descriptor, .user) }
         for entry in joined where entry.kind != .user { try Process.join(entry.file.descriptor, entry.kind) }
         guard let clonedPID = try Process.cloneSibling(into: flags, cgroup: cgroupDescriptor) else { return nil }
@@ -193,12 +194,12 @@ package final class HostPart {
     let report: Int64
     do throws(PlanError) { report = Int64(bitPattern: try reader.number(width: 8)) } catch { throw .noChild }
     if report < 0 { throw Errno(Int32(-report)) }
-    // A child of this process that nobody else reaps: the number cannot have been given to another.
+    // The pid cannot have been reused: it is a child of this process, which alone can reap it.
     let childPID = Int32(report)
     return Child(pid: childPID, handle: Handle(try Process.open(pid: childPID)))
   }
 
-  /// Id maps, id-mapped mounts and what else needs the child's pid.
+  /// Writes id maps, maps mounts, and does what else needs the child's pid.
   package func complete(child: Child) throws(StepFailure) {
     var namespace: Handle?
     let owner = operations.contains { if case .userNamespace = $0 { true } else { false } }
@@ -223,7 +224,7 @@ package final class HostPart {
     }
   }
 
-  /// Of binds alone, which need no child.
+  /// Maps the binds only, which needs no child.
   func completeBinds() throws(StepFailure) {
     for (index, operation) in operations.enumerated() {
       guard case .bind(_, _, let options) = operation else { continue }
@@ -242,12 +243,12 @@ package final class HostPart {
     try Descriptor.open("/proc/\(pid)/\(name)", [.writeOnly]).write(Array(text.utf8))
   }
 
-  /// A user namespace that only serves as the map of a mount. Its process is gone when this returns; the
-  /// descriptor keeps the namespace.
+  /// Creates a user namespace that serves only as the id map of a mount. Its process has exited when this returns; the descriptor
+  /// keeps the namespace.
   private func mappingNamespace(_ uids: [IDRange], _ gids: [IDRange]) throws(Errno) -> Descriptor {
     let gate = try Pipe()
     guard let holder = try Process.clone(into: .user) else {
-      // In the child: wait to be killed. Reading is enough, since nobody writes.
+      // The child waits to be killed: the read blocks, since nothing is written.
       do throws(Errno) { _ = try gate.reading.descriptor.read(upTo: 1) } catch {}
       Process.exit(0)
     }
@@ -264,8 +265,8 @@ package final class HostPart {
     return Descriptor(adopting: try result.get())
   }
 
-  /// In the child: closes everything but what it attaches and `kept`. Above all its parent's end of the socket between them,
-  /// by whose end it hears that its parent has died. The objects that own the closed numbers live until the child is no more.
+  /// Closes in the child every descriptor except those it attaches and `kept`: above all the parent's end of their socket, whose
+  /// EOF tells the child that its parent has died. The objects that owned the closed numbers live until the child exits.
   package func closeAllExcept(_ kept: [Handle?], from first: UInt32) throws(StepFailure) {
     guard Defence.closedDescriptors.isOn else { return }
     var all = opened
@@ -277,21 +278,21 @@ package final class HostPart {
     }
   }
 
-  /// The supervisor is done with everything but the secrets.
+  /// Closes everything except the secrets.
   package func closeMounts() {
     opened = []
     null = nil
   }
 }
 
-/// Without the leading slash, for a look-up below a root descriptor.
+/// Returns the path without its leading slash, for a look-up below a root descriptor.
 func relative(_ path: String) -> String {
   let trimmed = path.drop { $0 == "/" }
   return trimmed.isEmpty ? "." : String(trimmed)
 }
 
 extension Operation {
-  /// Its name, with the path it is about.
+  /// The operation's name and the path that it applies to.
   var label: String {
     switch self {
     case .cgroup(let path), .layer(let path), .rootDirectory(let path), .directory(let path, _, _, _), .device(let path, _, _),

@@ -6,20 +6,20 @@
   package import Linux
 #endif
 
-/// A launch without a supervisor: the child becomes the program itself, and its standard streams are the caller's. What
-/// the OCI runtime does; the workspaces' way is `Supervisor`.
+/// A launch without a supervisor: the child becomes the program itself, with the caller's standard streams. The OCI runtime uses
+/// it; workspaces use `Supervisor`.
 package struct Launch {
   private let plan: Plan
-  /// What the child waits for at the plan's `awaitStart`.
+  /// The event for which the child waits at the plan's `awaitStart`.
   package enum Gate {
-    /// The caller, who then calls `Started.release`.
+    /// A call of `Started.release`.
     case caller
     /// A connection to this socket.
     case listener(Handle)
   }
-  /// Nil for a plan without `awaitStart`: the program runs at once.
+  /// Nil for a plan without `awaitStart`, whose program runs at once.
   private let gate: Gate?
-  /// Descriptors from 3 on that the program inherits.
+  /// The number of descriptors, from 3 on, that the program inherits.
   private let inherited: UInt32
 
   package init(_ plan: Plan, gate: Gate? = nil, inherited: UInt32 = 0) {
@@ -30,11 +30,11 @@ package struct Launch {
 
   package struct Started {
     package let child: Child
-    /// The terminal's other end, where no socket was named to send it to.
+    /// The master of the terminal, if the plan names no socket for it.
     package let terminal: Handle?
     fileprivate let control: InitSocket
 
-    /// Opens the gate `caller`; fails with the reason why the program does not run.
+    /// Opens the gate `caller`; throws the reason if the program cannot run.
     package func release() throws(StepFailure) {
       let report: InitReport?
       do throws(Errno) {
@@ -43,20 +43,20 @@ package struct Launch {
       } catch {
         throw StepFailure("start", error)
       }
-      // Closed without a word: the program runs.
+      // EOF without a message: the socket was closed on execve, so the program runs.
       if case .failed(let failure)? = report { throw failure }
     }
   }
 
-  /// Returns when the child waits at the gate, or where there is none, when the program runs. `atRendezvous` is called with
-  /// the child's pid when namespaces and mounts stand and somebody asked for it. On an error nothing of the child is left.
+  /// Starts the child; returns when it waits at the gate or, without a gate, when the program runs. `atRendezvous` is called with
+  /// the child's pid once namespaces and mounts exist, if the plan requests it. On an error the child has been killed and reaped.
   package func start(_ atRendezvous: (Int32) throws(StepFailure) -> Void = { _ in }) throws(StepFailure) -> Started {
     let host = HostPart(plan)
     try host.prepare()
     let control: Control
     do throws(Errno) { control = try Control() } catch { throw StepFailure("make a socket pair", error) }
     guard let child = try host.clone() else { become(host, ParentSocket(control.takeFar())) }
-    // The child's end is only seen once nobody here holds its side.
+    // The child's EOF arrives only after this process has closed its copy of the child's end.
     _ = control.takeFar()
     Fault.at(.cloned)
     let localEnd = InitSocket(control.localEnd)
@@ -96,7 +96,7 @@ package struct Launch {
     }
   }
 
-  /// The child's side.
+  /// Runs the child's side of the launch.
   private func become(_ host: HostPart, _ supervisor: ParentSocket) -> Never {
     var listener: Handle?
     if case .listener(let socket)? = gate { listener = socket }
@@ -114,7 +114,7 @@ package struct Launch {
   }
 }
 
-/// A socket pair of which one end is given away.
+/// A socket pair of which one end is handed to the child.
 private final class Control {
   let localEnd: Handle
   private var peerEnd: Handle?

@@ -6,17 +6,17 @@
   internal import Linux
 #endif
 
-/// What an injector is to do in a sandbox, once.
+/// The one change that an injector makes in a sandbox.
 package enum InjectorRequest: WireMessage {
-  /// Mount by a plan of one `bind`.
+  /// Mount the one `bind` of this plan.
   case attach(plan: [UInt8])
-  /// Unmount what is at the target, if it is still that mount.
+  /// Unmount the target if it is still this mount.
   case detach(target: String, mount: UInt64)
-  /// `busy` is refused where files are open for writing and it is to be read-only.
+  /// Make the mount read-only or writable; the kernel refuses read-only with `busy` while files on it are open for writing.
   case change(target: String, mount: UInt64, readOnly: Bool)
-  /// The number of what is mounted at the target.
+  /// Return the id of the mount at the target.
   case find(target: String)
-  /// The agent still waits: do it.
+  /// The agent still waits for the change, so make it.
   case proceed
 
   package func encoded() -> [UInt8] {
@@ -57,9 +57,9 @@ package enum InjectorRequest: WireMessage {
 }
 
 package enum InjectorReport: WireMessage {
-  /// What comes from the host is open, and the injector waits for `proceed`.
+  /// The sources on the host are open, and the injector waits for `proceed`.
   case ready
-  /// Done; the mount's number.
+  /// The change is made; the id of the mount.
   case done(mount: UInt64)
   case failed(StepFailure)
 
@@ -89,17 +89,16 @@ package enum InjectorReport: WireMessage {
   }
 }
 
-/// A short-lived process that the agent starts for one change of a sandbox's mounts: storage that hangs holds up this process and
-/// nobody else. What comes from the host is opened and mapped outside; then it joins the sandbox's user and mount namespaces, does
-/// one thing there by descriptors, and ends.
+/// A short-lived process that the agent starts for one change of a sandbox's mounts, so that storage that hangs blocks only this
+/// process. It opens and maps the sources outside, joins the sandbox's user and mount namespaces, makes one change there by
+/// descriptors, and exits.
 package struct MountInjector {
-  /// Its argument on the command line of `carrel-shim`.
+  /// The argument of `carrel-shim` that selects it.
   package static let name = "inject"
 
   private typealias Socket = MessageSocket<InjectorReport, InjectorRequest>
 
-  /// The body of `carrel-shim inject`, with the agent's socket at descriptor 3, and the sandbox's user and mount namespaces at 4
-  /// and 5.
+  /// Runs `carrel-shim inject`, with the agent's socket at descriptor 3 and the sandbox's user and mount namespaces at 4 and 5.
   package static func run() -> Never {
     Process.setName("carrel-inject")
     Signals.ignorePipe()
@@ -113,7 +112,7 @@ package struct MountInjector {
       do throws(StepFailure) {
         report = .done(
           mount: try injector.handle(request) { () throws(StepFailure) in
-            // An agent that has given up is told nothing and gets nothing: what it refused must not happen later.
+            // If the agent has given up, the change must not be made: it has already reported a failure.
             do throws(Errno) {
               try socket.send(.ready)
               guard case .proceed? = try socket.receive()?.message else { throw .noSuchProcess }
@@ -174,14 +173,14 @@ package struct MountInjector {
     try root.open(relative(target), [.path, .directory], resolving: walk)
   }
 
-  /// `noEntry` where another mount is there than this one.
+  /// Opens the target; throws `noEntry` if a different mount is there.
   private static func open(_ target: String, in root: borrowing Descriptor, mount id: UInt64) throws(Errno) -> Descriptor {
     let folder = try open(target, in: root)
     guard try Mount.id(folder) == id else { throw .noEntry }
     return folder
   }
 
-  /// Makes what is missing of the way there.
+  /// Opens the target, after making its missing directories.
   private static func folder(_ target: String, in root: borrowing Descriptor) throws(Errno) -> Descriptor {
     var path = ""
     for part in target.split(separator: "/") {
@@ -197,14 +196,14 @@ package struct MountInjector {
     return try open(target, in: root)
   }
 
-  /// Runs `body` as root of the sandbox, with the root of what is mounted there.
+  /// Runs `body` as the sandbox's root user, with the root directory of its mount namespace.
   private func inside(
     _ what: String, _ body: (borrowing Descriptor) throws(Errno) -> UInt64
   ) throws(StepFailure) -> UInt64 {
     do throws(Errno) {
       try Process.join(user.descriptor, .user)
       try Process.setIDs(uid: 0, gid: 0, groups: [])
-      // Before the sandbox's mounts: nobody in there may look into this process.
+      // This precedes joining the mounts: no process inside may trace this one.
       try Process.becomeUndumpable()
       try Process.join(mounts.descriptor, .mount)
       Process.setFileMask(0o022)

@@ -4,14 +4,14 @@
   internal import Linux
 #endif
 
-/// The root's own /etc/passwd (passwd(5)). It belongs to the image and may be anything.
+/// The /etc/passwd of the new root (passwd(5)). It belongs to the image and may have any content.
 enum PasswordFile {
   private static let sizeLimit = 1 << 20
 
-  /// The home of a user, for a program that is told of none; "/" where the file does not say.
+  /// Returns the home of a user, for a program without HOME; "/" if the file has none.
   static func home(of uid: UInt32) -> String {
     do throws(Errno) {
-      // Without waiting for who might write to a pipe there, and without a terminal that would become ours.
+      // Do not block on a FIFO there, and do not get a controlling terminal.
       let file = try Descriptor.open("/etc/passwd", [.readOnly, .nonBlocking, .noTerminal])
       guard try file.status().kind == .regular else { return "/" }
       return home(of: uid, in: try file.readAll(limit: sizeLimit)) ?? "/"
@@ -20,7 +20,7 @@ enum PasswordFile {
     }
   }
 
-  /// name:password:uid:gid:comment:home:shell, a line each; the first with this uid counts.
+  /// Parses lines of name:password:uid:gid:comment:home:shell; the first line with the uid counts.
   static func home(of uid: UInt32, in bytes: [UInt8]) -> String? {
     for line in bytes.split(separator: UInt8(ascii: "\n")) {
       let fields = line.split(separator: UInt8(ascii: ":"), omittingEmptySubsequences: false)

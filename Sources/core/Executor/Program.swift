@@ -5,9 +5,9 @@
   package import Linux
 #endif
 
-/// A program about to be executed in the workspace. Everything is built before the fork.
+/// A program to execute in the workspace. All its memory is allocated before the fork.
 package struct Program {
-  /// The standard streams; one that is nil stays what it is.
+  /// The standard streams; a stream that is nil is inherited.
   package struct Streams {
     var input: Handle?
     var output: Handle?
@@ -22,7 +22,7 @@ package struct Program {
       self.errors = errors
     }
 
-    /// All three are this terminal, which becomes the controlling one.
+    /// Uses this terminal, which becomes the controlling terminal, for all three.
     package init(terminal: Handle) {
       self.init(input: terminal, output: terminal, errors: terminal)
       isTerminal = true
@@ -34,7 +34,7 @@ package struct Program {
   private let environment: CStrings
   private let directory: String
 
-  /// `file`: the program itself, where it is not the first argument.
+  /// `file`: the path of the program, if it is not the first argument.
   package init(arguments: [String], environment: [String], directory: String, file: String? = nil) {
     candidates = Program.candidates(file ?? arguments.first ?? "", environment)
     self.arguments = CStrings(arguments)
@@ -42,7 +42,7 @@ package struct Program {
     self.directory = directory
   }
 
-  /// The paths to try, as execvp(3) does: the name itself if it holds a slash, else in each folder of PATH.
+  /// Returns the paths to try, like execvp(3): the name itself if it contains a slash, otherwise one in each directory of PATH.
   static func candidates(_ name: String, _ environment: [String]) -> [String] {
     if name.utf8.contains(UInt8(ascii: "/")) { return [name] }
     var search: Substring = "/usr/local/bin:/usr/bin:/bin"
@@ -50,13 +50,13 @@ package struct Program {
     return search.split(separator: ":").map { String($0) + "/" + name }
   }
 
-  /// A program that has been forked, and has not said yet whether it could be executed.
+  /// A forked process that has not yet reported whether its program could be executed.
   package struct Forked: Sendable {
     package let pid: Int32
-    /// Readable when that is known.
+    /// Readable when the result is known.
     package let report: Handle
 
-    /// Why it could not be executed; nil where it runs. Blocks until that is known.
+    /// Waits for the result; returns why the program could not be executed, or nil if it runs.
     package func outcome() -> StepFailure? {
       do throws(Errno) {
         let bytes = try report.descriptor.readAll(limit: 65_536)
@@ -68,14 +68,14 @@ package struct Program {
     }
   }
 
-  /// Forks and executes; returns when the program runs, throws when it could not.
+  /// Forks and executes; returns when the program runs, throws if it cannot.
   package func start(_ streams: Streams) throws(StepFailure) -> Int32 {
     let forked = try fork(streams)
     if let failure = forked.outcome() { throw failure }
     return forked.pid
   }
 
-  /// Forks; the child executes.
+  /// Forks; the child executes the program.
   package func fork(_ streams: Streams) throws(StepFailure) -> Forked {
     do throws(Errno) {
       let pipe = try Pipe()
@@ -86,7 +86,7 @@ package struct Program {
         do throws(Errno) { try pipe.writing?.descriptor.write(report) } catch {}
         Process.exit(127)
       }
-      // This process's own writing end would keep the read from ever ending.
+      // The read would never end while this process has the writing end open.
       pipe.closeWriting()
       return Forked(pid: pid, report: pipe.reading)
     } catch {
@@ -94,7 +94,7 @@ package struct Program {
     }
   }
 
-  /// Turns this process into the program; returns only if that cannot be.
+  /// Replaces this process by the program; returns only if that fails.
   private func become(_ streams: Streams) -> StepFailure {
     do throws(StepFailure) {
       try Program.place(streams)
@@ -106,7 +106,7 @@ package struct Program {
     return execute()
   }
 
-  /// The standard streams, in a session of their own.
+  /// Starts a new session and redirects the standard streams.
   static func place(_ streams: Streams) throws(StepFailure) {
     do throws(Errno) {
       try Process.newSession()
@@ -119,7 +119,8 @@ package struct Program {
     }
   }
 
-  /// From here on the program gets no descriptor but its streams and `kept` ones from 3 on, and signals do what they do by default.
+  /// Marks every descriptor except the streams and `kept` descriptors from 3 on close-on-exec, and resets signals to their
+  /// defaults.
   static func shut(keeping kept: UInt32) throws(StepFailure) {
     do throws(Errno) {
       try Process.closeOnExec(from: 3 + kept)
@@ -139,7 +140,8 @@ package struct Program {
     }
   }
 
-  /// Calls nothing but execve(2) until none is left to try: a filter need not allow more. Returns only if none can be executed.
+  /// Executes the first possible candidate; returns only if none can be executed. Until then it calls only execve(2), so that a
+  /// filter need not allow more.
   func execute() -> StepFailure {
     Defence.standExposed()
     var worst = Errno.noEntry
@@ -147,7 +149,7 @@ package struct Program {
       do throws(Errno) {
         try Process.execute(path, arguments, environment)
       } catch {
-        // Like execvp(3): a file that is there and may not be run says more than one that is not there.
+        // Like execvp(3), report a file that exists but cannot be executed rather than one that does not exist.
         if error != .noEntry && error != .notDirectory { worst = error }
       }
     }

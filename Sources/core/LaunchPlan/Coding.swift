@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Why bytes are not a plan. `offset` is where in them.
+/// The reason why bytes do not decode, and their offset.
 package struct PlanError: Error, Equatable, Sendable {
   package enum Problem: Equatable, Sendable {
     case notAPlan
@@ -17,12 +17,12 @@ package struct PlanError: Error, Equatable, Sendable {
   package let offset: Int
 }
 
-/// The flat encoding: "CRLP", a version, the count, and each operation as its code, the count of its fields
-/// and the fields. Numbers are little-endian. Nothing in it points anywhere, so a reader only walks forward.
+/// The flat encoding: "CRLP", a version, the number of operations, and for each its code, its number of fields and the fields.
+/// Numbers are little-endian. There are no references, so a reader only moves forward.
 extension Plan {
   static let magic: [UInt8] = [0x43, 0x52, 0x4C, 0x50]
   static let version: UInt8 = 3
-  /// More than any plan needs; less than would hurt to read.
+  /// The size limit in bytes: more than any plan needs, and small enough to read into memory.
   package static let sizeLimit = 4 << 20
 
   package func encoded() -> [UInt8] {
@@ -76,7 +76,7 @@ package extension [UInt8] {
   }
 }
 
-/// Reads forward through encoded bytes; every length is checked before it is used.
+/// A reader that moves forward through encoded bytes and checks every length before it uses it.
 package struct Reader {
   private let bytes: [UInt8]
   package private(set) var position = 0
@@ -164,7 +164,7 @@ package struct Reader {
     return change
   }
 
-  /// Text that becomes a C string: a NUL inside would cut it short unseen.
+  /// Reads text that becomes a C string, which a NUL inside would truncate silently.
   private mutating func plainText() throws(PlanError) -> String {
     let raw = try counted()
     for byte in raw where byte == 0 { throw error(.textHoldsNUL) }

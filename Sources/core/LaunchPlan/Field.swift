@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A value of an operation, as it is encoded and printed.
+/// The value of a field, for encoding and printing.
 enum Field: Equatable {
   case number(UInt64)
   case text(String)
@@ -8,8 +8,8 @@ enum Field: Equatable {
   case list([String])
 }
 
-/// Everything that encoding and printing need to know of an operation: its code on the wire (which never
-/// changes its meaning), its name, and its labelled fields in order.
+/// The description of an operation for encoding and printing: its code in the encoding (whose meaning never changes), its name, and
+/// its labelled fields in order.
 struct Schema {
   let code: UInt8
   let name: String
@@ -150,7 +150,7 @@ extension Operation {
   /// The operation's name in errors and in `carrel plan`.
   package var name: String { schema.name }
 
-  /// One line for people. Modes are octal; contents are shown by their length.
+  /// A line for people. Modes are octal; of contents only the length is shown.
   package var description: String {
     let schema = schema
     var line = schema.name

@@ -1,44 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// One step of a launch. A plan is a flat list of these; `Sandbox` executes them in order.
+/// One step of a launch. A plan is a flat list of these; `Executor` executes them in order.
 ///
-/// Steps up to the mounts have a part that the supervisor does on the host (open the source, pin it by a
-/// descriptor, map its ids) and a part that the child does inside its new namespaces (attach it). Paths
-/// that the child resolves are resolved inside the new root, never following a link out of it.
+/// Steps up to the mounts have a part that the supervisor executes on the host (open the source, pin it by a descriptor, map its
+/// ids) and a part that the child executes inside its new namespaces (attach it). The child resolves paths inside the new root and
+/// never follows a link out of it.
 package enum Operation: Equatable, Sendable {
-  /// Join this cgroup, a directory of a v1 hierarchy or of the v2 one.
+  /// Join this cgroup, a directory of a v1 or the v2 hierarchy.
   case cgroup(path: String)
-  /// A user namespace with these id maps, owned by the host uid `owner`: the kernel counts for the owner what the
-  /// namespace uses up.
+  /// Create a user namespace with these id maps, owned by the host uid `owner`, for whom the kernel counts the resources that the
+  /// namespace uses.
   case userNamespace(owner: UInt32, uids: [IDRange], gids: [IDRange])
-  /// Namespaces beside it (`Linux.Namespaces`).
+  /// Create the other namespaces (`Linux.Namespaces`).
   case namespaces(UInt64)
-  /// An existing namespace of one kind instead of a new one.
+  /// Join an existing namespace of one kind instead of a new one.
   case joinNamespace(kind: UInt64, path: String)
-  /// A read-only image layer; the first is the topmost.
+  /// Add a read-only image layer; the first one is the topmost.
   case layer(path: String)
-  /// The root: an overlay of the layers, its upper side on a tmpfs of this size, thrown away at the end.
+  /// Mount the root as an overlay of the layers; its upper layer is a tmpfs of this size, which is discarded at the end.
   case root(scratchBytes: UInt64, scratchInodes: UInt64)
-  /// The root: this directory of the host with everything mounted below it, instead of an overlay.
+  /// Use this directory of the host, with all mounts below it, as the root instead of an overlay.
   case rootDirectory(path: String)
-  /// Attributes and propagation of what is mounted at this path of the root, once nothing is made in it any more.
+  /// Set attributes and propagation of the mount at this path of the root, after the last change inside it.
   case attributes(path: String, change: MountChange)
-  /// Made if it is not there.
+  /// Make the directory if it does not exist.
   case workingDirectory(path: String)
   case directory(path: String, mode: UInt32, uid: UInt32, gid: UInt32)
-  /// A directory or file of the host.
+  /// Mount a directory or file of the host.
   case bind(source: String, target: String, options: BindOptions)
-  /// A tmpfs that is never swapped, which the supervisor fills and the workspace may only read.
+  /// Mount a tmpfs that is never swapped; the supervisor fills it, and the workspace can only read it.
   case secrets(target: String, bytes: UInt64)
-  /// A new file system instance. Options are `key` or `key=value`. `copyUp`: it starts with what the root had there.
+  /// Mount a new file system instance. Options are `key` or `key=value`. With `copyUp` it starts with the content that it covers in
+  /// the root.
   case fileSystem(type: String, source: String, target: String, options: [String], change: MountChange, copyUp: Bool)
-  /// cgroup2, or these v1 hierarchies (`memory`, `cpu,cpuacct`) side by side.
+  /// Mount cgroup2, or these v1 hierarchies (`memory`, `cpu,cpuacct`) side by side.
   case cgroupFileSystem(hierarchies: [String], target: String, attributes: UInt64)
-  /// The host's device node of this path, after proof that it is this device.
+  /// Mount the host's device node of this path, after it was verified to be this device.
   case device(path: String, major: UInt32, minor: UInt32)
-  /// A new device node that is made outside, where a user namespace may make none; the ids are the host's.
+  /// Make a device node on the host, because a user namespace cannot make one, and mount it; the ids are host ids.
   case outerNode(path: String, mode: UInt32, major: UInt32, minor: UInt32, uid: UInt32, gid: UInt32)
-  /// A new device node or FIFO; `mode` with the file type, as mknod(2) takes it.
+  /// Make a device node or FIFO; `mode` includes the file type, as for mknod(2).
   case node(path: String, mode: UInt32, major: UInt32, minor: UInt32, uid: UInt32, gid: UInt32)
   case symlink(path: String, target: String)
   case file(path: String, mode: UInt32, content: [UInt8])
@@ -48,46 +49,45 @@ package enum Operation: Equatable, Sendable {
   case hostname(String)
   case domainname(String)
   case sysctl(key: String, value: String)
-  /// `strict`: a limit that cannot be set fails the launch; else the host's own stays in force.
+  /// Set a limit. If it cannot be set, the launch fails with `strict`; without, the host's limit stays in force.
   case resourceLimit(resource: UInt32, soft: UInt64, hard: UInt64, strict: Bool)
   case outOfMemoryScore(Int32)
   case personality(UInt64)
-  /// `monotonic` or `boottime`, seconds, nanoseconds (time_namespaces(7)).
+  /// Set clock offsets, each a clock (`monotonic` or `boottime`), seconds and nanoseconds (time_namespaces(7)).
   case timeOffsets([String])
   case sessionKeyring
   case cgroupNamespace
-  /// Tell the launcher that namespaces and mounts stand, and wait until it has done its part there.
+  /// Report to the launcher that namespaces and mounts exist, and wait until it has done its part.
   case rendezvous
-  /// A program that the launch runs to completion; it fails the launch if it fails. Its standard input is these parts
-  /// with the pid between them that the host has for the child. Zero seconds: as long as it takes.
+  /// Run a program to completion; if it fails, the launch fails. Its standard input is these parts with the host pid of the child
+  /// between them. Zero seconds: no time limit.
   case hook(arguments: [String], environment: [String], seconds: UInt32, input: [String])
-  /// A pseudo-terminal of the container's own as its standard streams; the other end goes to this socket.
+  /// Open a pseudo-terminal in the container as its standard streams; the master is sent to this socket.
   case terminal(socket: String, rows: UInt32, columns: UInt32)
-  /// Wait until the program is to start.
+  /// Wait for the request to start the program.
   case awaitStart
-  /// From here on this user, with these capabilities and no other.
+  /// Become this user, with exactly these capabilities.
   case user(uid: UInt32, gid: UInt32, groups: [UInt32], mask: UInt32, capabilities: CapabilitySets)
   case undumpable
   case noNewPrivileges
-  /// A security module's label for the program: written to this file of the process's `attr` folder in proc(5).
+  /// Set a security module's label for the program by writing it to this file of the process's `attr` directory in proc(5).
   case label(file: String, text: String)
   case scheduler(Scheduler)
-  /// Class and level as ioprio_set(2) has them.
+  /// Set the I/O class and level, encoded as for ioprio_set(2).
   case ioPriority(UInt32)
-  /// A bit for each CPU, the first in the lowest bit of the first byte (sched_setaffinity(2)).
+  /// Set the CPU affinity, a bit for each CPU; the first is the lowest bit of the first byte (sched_setaffinity(2)).
   case cpuAffinity([UInt8])
-  /// The filter that follows asks whoever listens at this socket: its descriptor goes there with these parts, the pid that
-  /// the host has for the child between them.
+  /// Send the listener of the filter that follows to this socket, with these parts around the host pid of the child.
   case seccompListener(socket: String, state: [String])
-  /// A compiled filter, with the flags of seccomp(2).
+  /// Load a compiled filter, with the flags of seccomp(2).
   case seccomp(program: [UInt8], flags: UInt64)
-  /// How the tool's output is kept: segments of `segmentBytes`, the newest `segments` of them, read no
-  /// faster than `bytesPerSecond`.
+  /// Store the tool's output in segments of `segmentBytes`, of which the newest `segments` are retained, and read it no faster than
+  /// `bytesPerSecond`.
   case log(segmentBytes: UInt64, segments: UInt32, bytesPerSecond: UInt64)
   case execute(arguments: [String], environment: [String], directory: String)
 }
 
-/// `count` ids from `inside` on are `outside`… to the one that maps (user_namespaces(7)).
+/// A map of `count` ids from `inside` on to ids from `outside` on, in the namespace that maps (user_namespaces(7)).
 package struct IDRange: Equatable, Sendable {
   package let inside: UInt32
   package let outside: UInt32
@@ -101,20 +101,20 @@ package struct IDRange: Equatable, Sendable {
 }
 
 extension [IDRange] {
-  /// The id outside of one inside; nil where it is not mapped.
+  /// Returns the outside id of an inside id; nil if it is not mapped.
   package func outside(_ id: UInt32) -> UInt32? {
     for range in self where id >= range.inside && id - range.inside < range.count { return range.outside + (id - range.inside) }
     return nil
   }
 }
 
-/// What mount_setattr(2) sets and clears on a mount. `recursive`: on all below it as well.
+/// The attributes that mount_setattr(2) sets and clears on a mount and, if `recursive`, also on all mounts below it.
 package struct MountChange: Equatable, Sendable {
   package var set: UInt64 = 0
   package var clear: UInt64 = 0
   package var recursiveSet: UInt64 = 0
   package var recursiveClear: UInt64 = 0
-  /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE (mount(2)), with MS_REC; 0: as it is.
+  /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE (mount(2)), optionally with MS_REC; 0: no change.
   package var propagation: UInt64 = 0
 
   package init(set: UInt64 = 0, clear: UInt64 = 0, propagation: UInt64 = 0) {
@@ -124,7 +124,7 @@ package struct MountChange: Equatable, Sendable {
   }
 }
 
-/// As sched_setattr(2) takes it; times in nanoseconds.
+/// The arguments of sched_setattr(2); times are in nanoseconds.
 package struct Scheduler: Equatable, Sendable {
   package var policy: UInt32 = 0
   package var flags: UInt64 = 0
@@ -138,20 +138,20 @@ package struct Scheduler: Equatable, Sendable {
 
 package struct BindOptions: Equatable, Sendable {
   package var change: MountChange
-  /// With everything that is mounted below the source.
+  /// True if all mounts below the source are included.
   package var recursive = false
-  /// The source may lead through symlinks; else none is followed.
+  /// True if symlinks in the source are followed; otherwise they are an error.
   package var followsSource = false
-  /// The owner's files appear as somebody else's: ids of the file system inside, ids of the host outside.
+  /// Id maps of the mount: file system ids inside, host ids outside. They make the owner's files appear as another user's.
   package var uids: [IDRange] = []
   package var gids: [IDRange] = []
-  /// So do those of everything that is mounted below.
+  /// True if the maps also apply to all mounts below.
   package var mapsRecursively = false
 
   package init(change: MountChange) { self.change = change }
 }
 
-/// A bit for each capability (capabilities(7)), set by set.
+/// Capability sets with a bit for each capability (capabilities(7)).
 package struct CapabilitySets: Equatable, Sendable {
   package var bounding: UInt64 = 0
   package var effective: UInt64 = 0
@@ -161,7 +161,7 @@ package struct CapabilitySets: Equatable, Sendable {
   package init() {}
 }
 
-/// A launch plan: everything is decided; what is left is to do it.
+/// A launch plan: it contains every decision, and only has to be executed.
 package struct Plan: Equatable, Sendable {
   package var operations: [Operation]
   package init(_ operations: [Operation]) { self.operations = operations }

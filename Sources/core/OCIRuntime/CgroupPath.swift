@@ -5,24 +5,24 @@
   internal import Linux
 #endif
 
-/// Which cgroup a container gets (config-linux.md, "Cgroups Path").
+/// The choice of a container's cgroup (config-linux.md, "Cgroups Path").
 enum CgroupPath {
   static func cgroup(_ configuration: Configuration, id: String, _ scope: SystemdScope?) throws(RuntimeError) -> Cgroup {
     let layout: CgroupLayout
-    do throws(Errno) { layout = try CgroupLayout.detect() } catch { throw RuntimeError("no cgroups on this host: \(error.sentence)") }
+    do throws(Errno) { layout = try CgroupLayout.detect() } catch { throw RuntimeError("/sys/fs/cgroup: not usable: \(error.sentence)") }
     if let scope { return Cgroup(layout: layout, path: scope.path, controllers: hierarchies(configuration.resources, layout)) }
     let asked = try configuration.linux.string("cgroupsPath") ?? ""
     guard !asked.split(separator: "/").contains(where: { $0 == ".." || $0 == "." }) else {
       throw configuration.linux.error("cgroupsPath", "\(asked) leads upwards")
     }
-    // A relative one, and none, is this runtime's choice.
+    // The runtime chooses the location of a relative path, and the path if there is none.
     let absolute = asked.utf8.first == UInt8(ascii: "/")
     let path = (absolute ? "" : "carrel-runtime/") + asked.split(separator: "/").joined(separator: "/") + (asked.isEmpty ? id : "")
-    guard !path.isEmpty else { throw configuration.linux.error("cgroupsPath", "\(asked) is the root") }
+    guard !path.isEmpty else { throw configuration.linux.error("cgroupsPath", "\(asked): must not be the root cgroup") }
     return Cgroup(layout: layout, path: path, controllers: hierarchies(configuration.resources, layout))
   }
 
-  /// v1: the hierarchies that account, freeze and guard devices, and those that a limit was asked for in.
+  /// Returns the v1 hierarchies for accounting, freezing and devices, and those that a limit needs.
   private static func hierarchies(_ resources: Resources, _ layout: CgroupLayout) -> [String] {
     if layout == .unified { return [] }
     var present: [String] = []
@@ -32,7 +32,7 @@ enum CgroupPath {
     return wanted.filter { present.contains($0) }
   }
 
-  /// v2: what has to be enabled above it.
+  /// Returns the v2 controllers that must be enabled in its ancestors.
   static func controllers(_ resources: Resources, _ layout: CgroupLayout) -> [String] {
     if layout != .unified { return [] }
     var wanted = ["memory", "cpu", "pids"]

@@ -7,7 +7,7 @@
   internal import Executor
 #endif
 
-/// A container's `config.json` (OCI runtime-spec 1.2), read and checked. What this runtime cannot do is refused by name.
+/// A container's `config.json` (OCI runtime-spec 1.2), read and checked. An unsupported field is refused by name.
 struct Configuration {
   let json: JSON
   let bundle: String
@@ -21,7 +21,7 @@ struct Configuration {
   private let mountLabel: String
   private let devices: [Device]
   private let mounts: [MountReader]
-  /// Nil: the container has nothing to run yet, and none may be started.
+  /// Nil if the container has no process; it then cannot be started.
   let process: ProcessSpecification?
 
   init(_ bytes: [UInt8], bundle: String) throws(RuntimeError) {
@@ -54,9 +54,9 @@ struct Configuration {
     }
   }
 
-  /// Everything from the first namespace to the program.
+  /// Compiles the plan, from the first namespace to the program.
   ///
-  /// `listening`: so many of the descriptors that are handed on are sockets of a service manager's (sd_listen_fds(3)).
+  /// `listening` is the number of inherited descriptors that are sockets of a service manager (sd_listen_fds(3)).
   func plan(
     _ cgroup: Cgroup?, states: ContainerState, socket: String, cache: FilterCache, listening: UInt32 = 0
   ) throws(RuntimeError) -> Plan {
@@ -65,7 +65,7 @@ struct Configuration {
     var steps: [Operation] = (cgroup?.paths ?? []).map { .cgroup(path: $0) }
     steps += space.operations
     if let score = process.outOfMemoryScore { steps.append(.outOfMemoryScore(score)) }
-    // After joining, so that the container's own cgroup is the root that it sees.
+    // This follows joining the cgroup, so that the container sees its own cgroup as the root.
     if space.made.contains(.cgroup) { steps.append(.cgroupNamespace) }
     if space.made.contains(.time) { steps.append(.timeOffsets(space.timeOffsets)) }
     let root = try root()
@@ -85,7 +85,7 @@ struct Configuration {
     let last = process.operations(
       filter: try SeccompReader.operations(linux, states.parts(.creating), cache: cache), gate: true,
       hooks: hooks.startContainer.map { $0.operation(states.parts(.created)) }, socket: socket)
-    // The working directory and the console may have to be made: read-only only after them.
+    // The working directory and the console may have to be made, so the root becomes read-only only after them.
     let beforeGate = last.firstIndex { if case .undumpable = $0 { true } else { false } } ?? 0
     steps += last[..<beforeGate] + seals(cgroup)
     if root.change != MountChange() { steps.append(.attributes(path: "/", change: root.change)) }
@@ -98,20 +98,20 @@ struct Configuration {
     }
     var change = MountChange(set: try root.bool("readonly") == true ? MountAttributes.readOnly.rawValue : 0)
     if let name = try linux.string("rootfsPropagation"), !name.isEmpty {
-      guard let bits = MountReader.propagation(name) else { throw linux.error("rootfsPropagation", "\(name) is no propagation") }
+      guard let bits = MountReader.propagation(name) else { throw linux.error("rootfsPropagation", "\(name): not a propagation type") }
       change.propagation = bits
     }
     return (path.utf8.first == UInt8(ascii: "/") ? path : bundle + "/" + path, change)
   }
 
-  /// What is to be read-only and had to be filled before.
+  /// Returns the operations that make mounts read-only that had to be filled first.
   private func seals(_ cgroup: Cgroup?) -> [Operation] {
     mounts.filter { $0.isSealedLast || isFolderOfCgroups($0, cgroup) && $0.isReadOnly }.map {
       .attributes(path: $0.target, change: MountChange(set: MountAttributes.readOnly.rawValue))
     }
   }
 
-  /// On v1 a folder with a bind for each hierarchy.
+  /// Returns whether the mount is, on v1, a directory with a bind for each hierarchy.
   private func isFolderOfCgroups(_ mount: MountReader, _ cgroup: Cgroup?) -> Bool {
     mount.isOfCgroups && !space.has(.cgroup) && cgroup.map { $0.layout != .unified } ?? false
   }
@@ -128,12 +128,12 @@ struct Configuration {
     return steps
   }
 
-  /// What the container sees of the cgroups: its own part, whichever hierarchies this host has.
+  /// Returns the operations that mount the container's own part of the cgroups, on v1 and v2 alike.
   private func cgroupMounts(_ mount: MountReader, _ cgroup: Cgroup?) -> [Operation] {
     let layout = cgroup?.layout ?? .unified
     let attributes = mount.change.set
     if space.has(.cgroup) { return [.cgroupFileSystem(hierarchies: layout.shownHierarchies, target: mount.target, attributes: attributes)] }
-    // Without a namespace of its own it would see the host's: it gets a bind of its own part instead.
+    // Without its own cgroup namespace the container would see the host's cgroups; it gets a bind of its own part instead.
     guard let cgroup else { return [] }
     func bind(_ source: String, _ target: String) -> Operation {
       var options = BindOptions(change: MountChange(set: attributes))
@@ -151,14 +151,14 @@ struct Configuration {
   }
 
   private func deviceSteps() throws(RuntimeError) -> [Operation] {
-    // With the host's own /dev bound in, there is nothing to make.
+    // With the host's /dev bound, no nodes have to be made.
     if mounts.contains(where: { $0.isBind && $0.target == "/dev" }) { return [] }
     var steps: [Operation] = []
     for device in Device.defaults where !devices.contains(where: { $0.path == device.path }) {
       steps.append(try device.operation(space))
     }
     for device in devices { steps.append(try device.operation(space)) }
-    // config-linux.md and runc's practice: the standard links.
+    // The standard links of config-linux.md and runc.
     for (path, target) in [
       ("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"), ("/dev/stdout", "/proc/self/fd/1"),
       ("/dev/stderr", "/proc/self/fd/2"), ("/dev/ptmx", "pts/ptmx"),
@@ -168,7 +168,8 @@ struct Configuration {
     return steps
   }
 
-  /// Only what belongs to a namespace of the container's own: another would be the host's (CVE-2022-0811).
+  /// Returns the operations for `sysctl`. It accepts only sysctls of the container's own namespaces: others would change the host
+  /// (CVE-2022-0811).
   private func sysctls() throws(RuntimeError) -> [Operation] {
     var steps: [Operation] = []
     guard let sysctl = try linux.object("sysctl") else { return [] }
@@ -191,7 +192,7 @@ struct Configuration {
       } else {
         throw sysctl.error(key, "is not of a namespace: it would be set for the whole host")
       }
-      guard space.made.contains(kind) else { throw sysctl.error(key, "is of a namespace that the container shares with the host") }
+      guard space.made.contains(kind) else { throw sysctl.error(key, "belongs to a namespace that the container shares with the host") }
       guard !value.utf8.contains(where: { $0 < 0x20 && $0 != 0x09 }) else { throw sysctl.error(key, "its value holds a control character") }
       steps.append(.sysctl(key: dotted, value: value))
     }
@@ -223,10 +224,10 @@ struct Configuration {
     return name
   }
 
-  /// personality(2).
+  /// Returns the execution domain (personality(2)).
   private func personality() throws(RuntimeError) -> UInt64? {
     guard let json = try linux.object("personality") else { return nil }
-    guard try json.strings("flags").isEmpty else { throw json.error("flags", "none is supported") }
+    guard try json.strings("flags").isEmpty else { throw json.error("flags", "no flag is supported") }
     switch try json.string("domain") ?? "" {
     case "LINUX": return 0
     case "LINUX32": return 8
@@ -237,7 +238,7 @@ struct Configuration {
 
 /// `hooks` (config.md, "POSIX-platform Hooks").
 struct Hooks {
-  /// prestart and createRuntime: on the host, when namespaces and mounts stand.
+  /// The hooks prestart and createRuntime, which run on the host when namespaces and mounts exist.
   let runtime: [Hook]
   let createContainer: [Hook]
   let startContainer: [Hook]
@@ -255,7 +256,7 @@ struct Hooks {
         let timeout = try entry.signed("timeout")
         if let timeout, timeout <= 0 || timeout > 86_400 { throw entry.error("timeout", "expected 1 to 86400 seconds") }
         let arguments = [path] + (try entry.strings("args"))
-        // What runs in the container gets nothing of the caller's; the others are the caller's own programs.
+        // Hooks that run in the container do not inherit the caller's environment; the others are the caller's own programs.
         let environment = entry.has("env") || name == "startContainer" ? try entry.strings("env") : Process.environment
         entries.append(Hook(arguments: arguments, environment: environment, seconds: UInt32(timeout ?? 0)))
       }
@@ -270,7 +271,7 @@ struct Hooks {
 }
 
 extension Hook {
-  /// The step that runs it inside the launch.
+  /// Returns the operation that runs it during the launch.
   func operation(_ state: [String]) -> Operation {
     .hook(arguments: arguments, environment: environment, seconds: seconds, input: state)
   }

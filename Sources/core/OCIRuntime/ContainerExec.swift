@@ -8,9 +8,9 @@
   internal import ShimProtocol
 #endif
 
-/// What a command line says about a further process in a container.
+/// The command-line options of `exec`.
 package struct ExecOptions {
-  /// The file with the whole `process` object; else the container's own, changed by what follows.
+  /// The file with the whole `process` object; if empty, the container's own is used, changed by the options below.
   package var processFile = ""
   package var arguments: [String] = []
   package var environment: [String] = []
@@ -24,18 +24,18 @@ package struct ExecOptions {
   package var consoleSocket = ""
   package var pidFile = ""
   package var inherited: UInt32 = 0
-  /// Starts it also in a container that is paused, where it waits.
+  /// True if the process starts even in a paused container, where it waits.
   package var ignoresPause = false
-  /// Below the container's cgroup, on v1 after its controllers: `a/b`, `cpu,memory:a/b`; there already.
+  /// Existing cgroups below the container's, on v1 with a prefix of controllers: `a/b`, `cpu,memory:a/b`.
   package var cgroups: [String] = []
-  /// AppArmor's profile and SELinux' context.
+  /// The AppArmor profile, and the SELinux context.
   package var profile = ""
   package var context = ""
   package init() {}
 }
 
 extension Containers {
-  /// Starts a process in a running container: the same namespaces, cgroup, filter and rules as its first one.
+  /// Starts a process in a running container, with the same namespaces, cgroup, filter and rules as its first process.
   package func exec(_ id: String, _ options: ExecOptions) throws(RuntimeError) -> Launch.Started {
     let folder = try store.open(id)
     let state = try folder.state()
@@ -48,7 +48,7 @@ extension Containers {
 
     var steps = try cgroupSteps(state.cgroup, options.cgroups)
     steps += try joined(state.pid)
-    // The descriptors of its namespaces are only taken for the container's if it still lives after they were found.
+    // Its namespaces are the container's only if the process still lives after they were found.
     guard state.process() != nil else { throw RuntimeError("container \(id) is not running") }
     if let score = specification.outOfMemoryScore { steps.append(.outOfMemoryScore(score)) }
     if !specification.scheduling.initialAffinity.isEmpty { steps.insert(.cpuAffinity(specification.scheduling.initialAffinity), at: 0) }
@@ -94,7 +94,7 @@ extension Containers {
       guard !specification.arguments.isEmpty else { throw RuntimeError("\(options.processFile): args: is empty") }
       return specification
     }
-    guard var specification = configuration.process else { throw RuntimeError("the container has no process to take after") }
+    guard var specification = configuration.process else { throw RuntimeError("the container has no default process; use --process") }
     guard !options.arguments.isEmpty else { throw RuntimeError("exec: no program to run") }
     specification.arguments = options.arguments
     specification.terminal = options.terminal
@@ -117,7 +117,7 @@ extension Containers {
     }
     for name in options.capabilities {
       guard let number = Capabilities.number(name) else {
-        warn("--cap \(name): is no capability of this kernel")
+        warn("--cap \(name): unknown capability, ignored")
         continue
       }
       specification.capabilities.bounding |= 1 << number
@@ -127,7 +127,7 @@ extension Containers {
     return specification
   }
 
-  /// Digits only: neither a sign nor a leading zero nor what wraps (CVE-2024-40635).
+  /// Parses an id of digits only: a sign, a leading zero or an overflow is refused (CVE-2024-40635).
   static func id(_ text: Substring) -> UInt32? {
     guard !text.isEmpty, text.utf8.allSatisfy({ (0x30...0x39).contains($0) }), text == "0" || text.utf8.first != 0x30,
       let number = UInt32(text), number < 1 << 31
@@ -135,7 +135,7 @@ extension Containers {
     return number
   }
 
-  /// Those of its namespaces that are not this process's own already.
+  /// Returns the operations that join those of its namespaces that are not already this process's own.
   private func joined(_ pid: Int32) throws(RuntimeError) -> [Operation] {
     var steps: [Operation] = []
     for entry in NamespaceSet.kinds {
@@ -145,9 +145,9 @@ extension Containers {
         let other = try Descriptor.open(theirs, [.readOnly]).status()
         if own.inode == other.inode && own.device == other.device { continue }
       } catch {
-        // Kernels without this kind of namespace.
+        // The kernel does not have this kind of namespace.
         if error == .noEntry && Process.exists("/proc/\(pid)/ns/mnt") { continue }
-        throw RuntimeError("cannot look at \(theirs): \(error.sentence)")
+        throw RuntimeError("cannot open \(theirs): \(error.sentence)")
       }
       steps.append(.joinNamespace(kind: entry.kind.rawValue, path: theirs))
     }

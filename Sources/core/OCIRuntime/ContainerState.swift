@@ -6,13 +6,13 @@
   internal import Procfs
 #endif
 
-/// Where a container is in its life (runtime.md, "State").
+/// The status of a container (runtime.md, "State").
 package enum ContainerStatus: String, Sendable {
   case creating, created, running, paused, stopped
 }
 
-/// What the runtime keeps of a container: `<root>/<id>/state.json`, in the form that the runtime-spec prescribes with what
-/// this runtime needs besides.
+/// The stored state of a container: `<root>/<id>/state.json`, with the members that the runtime-spec prescribes and those that this
+/// runtime needs.
 struct ContainerState {
   let id: String
   let bundle: String
@@ -21,12 +21,12 @@ struct ContainerState {
   /// RFC 3339, UTC.
   let created: String
   var pid: Int32 = 0
-  /// When that process started, in the kernel's ticks since boot: the number alone could be another's by now.
+  /// The start time of that process, in clock ticks since boot: the pid alone could have been reused.
   var processStart: UInt64 = 0
   var cgroup: Cgroup?
-  /// Something else was in it before: that is not this container's to end.
+  /// True if the cgroup had other processes before; those must not be killed with the container.
   var sharesCgroup = false
-  /// systemd's scope that the cgroup is in; empty without.
+  /// The systemd scope of the cgroup; empty if there is none.
   let scope: String
 
   init(id: String, configuration: Configuration, cgroup: Cgroup?, scope: String) {
@@ -79,7 +79,7 @@ struct ContainerState {
     ]
   }
 
-  /// As `state` prints it.
+  /// Returns the state as `state` prints it.
   func text(_ status: ContainerStatus) -> String {
     let alive = status != .stopped
     return JSONText.object(
@@ -87,7 +87,7 @@ struct ContainerState {
     ).encoded
   }
 
-  /// As hooks get it, in two parts around the pid, which is not known yet when a plan is made.
+  /// Returns the state for hooks, in two parts around the pid, which is not known when a plan is made.
   func parts(_ status: ContainerStatus) -> [String] {
     let rest = JSONText.object(
       [("bundle", .string(bundle)), ("annotations", .object(annotations.map { ($0.key, .string($0.value)) }))]
@@ -96,7 +96,7 @@ struct ContainerState {
     return [String(head.dropLast()) + ",\"pid\":", "," + String(rest.dropFirst())]
   }
 
-  /// The first process, if it lives: a descriptor that no other process can slip into.
+  /// Opens the first process if it lives; the pidfd cannot refer to another process later.
   func process() -> Handle? {
     guard pid > 0 else { return nil }
     do throws(Errno) {

@@ -5,15 +5,15 @@
   internal import Linux
 #endif
 
-/// The directory that `--root` names, 0700: one directory for each container with `state.json`, a copy of `config.json`, the
-/// socket that `start` connects to while the container waits for it, and compiled filters.
+/// The directory of `--root`, with mode 0700. It has a directory for each container, with `state.json`, a copy of `config.json`,
+/// the socket to which `start` connects while the container waits for it; and the compiled filters.
 package struct ContainerStore {
   let path: String
 
   package init(_ path: String) throws(RuntimeError) {
     self.path = path
     do throws(Errno) {
-      // Most often it is there.
+      // Usually it exists.
       if Process.exists(path) { return }
       var folder = path.utf8.first == UInt8(ascii: "/") ? "" : "."
       for part in path.split(separator: "/") {
@@ -34,10 +34,10 @@ package struct ContainerStore {
         (0x30...0x39).contains(byte) || (0x41...0x5A).contains(byte) || (0x61...0x7A).contains(byte)
           || [0x5F, 0x2B, 0x2D, 0x2E].contains(byte)
       })
-    else { throw RuntimeError("\(id): no container id: expected 1 to 255 of letters, digits and _+-. with a letter or digit first") }
+    else { throw RuntimeError("\(id): not a container id: expected 1 to 255 of letters, digits and _+-. with a letter or digit first") }
   }
 
-  /// Makes the container's directory; the lock is held as long as the folder lives.
+  /// Makes the container's directory; a lock on it lasts as long as `folder`.
   func make(_ id: String) throws(RuntimeError) -> ContainerDirectory {
     try ContainerStore.validate(id)
     do throws(Errno) {
@@ -76,7 +76,7 @@ struct ContainerDirectory {
 
   static let socketName = "start"
 
-  /// Writes a file; one that others may be looking for, whole or not at all.
+  /// Writes a file; with `isAwaited`, atomically, because other processes may be waiting for it.
   func write(_ name: String, _ text: [UInt8], isAwaited: Bool) throws(RuntimeError) {
     do throws(Errno) {
       if isAwaited { return try folder.descriptor.replace(name, with: text, durable: false) }
@@ -106,7 +106,7 @@ struct ContainerDirectory {
     return state.cgroup?.isFrozen == true ? .paused : .running
   }
 
-  /// One command at a time changes a container.
+  /// Acquires the lock, so that only one command at a time changes a container.
   func lock() throws(RuntimeError) {
     do throws(Errno) { try folder.descriptor.lock(waiting: true) } catch { throw RuntimeError("cannot lock \(path): \(error.sentence)") }
   }

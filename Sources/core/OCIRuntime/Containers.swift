@@ -9,21 +9,21 @@
   internal import ShimProtocol
 #endif
 
-/// What a command line says about a container that is to be made.
+/// The command-line options of `create` and `run`.
 package struct CreateOptions {
   package var bundle = "."
-  /// The configuration's file; else the bundle's `config.json`.
+  /// The configuration file; if empty, the bundle's `config.json`.
   package var configuration = ""
   package var pidFile = ""
   package var consoleSocket = ""
   package var inherited: UInt32 = 0
-  /// So many of those that are handed on are a service manager's sockets (sd_listen_fds(3)); they come first.
+  /// The number of inherited descriptors that are sockets of a service manager (sd_listen_fds(3)); they come first.
   package var listening: UInt32 = 0
   package var noPivot = false
   package init() {}
 }
 
-/// What `events` tells.
+/// An event that `events` prints.
 package enum ContainerEvent {
   case usage(Usage)
   case outOfMemory
@@ -33,7 +33,7 @@ package enum ContainerEvent {
 package struct Containers {
   let store: ContainerStore
 
-  /// Whether cgroups are asked of systemd (`--systemd-cgroup`).
+  /// True if systemd creates the cgroups (`--systemd-cgroup`).
   private let usesSystemd: Bool
 
   package init(_ store: ContainerStore, usesSystemd: Bool) {
@@ -43,7 +43,7 @@ package struct Containers {
 
   // ------------------------------------------------------------------ create
 
-  /// A container that was made and waits, with the lock on it.
+  /// A container that was created and waits, with the lock on it.
   private struct Created {
     let folder: ContainerDirectory
     let configuration: Configuration
@@ -51,10 +51,10 @@ package struct Containers {
     let started: Launch.Started
   }
 
-  /// Makes the container up to where it waits for `start`.
+  /// Creates the container, which then waits for `start`.
   package func create(_ id: String, _ options: CreateOptions) throws(RuntimeError) { _ = try make(id, options, opensByConnection: true) }
 
-  /// Makes it, starts it and, unless `detached`, waits for its end and deletes it, unless that is to be left. Returns the exit
+  /// Creates and starts the container. Unless `detached`, it waits for its end and, unless `keeps`, deletes it. Returns the exit
   /// code.
   package func run(_ id: String, _ options: CreateOptions, detached: Bool, keeps: Bool) throws(RuntimeError) -> Int32 {
     var created: Created? = try make(id, options, opensByConnection: false)
@@ -68,7 +68,7 @@ package struct Containers {
       try delete(id, force: true)
       throw error
     }
-    // The lock goes: while it runs, others may command it.
+    // Release the lock, so that other commands can use the container while it runs.
     created = nil
     if detached { return 0 }
     let code = Foreground.wait(for: started)
@@ -80,7 +80,7 @@ package struct Containers {
   }
 
   private func make(_ id: String, _ options: CreateOptions, opensByConnection: Bool) throws(RuntimeError) -> Created {
-    if options.noPivot { throw RuntimeError("--no-pivot: not supported: chroot can be left by who has CAP_SYS_CHROOT") }
+    if options.noPivot { throw RuntimeError("--no-pivot: not supported: a process with CAP_SYS_CHROOT can leave a chroot") }
     let bundle = try absolute(options.bundle)
     let text: [UInt8]
     let file = options.configuration.isEmpty ? bundle + "/config.json" : options.configuration
@@ -114,10 +114,10 @@ package struct Containers {
       cgroup, states: state, socket: options.consoleSocket, cache: store.filters, listening: options.listening)
     try folder.write("config.json", text, isAwaited: false)
     if cgroup.exists {
-      // What would join it would stand still, and so would this.
+      // A process that joins it would freeze, and this command would hang.
       if cgroup.isFrozen { throw RuntimeError("linux.cgroupsPath: \(cgroup.path) is frozen") }
       state.sharesCgroup = !cgroup.processes().isEmpty
-      if state.sharesCgroup { warn("linux.cgroupsPath: \(cgroup.path) is in use; what is in it goes on when this container has ended") }
+      if state.sharesCgroup { warn("linux.cgroupsPath: \(cgroup.path) is in use by processes that will outlive this container") }
     }
     do throws(RuntimeError) {
       let holder = try scope?.start()
@@ -163,7 +163,8 @@ package struct Containers {
     usesSystemd ? try SystemdScope(try configuration.linux.string("cgroupsPath") ?? "", id: id) : nil
   }
 
-  /// Root of a user namespace cannot write to what the host's root owns; the host's root could.
+  /// Executes the runtime again from a read-only mount. A container with its own user namespace needs no such protection: its root
+  /// cannot write to files of the host's root.
   static func protectExecutable(_ space: NamespaceSet) throws(RuntimeError) {
     if space.isMapped || !Defence.readOnlyExecutable.isOn { return }
     do throws(Errno) { try Process.executeFromReadOnlyMount() } catch {
@@ -182,7 +183,7 @@ package struct Containers {
     }
   }
 
-  /// After the fact: what fails is told, and no reason to fail (runtime.md, "Lifecycle", steps 10 and 14).
+  /// Runs hooks after the operation. A failure is only a warning (runtime.md, "Lifecycle", steps 10 and 14).
   private static func run(_ hooks: [Hook], _ state: ContainerState, _ status: ContainerStatus) {
     for hook in hooks {
       do throws(StepFailure) { try run(hook, state.parts(status), status == .stopped ? 0 : state.pid) } catch {
@@ -202,7 +203,7 @@ package struct Containers {
   func writePID(_ pid: Int32, _ path: String) throws(RuntimeError) {
     if path.isEmpty { return }
     do throws(Errno) {
-      // Complete from the moment that it is there: engines watch for it.
+      // Engines watch for this file, so it must be complete when it appears.
       let temporary = path + ".tmp"
       try Descriptor.open(temporary, [.writeOnly, .create, .truncate, .noFollow], mode: 0o644).write(Array("\(pid)".utf8))
       try Descriptor.open(".", [.path, .directory]).rename(temporary, to: path)
@@ -222,7 +223,7 @@ package struct Containers {
 
   // ------------------------------------------------------------------- start
 
-  /// Lets the program run; fails with its reason where it cannot.
+  /// Lets the program run; throws the reason if it cannot.
   package func start(_ id: String) throws(RuntimeError) {
     let folder = try store.open(id)
     try folder.lock()
@@ -238,7 +239,7 @@ package struct Containers {
     } catch {
       throw RuntimeError("container \(id): cannot start: \(error.sentence)")
     }
-    // Closed without a word: the program runs.
+    // EOF without a message: the socket was closed on execve, so the program runs.
     if case .failed(let failure)? = report { throw RuntimeError(failure) }
     Containers.run(hooks.poststart, state, .running)
   }
@@ -253,7 +254,7 @@ package struct Containers {
     do throws(Errno) { try Process.signal(process.descriptor, signal) } catch {
       throw RuntimeError("container \(id): cannot signal: \(error.sentence)")
     }
-    // A v1 freezer holds even a SIGKILL back until it thaws.
+    // A v1 freezer delays even SIGKILL until it thaws.
     if signal == Signals.kill, let cgroup = state.cgroup, cgroup.layout != .unified, cgroup.isFrozen {
       do throws(LimitsError) { try cgroup.freeze(false) } catch { throw RuntimeError(error.description) }
     }
@@ -267,7 +268,7 @@ package struct Containers {
     try folder.lock()
     let state: ContainerState
     do throws(RuntimeError) { state = try folder.state() } catch {
-      // A `create` that was cut off: nothing of it runs, since its child ends with it.
+      // A `create` was interrupted; its child has exited with it.
       guard force else { throw error }
       clearCutOff(folder)
       return folder.remove()
@@ -281,9 +282,9 @@ package struct Containers {
         if attempt == 50, let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.returnToFreezer(state.pid) } catch {} }
         Clock.sleep(milliseconds: 2)
       }
-      // What still lives must stay known.
+      // A container that still has a process must not be deleted.
       guard state.process() == nil else {
-        throw RuntimeError("container \(id): process \(state.pid) does not end after SIGKILL; try again when it has")
+        throw RuntimeError("container \(id): process \(state.pid) still exists after SIGKILL; retry once it has exited")
       }
     }
     var hooks: Hooks?
@@ -291,12 +292,12 @@ package struct Containers {
     Containers.clear(folder, state, hooks)
   }
 
-  /// Without a state, the configuration says where its cgroup would be.
+  /// Removes the leftovers of an interrupted `create`; without a state file, the configuration gives the path of the cgroup.
   private func clearCutOff(_ folder: ContainerDirectory) {
     do throws(RuntimeError) {
       let configuration = try Configuration(try folder.read("config.json"), bundle: "/")
       let scope = try scope(configuration, folder.id)
-      // Without a state nobody knows who else is in it: what lives there stays.
+      // Without a state file it is unknown whether the cgroup is shared, so processes in it are not killed.
       let cgroup = try CgroupPath.cgroup(configuration, id: folder.id, scope)
       Containers.remove(cgroup, isShared: !cgroup.processes().isEmpty, scope: scope?.name)
     } catch {
@@ -304,7 +305,7 @@ package struct Containers {
     }
   }
 
-  /// Takes away what is left of a container that has ended.
+  /// Removes the leftovers of a container that has ended.
   private static func clear(_ folder: ContainerDirectory, _ state: ContainerState, _ hooks: Hooks?) {
     if let cgroup = state.cgroup { remove(cgroup, isShared: state.sharesCgroup, scope: state.scope.isEmpty ? nil : state.scope) }
     if let hooks { run(hooks.poststop, state, .stopped) }
@@ -321,7 +322,7 @@ package struct Containers {
   private static func end(_ cgroup: Cgroup) {
     for attempt in 0..<500 {
       if cgroup.remove() { return }
-      // What still runs there is ended: the first process did not take it along where it shares a pid namespace.
+      // Kill the remaining processes: in a shared pid namespace they do not end with the first process.
       if attempt == 2 { cgroup.signal(Signals.kill) }
       Clock.sleep(milliseconds: attempt < 20 ? 1 : 10)
     }
@@ -338,12 +339,12 @@ package struct Containers {
   /// A line of `list`.
   package struct Entry {
     package let id: String
-    /// 0 where it has stopped.
+    /// 0 if it has stopped.
     package let pid: Int32
     package let status: ContainerStatus
     package let bundle: String
     package let created: String
-    /// Who made it, by name where this is root.
+    /// The user who created it: `root`, or `#` and the uid.
     package let owner: String
   }
 
@@ -378,7 +379,7 @@ package struct Containers {
 
   package func usage(_ id: String) throws(RuntimeError) -> Usage { try cgroup(id).usage() }
 
-  /// Tells what it uses every so often, and that the kernel killed something of it for its memory, until it has ended.
+  /// Calls `tell` with the usage at an interval, and after an OOM kill in the container, until it ends.
   package func watch(_ id: String, milliseconds: UInt32, _ tell: (ContainerEvent) -> Void) throws(RuntimeError) {
     let folder = try store.open(id)
     let state = try folder.state()
@@ -397,7 +398,7 @@ package struct Containers {
     }
   }
 
-  /// Changes limits while it runs. `json`: an object as `linux.resources`.
+  /// Changes the limits of a running container. `text` is an object like `linux.resources`.
   package func update(_ id: String, _ text: [UInt8]) throws(RuntimeError) {
     let folder = try store.open(id)
     try folder.lock()
@@ -412,7 +413,7 @@ package struct Containers {
         further.append(value.controller)
       }
       if !further.isEmpty {
-        // In the state first, so that `delete` finds it.
+        // Write the state first, so that `delete` finds the new cgroups.
         state.cgroup = Cgroup(layout: cgroup.layout, path: cgroup.path, controllers: cgroup.controllers + further)
         do throws(RuntimeError) { try folder.write("state.json", Array(state.encoded().utf8), isAwaited: true) } catch {
           throw LimitsError(description: error.message)
@@ -420,7 +421,7 @@ package struct Containers {
         cgroup = try cgroup.joining(further)
       }
       do throws(LimitsError) { try cgroup.apply(values) } catch {
-        // The v1 limit on memory may not pass the one with swap: whichever has to go first.
+        // On v1 the memory limit must not exceed that of memory and swap, and either may have to change first.
         guard cgroup.layout != .unified, values.count > 1 else { throw error }
         try cgroup.apply(values.reversed())
         try cgroup.apply(values)
@@ -440,7 +441,7 @@ extension RuntimeError {
   init(_ failure: StepFailure) { self.init("cannot \(failure.step): \(Errno(failure.errno).sentence)") }
 }
 
-/// Told on standard error; the command goes on.
+/// Prints a warning to standard error; the command continues.
 func warn(_ message: String) {
   StandardStream.error.write("carrel-runtime: \(message)\n")
 }

@@ -4,7 +4,7 @@
   internal import Linux
 #endif
 
-/// What `features` prints (runtime-spec, features.md).
+/// The output of `features` (runtime-spec, features.md).
 package enum Features {
   package static let specificationVersion = "1.2.0"
 
@@ -63,7 +63,7 @@ package enum Features {
   }
 }
 
-/// What `spec` writes: a shell, isolated.
+/// The configuration that `spec` writes: an isolated shell.
 package enum ExampleConfiguration {
   package static func write(to folder: String) throws(RuntimeError) {
     do throws(Errno) {

@@ -5,9 +5,9 @@
   package import Executor
 #endif
 
-/// Waits for a process that runs in the foreground: passes signals on, and a terminal's input and output.
+/// The wait for a process in the foreground, with signals and a terminal's input and output forwarded.
 package enum Foreground {
-  /// The exit code as a shell has it: 128 and the signal's number for one that was killed.
+  /// Waits for the process and returns its exit code or, as shells do, 128 plus the number of the signal that killed it.
   package static func wait(for started: Launch.Started) -> Int32 {
     let raw = started.terminal.map { RawTerminal(copyingSizeTo: $0) }
     defer { raw?.restore() }
@@ -45,7 +45,7 @@ package enum Foreground {
     }
   }
 
-  /// What the terminal has to say now; false: nothing more.
+  /// Copies pending output of the terminal; returns false if there is no more.
   @discardableResult
   private static func pass(_ terminal: Handle) -> Bool {
     do throws(Errno) {
@@ -54,7 +54,7 @@ package enum Foreground {
       StandardStream.output.write(bytes)
       return !bytes.isEmpty
     } catch {
-      // EIO: nobody has the other side open any more.
+      // EIO means that no process has the other end open any more.
       return false
     }
   }
@@ -71,7 +71,7 @@ package enum Foreground {
   }
 }
 
-/// The caller's terminal, passing every key on.
+/// The caller's terminal in raw mode.
 private final class RawTerminal {
   private let other: Handle
   private let saved: TerminalMode?

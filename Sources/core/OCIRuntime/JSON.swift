@@ -6,14 +6,14 @@ internal import CJSON
   internal import Linux
 #endif
 
-/// Why the runtime refuses or fails, in one sentence for people.
+/// An error of the runtime, as one sentence for the user.
 package struct RuntimeError: Error, Equatable, Sendable {
   package let message: String
   package init(_ message: String) { self.message = message }
 }
 
-/// A value of a JSON document, with the path to it for errors. Fields that are missing or null are nil; one of another
-/// type is an error that names it.
+/// A value of a JSON document, with its path for errors. A missing or null field is nil; a field of another type is an error that
+/// names the path.
 package struct JSON {
   private final class Document {
     let root: OpaquePointer
@@ -26,23 +26,23 @@ package struct JSON {
   private let value: OpaquePointer
   private let path: String
 
-  /// Larger documents are refused: a process's arguments and environment fit many times.
+  /// The size limit of a document: many times what a process's arguments and environment need.
   package static var sizeLimit: Int { Defence.boundedConfiguration.isOn ? 4 << 20 : 1 << 30 }
 
   package init(parsing bytes: [UInt8], name: String) throws(RuntimeError) {
     guard bytes.count <= JSON.sizeLimit else { throw RuntimeError("\(name): larger than \(JSON.sizeLimit) bytes") }
-    // Bounded in depth, so that a nest of brackets cannot use up the stack.
+    // The depth is bounded, so that nested brackets cannot exhaust the stack.
     guard let tokener = json_tokener_new_ex(64) else { throw RuntimeError("\(name): out of memory") }
     defer { json_tokener_free(tokener) }
     json_tokener_set_flags(tokener, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8)
-    // With its final NUL, by which the parser knows that a number at the end is whole.
+    // The final NUL tells the parser that a number at the end is complete.
     let parsed = (bytes + [0]).withUnsafeBytes {
       json_tokener_parse_ex(tokener, $0.baseAddress?.assumingMemoryBound(to: CChar.self), Int32($0.count))
     }
     guard let parsed, json_tokener_get_error(tokener) == json_tokener_success else {
       if let parsed { json_object_put(parsed) }
       let reason = String(cString: json_tokener_error_desc(json_tokener_get_error(tokener)))
-      throw RuntimeError("\(name): no valid JSON at byte \(json_tokener_get_parse_end(tokener)): \(reason)")
+      throw RuntimeError("\(name): invalid JSON at byte \(json_tokener_get_parse_end(tokener)): \(reason)")
     }
     document = Document(parsed)
     value = parsed
@@ -142,7 +142,7 @@ package struct JSON {
     return small
   }
 
-  /// The members of an object whose values are strings.
+  /// Returns the members of an object whose values are all strings.
   package func stringMembers() throws(RuntimeError) -> [(key: String, value: String)] {
     var members: [(key: String, value: String)] = []
     for name in names { members.append((name, try string(name) ?? "")) }
@@ -160,7 +160,7 @@ package struct JSON {
     return names
   }
 
-  /// This string value. A NUL inside would cut it short unseen where the kernel reads it.
+  /// Returns this string value. A NUL inside is refused: the kernel would silently truncate the string there.
   private func text() throws(RuntimeError) -> String {
     guard json_object_is_type(value, json_type_string) != 0, let start = json_object_get_string(value) else {
       throw error("expected a string")
@@ -174,7 +174,7 @@ package struct JSON {
   package var encoded: String { String(cString: json_object_to_json_string_ext(value, JSON_C_TO_STRING_PLAIN)) }
 }
 
-/// JSON to be written.
+/// JSON to write.
 package indirect enum JSONText {
   case string(String)
   case number(Int64)

@@ -24,7 +24,7 @@ struct MountReader {
   init(_ json: JSON, bundle: String) throws(RuntimeError) {
     let destination = try json.string("destination") ?? ""
     guard !destination.isEmpty else { throw json.error("destination", "is missing") }
-    // A relative one is below the root, as runc and crun read it.
+    // A relative destination is relative to the root, as in runc and crun.
     target = destination.utf8.first == UInt8(ascii: "/") ? destination : "/" + destination
     guard !target.split(separator: "/").contains(where: { $0 == ".." }) else {
       throw json.error("destination", "\(destination) leads upwards")
@@ -48,7 +48,7 @@ struct MountReader {
     }
     uids = try MountReader.ranges(json, "uidMappings")
     gids = try MountReader.ranges(json, "gidMappings")
-    guard uids.isEmpty == gids.isEmpty else { throw json.error("uidMappings and gidMappings come together") }
+    guard uids.isEmpty == gids.isEmpty else { throw json.error("uidMappings and gidMappings must be set together") }
     if !isBind && (isMapped || !uids.isEmpty) { throw json.error("uidMappings", "only a bind mount can be id-mapped") }
     if target == "/proc" && !isBind && type != "proc" { throw json.error("type", "only proc may be mounted at /proc, found \(type)") }
     if isBind && target.utf8.starts(with: "/proc/".utf8) && !MountReader.allowedBelowProc.contains(target) {
@@ -56,21 +56,21 @@ struct MountReader {
     }
   }
 
-  /// Files that lxcfs and its like put over proc's; anything else there could lead the runtime's own writes astray
+  /// Files of /proc that lxcfs and similar programs cover; a mount elsewhere in /proc could redirect the runtime's own writes
   /// (CVE-2019-16884).
   private static let allowedBelowProc = [
     "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg",
     "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled", "/proc/sys/fs/binfmt_misc",
   ]
 
-  /// Attributes by name, and whether the name takes them away.
+  /// Attributes by option name, and whether the option clears them.
   private static let attributes: [(name: String, bits: MountAttributes, clears: Bool)] = [
     ("ro", .readOnly, false), ("rw", .readOnly, true), ("nosuid", .noSetuid, false), ("suid", .noSetuid, true),
     ("nodev", .noDevices, false), ("dev", .noDevices, true), ("noexec", .noExec, false), ("exec", .noExec, true),
     ("nodiratime", .noDirectoryAccessTime, false), ("diratime", .noDirectoryAccessTime, true),
     ("nosymfollow", .noSymlinks, false), ("symfollow", .noSymlinks, true),
   ]
-  /// Values of the one field that says how access times are kept.
+  /// Options for access times, which are the values of one field.
   private static let accessTimes: [(name: String, bits: MountAttributes)] = [
     ("noatime", .noAccessTime), ("strictatime", .strictAccessTime), ("relatime", []), ("norelatime", .strictAccessTime),
     ("atime", []), ("nostrictatime", []),
@@ -81,7 +81,7 @@ struct MountReader {
   ]
   static let recursive: UInt64 = 1 << 14
 
-  /// False: it is an option of the file system itself.
+  /// Reads an option; returns false if it is an option of the file system itself.
   private mutating func read(_ option: String, _ json: JSON) throws(RuntimeError) -> Bool {
     switch option {
     case "bind": isBind = true
@@ -110,7 +110,7 @@ struct MountReader {
     }
     for entry in MountReader.accessTimes {
       if option == entry.name {
-        // Taking the field's other values away is how the kernel wants one of them set.
+        // The kernel requires that the whole field is cleared when one of its values is set.
         change.clear |= MountAttributes.accessTimes.rawValue
         change.set = change.set & ~MountAttributes.accessTimes.rawValue | entry.bits.rawValue
         return true
@@ -143,7 +143,7 @@ struct MountReader {
         let count = try entry.number32("size")
       else { throw entry.error("expected containerID, hostID and size") }
       guard count > 0, !inside.addingReportingOverflow(count).overflow, !outside.addingReportingOverflow(count).overflow else {
-        throw entry.error("size", "\(count) does not fit")
+        throw entry.error("size", "\(count): the range must not be empty or exceed 32 bits")
       }
       ranges.append(IDRange(inside: inside, outside: outside, count: count))
     }
@@ -152,11 +152,12 @@ struct MountReader {
 
   var isOfCgroups: Bool { !isBind && (type == "cgroup" || type == "cgroup2") }
   var isReadOnly: Bool { change.set & MountAttributes.readOnly.rawValue != 0 }
-  /// Devices, other mounts and the working directory may have to be made in it first.
+  /// True if the mount must become read-only last, since devices, other mounts and the working directory may have to be made in it
+  /// first.
   var isSealedLast: Bool { !isBind && type == "tmpfs" && isReadOnly }
 
-  /// The step for it. Some file systems can only be made by who owns the namespace that they show; the host's stands in
-  /// where the container has no namespace of its own.
+  /// Returns the operation for it. Some file systems can be mounted only by the owner of the namespace that they show; if the
+  /// container has no such namespace, the host's mount is bound instead.
   func operation(_ space: NamespaceSet, label: String) -> Operation {
     var bindSource = isBind ? source : nil
     if space.isMapped {
@@ -165,7 +166,7 @@ struct MountReader {
       if type == "mqueue" && !space.has(.ipc) { bindSource = "/dev/mqueue" }
     }
     guard let bindSource else {
-      // What other file systems hold has labels of its own.
+      // Files of other file systems have their own labels.
       let context = label.isEmpty || !["tmpfs", "devpts", "mqueue"].contains(type) ? [] : ["context=" + label]
       return .fileSystem(type: type, source: source, target: target, options: data + context, change: made, copyUp: copiesUp)
     }
@@ -178,7 +179,7 @@ struct MountReader {
     return .bind(source: bindSource, target: target, options: options)
   }
 
-  /// A new mount has nothing to clear.
+  /// The attributes of a new mount, which has none to clear.
   private var made: MountChange {
     MountChange(set: isSealedLast ? change.set & ~MountAttributes.readOnly.rawValue : change.set, propagation: change.propagation)
   }

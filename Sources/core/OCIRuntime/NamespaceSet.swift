@@ -5,7 +5,7 @@
   internal import Linux
 #endif
 
-/// The namespaces of a container: new ones, and those of others that it joins (config-linux.md, "Namespaces").
+/// The namespaces of a container: new ones, and existing ones that it joins (config-linux.md, "Namespaces").
 struct NamespaceSet {
   private(set) var made: Namespaces = []
   private(set) var joined: [(kind: Namespaces, path: String)] = []
@@ -49,7 +49,7 @@ struct NamespaceSet {
     guard made.contains(.time) else { throw linux.error("timeOffsets", "there is no new time namespace") }
     for clock in offsets.names {
       guard clock == "monotonic" || clock == "boottime", let offset = try offsets.object(clock) else {
-        throw offsets.error(clock, "is no clock of a time namespace")
+        throw offsets.error(clock, "expected monotonic or boottime with an object")
       }
       let nanoseconds = try offset.number32("nanosecs") ?? 0
       guard nanoseconds < 1_000_000_000 else { throw offset.error("nanosecs", "expected less than a second") }
@@ -59,10 +59,10 @@ struct NamespaceSet {
 
   func has(_ kind: Namespaces) -> Bool { made.contains(kind) || joined.contains { $0.kind == kind } }
 
-  /// Root inside is not root outside.
+  /// True if the container's root is not the host's root.
   var isMapped: Bool { has(.user) }
 
-  /// The steps that make and join them. The cgroup and time namespaces are entered by the child itself, later.
+  /// The operations that create and join them. The child enters the cgroup and time namespaces later itself.
   var operations: [Operation] {
     var steps: [Operation] = []
     if made.contains(.user) { steps.append(.userNamespace(owner: 0, uids: uids, gids: gids)) }

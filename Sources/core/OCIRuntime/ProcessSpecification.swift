@@ -5,7 +5,7 @@
   internal import Linux
 #endif
 
-/// The `process` object (OCI runtime-spec, config.md, "Process"): what runs, as whom, with what.
+/// The `process` object (OCI runtime-spec, config.md, "Process"): the program, its user and its environment.
 package struct ProcessSpecification {
   package var terminal = false
   package var rows: UInt32 = 0
@@ -55,7 +55,7 @@ package struct ProcessSpecification {
     scheduling = try Scheduling(json)
   }
 
-  /// What is given later takes the place of what has its name.
+  /// Sets variables; a later value replaces one of the same name.
   mutating func override(environment more: [String]) {
     for entry in more {
       let name = Array(entry.utf8.prefix { $0 != UInt8(ascii: "=") }) + [UInt8(ascii: "=")]
@@ -64,10 +64,11 @@ package struct ProcessSpecification {
     }
   }
 
-  /// Never an id that wraps: 4294967295 is "no change" to the kernel, and above 2^31 tools disagree (CVE-2024-40635).
+  /// Reads an id. 4294967295 means "no change" to the kernel, and tools disagree about ids from 2^31 up (CVE-2024-40635), so those
+  /// are refused.
   static func id(_ json: JSON, _ name: String) throws(RuntimeError) -> UInt32? {
     guard let number = try json.unsigned(name) else { return nil }
-    guard number < 1 << 31 else { throw json.error(name, "\(number) is no user or group id: expected less than 2147483648") }
+    guard number < 1 << 31 else { throw json.error(name, "\(number): not a user or group id: expected less than 2147483648") }
     return UInt32(number)
   }
 
@@ -75,13 +76,13 @@ package struct ProcessSpecification {
     guard user.has("additionalGids") else { return [] }
     var groups: [UInt32] = []
     for text in try user.numbers("additionalGids") {
-      guard text < 1 << 31 else { throw user.error("additionalGids", "\(text) is no group id") }
+      guard text < 1 << 31 else { throw user.error("additionalGids", "\(text): not a group id: expected less than 2147483648") }
       groups.append(UInt32(text))
     }
     return groups
   }
 
-  /// In the order of their numbers on Linux (getrlimit(2)).
+  /// Names ordered by resource number on Linux (getrlimit(2)).
   private static let resources = [
     "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE",
     "RTPRIO", "RTTIME",
@@ -90,7 +91,7 @@ package struct ProcessSpecification {
   private static func limit(_ json: JSON, seen: [UInt32]) throws(RuntimeError) -> (resource: UInt32, soft: UInt64, hard: UInt64) {
     let name = try json.string("type") ?? ""
     guard name.utf8.starts(with: "RLIMIT_".utf8), let index = resources.firstIndex(where: { "RLIMIT_" + $0 == name }) else {
-      throw json.error("type", "\(name) is no resource limit of this kernel")
+      throw json.error("type", "\(name): not a resource limit of Linux")
     }
     guard !seen.contains(UInt32(index)) else { throw json.error("type", "\(name) is there twice") }
     guard let soft = try json.unsigned("soft"), let hard = try json.unsigned("hard") else {
@@ -100,14 +101,15 @@ package struct ProcessSpecification {
     return (UInt32(index), soft, hard)
   }
 
-  /// The steps from the finished root to the program. `gate`: wait for `start` among them. `hooks`: what runs right before.
+  /// Returns the operations from the finished root to the program. `gate`: include the wait for `start`. `hooks`: operations right
+  /// before the program.
   func operations(filter: [Operation], gate: Bool, hooks: [Operation], socket: String) -> [Operation] {
     var steps: [Operation] = scheduling.operations
     for limit in limits { steps.append(.resourceLimit(resource: limit.resource, soft: limit.soft, hard: limit.hard, strict: true)) }
     steps.append(.workingDirectory(path: directory))
     if terminal { steps.append(.terminal(socket: socket, rows: rows, columns: columns)) }
     steps += labels.operations
-    // From here on nobody inside may trace this process or look at its descriptors (CVE-2016-9962).
+    // From here on no process inside can trace this one or see its descriptors (CVE-2016-9962).
     steps.append(.undumpable)
     if gate { steps.append(.awaitStart) }
     steps += hooks
@@ -115,7 +117,7 @@ package struct ProcessSpecification {
     if forbidsNewPrivileges {
       steps += [user, .undumpable, .noNewPrivileges] + filter
     } else {
-      // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the change of user takes.
+      // Without no_new_privs, loading a filter needs CAP_SYS_ADMIN, which the change of user drops.
       steps += [.undumpable] + filter + [user]
     }
     return steps + [.execute(arguments: arguments, environment: environment, directory: directory)]
@@ -124,7 +126,7 @@ package struct ProcessSpecification {
 
 /// Capabilities by name (capabilities(7)).
 enum Capabilities {
-  /// In the order of their numbers.
+  /// Names ordered by capability number.
   static let names = [
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE",
     "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT",
@@ -133,15 +135,15 @@ enum Capabilities {
     "PERFMON", "BPF", "CHECKPOINT_RESTORE",
   ]
 
-  /// A capability that this process does not have itself cannot be given: it is left out, as runc and crun do, with what
-  /// the caller wants to be told.
+  /// Reads the capability sets. Capabilities that this process does not have cannot be granted: they are dropped, as in runc and
+  /// crun.
   static func sets(_ json: JSON) throws(RuntimeError) -> CapabilitySets {
     func set(_ name: String) throws(RuntimeError) -> UInt64 {
       var bits: UInt64 = 0
       for text in try json.strings(name) {
-        // config.md, "Linux Process": told, and no reason to fail.
+        // config.md, "Linux Process": an unknown capability is a warning, not an error.
         guard let number = number(text) else {
-          warn("\(name): \(text) is no capability of this kernel")
+          warn("\(name): \(text): unknown capability, ignored")
           continue
         }
         bits |= 1 << number
@@ -161,8 +163,8 @@ enum Capabilities {
     sets.permitted &= held
     sets.inheritable &= held
     sets.ambient &= held
-    guard sets.effective & ~sets.permitted == 0 else { throw json.error("effective", "holds what permitted does not") }
-    // The kernel's rule; what does not meet it cannot be ambient.
+    guard sets.effective & ~sets.permitted == 0 else { throw json.error("effective", "contains capabilities that permitted does not") }
+    // The kernel requires that an ambient capability is permitted and inheritable.
     sets.ambient &= sets.permitted & sets.inheritable
     return sets
   }

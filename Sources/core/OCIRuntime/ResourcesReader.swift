@@ -15,7 +15,7 @@ enum ResourcesReader {
     if let block = try json.object("blockIO") { try read(block: block, into: &resources) }
     for page in try json.objects("hugepageLimits") {
       let size = try page.string("pageSize") ?? ""
-      // As the kernel's files have it: a number and KB, MB or GB.
+      // The kernel's file names have a number and KB, MB or GB.
       guard !size.isEmpty, size.utf8.allSatisfy({ (0x30...0x39).contains($0) || (0x41...0x5A).contains($0) }) else {
         throw page.error("pageSize", "expected a size such as 2MB, found \(size)")
       }
@@ -57,7 +57,7 @@ enum ResourcesReader {
     if let both = resources.memoryAndSwap, both >= 0, let limit = resources.memory, both < limit {
       throw memory.error("swap", "counts memory and swap together: expected at least the limit of \(limit)")
     }
-    // Of no effect since Linux 5.11 and 5.7; the runtime-spec allows to leave them out.
+    // These have no effect since Linux 5.11 and 5.7; the runtime-spec permits a runtime to ignore them.
     for name in ["kernel", "kernelTCP"] { _ = try memory.signed(name) }
   }
 
@@ -97,8 +97,8 @@ enum ResourcesReader {
     }
   }
 
-  /// The rules for device nodes: those of the configuration, then the nodes that every container may use
-  /// (config-linux.md, "Default Devices"), with making nodes as such, which opens nothing.
+  /// Returns the device rules: those of the configuration, then the devices that every container may use (config-linux.md, "Default
+  /// Devices"), and making any node, which does not open it.
   static func deviceRules(_ resources: JSON?) throws(RuntimeError) -> [DeviceRule] {
     var rules = [DeviceRule(allows: false, kind: .all, major: nil, minor: nil, access: "rwm")]
     for entry in try resources?.objects("devices") ?? [] {
@@ -121,7 +121,7 @@ enum ResourcesReader {
     rules += [
       DeviceRule(allows: true, kind: .character, major: nil, minor: nil, access: "m"),
       DeviceRule(allows: true, kind: .block, major: nil, minor: nil, access: "m"),
-      // Pseudo-terminals, and the container's own console.
+      // These are pseudo-terminals, the container's console and /dev/ptmx.
       DeviceRule(allows: true, kind: .character, major: 136, minor: nil, access: "rwm"),
       DeviceRule(allows: true, kind: .character, major: 5, minor: 1, access: "rwm"),
       DeviceRule(allows: true, kind: .character, major: 5, minor: 2, access: "rwm"),
@@ -132,18 +132,18 @@ enum ResourcesReader {
     return rules
   }
 
-  /// −1 and "missing" are "any".
+  /// Returns a device number; nil, for any number, if it is −1 or missing.
   private static func number(_ json: JSON, _ name: String) throws(RuntimeError) -> UInt32? {
     guard let number = try json.signed(name), number != -1 else { return nil }
-    guard let small = UInt32(exactly: number) else { throw json.error(name, "\(number) is no device number") }
+    guard let small = UInt32(exactly: number) else { throw json.error(name, "\(number): not a device number") }
     return small
   }
 }
 
-/// An entry of `linux.devices`, or a default one.
+/// An entry of `linux.devices`, or a default device.
 struct Device {
   let path: String
-  /// With the type, as mknod(2) takes it.
+  /// The mode with the file type, as for mknod(2).
   let mode: UInt32
   let major: UInt32
   let minor: UInt32
@@ -188,13 +188,13 @@ struct Device {
     gid = try ProcessSpecification.id(json, "gid") ?? 0
   }
 
-  /// A user namespace may not make nodes: those that every container has are the host's own, which any user may open; others are made
-  /// outside, with the owner that they have inside.
+  /// Returns the operation for the node. In a user namespace mknod(2) is not permitted: the default devices are the host's own,
+  /// which any user may open; others are made outside, with the host ids of their owner inside.
   func operation(_ space: NamespaceSet) throws(RuntimeError) -> Operation {
     guard space.isMapped, mode & 0o170000 != Device.fifo else {
       return .node(path: path, mode: mode, major: major, minor: minor, uid: uid, gid: gid)
     }
-    // What a joined namespace maps is not known here.
+    // The id map of a joined namespace is not known here.
     guard !space.uids.isEmpty, !Device.defaults.contains(where: { $0.path == path && $0.major == major && $0.minor == minor }) else {
       return .device(path: path, major: major, minor: minor)
     }

@@ -5,11 +5,11 @@
   internal import Linux
 #endif
 
-/// How a process is scheduled: `scheduler`, `ioPriority` and `execCPUAffinity` (config.md, "Linux Process").
+/// The scheduling of a process: `scheduler`, `ioPriority` and `execCPUAffinity` (config.md, "Linux Process").
 struct Scheduling {
   private var scheduler: Scheduler?
   private var ioPriority: UInt32?
-  /// Of a further process of a container, before it joins the container's cgroup and when it runs.
+  /// The CPUs of an `exec` process: `initial` before it joins the container's cgroup, `final` when it runs.
   let initialAffinity: [UInt8]
   let finalAffinity: [UInt8]
 
@@ -27,9 +27,9 @@ struct Scheduling {
     (scheduler.map { [.scheduler($0)] } ?? []) + (ioPriority.map { [.ioPriority($0)] } ?? [])
   }
 
-  /// In the order of their numbers; 4 is none (sched(7)).
+  /// Names ordered by policy number; 4 is reserved (sched(7)).
   private static let policies = ["SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_ISO", "SCHED_IDLE", "SCHED_DEADLINE"]
-  /// In the order of their bits (sched_setattr(2)).
+  /// Names ordered by bit (sched_setattr(2)).
   private static let flags = [
     "SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_KEEP_POLICY", "SCHED_FLAG_KEEP_PARAMS",
     "SCHED_FLAG_UTIL_CLAMP_MIN", "SCHED_FLAG_UTIL_CLAMP_MAX",
@@ -39,11 +39,11 @@ struct Scheduling {
     var scheduler = Scheduler()
     let name = try json.string("policy") ?? ""
     guard let policy = policies.firstIndex(of: name), name != "SCHED_ISO" else {
-      throw json.error("policy", "\(name) is no policy of this kernel")
+      throw json.error("policy", "\(name): not a scheduling policy")
     }
     scheduler.policy = UInt32(policy)
     for name in try json.strings("flags") {
-      guard let bit = flags.firstIndex(of: name) else { throw json.error("flags", "\(name) is no flag") }
+      guard let bit = flags.firstIndex(of: name) else { throw json.error("flags", "\(name): not a scheduler flag") }
       scheduler.flags |= 1 << UInt64(bit)
     }
     if let nice = try json.signed("nice") {
@@ -61,16 +61,16 @@ struct Scheduling {
     return scheduler
   }
 
-  /// ioprio_set(2): three bits of class above 13 of level.
+  /// Encodes class and level for ioprio_set(2): three bits of class above 13 bits of level.
   private static func ioPriority(_ json: JSON) throws(RuntimeError) -> UInt32 {
     let classes = ["", "IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"]
     let name = try json.string("class") ?? ""
-    guard !name.isEmpty, let number = classes.firstIndex(of: name) else { throw json.error("class", "\(name) is no class") }
+    guard !name.isEmpty, let number = classes.firstIndex(of: name) else { throw json.error("class", "\(name): not an I/O class") }
     guard let level = try json.signed("priority"), (0...7).contains(level) else { throw json.error("priority", "expected 0 to 7") }
     return UInt32(number) << 13 | UInt32(level)
   }
 
-  /// A list as cpuset(7) has it, `0-3,7`, as the bits that it stands for.
+  /// Parses a CPU list in the format of cpuset(7), `0-3,7`, to a bit mask.
   private static func affinity(_ json: JSON?, _ name: String) throws(RuntimeError) -> [UInt8] {
     guard let json, let text = try json.string(name), !text.isEmpty else { return [] }
     var mask = [UInt8](repeating: 0, count: 128)
@@ -85,7 +85,7 @@ struct Scheduling {
   }
 }
 
-/// Labels of security modules: `apparmorProfile` and `selinuxLabel` (config.md, "Linux Process"). One that the host cannot
+/// Labels of security modules: `apparmorProfile` and `selinuxLabel` (config.md, "Linux Process"). A label that the host cannot
 /// enforce is refused.
 package struct SecurityLabels {
   private(set) var profile = ""
@@ -99,7 +99,7 @@ package struct SecurityLabels {
     try check { (name, message) in json.error(name, message) }
   }
 
-  /// By the options of `exec`.
+  /// Replaces labels by the options of `exec`.
   mutating func override(profile: String, context: String) throws(RuntimeError) {
     if !profile.isEmpty { self.profile = profile }
     if !context.isEmpty { self.context = context }

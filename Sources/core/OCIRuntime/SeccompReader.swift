@@ -6,15 +6,15 @@
   internal import Seccomp
 #endif
 
-/// `linux.seccomp` (config-linux.md, "Seccomp") as a filter.
+/// The compiler of `linux.seccomp` (config-linux.md, "Seccomp") to a filter.
 enum SeccompReader {
-  /// The steps that load it; none where the configuration has none. `state`: the container's, in its parts around the pid, for
-  /// whoever answers what the filter asks. What was compiled once is kept in `cache`: the same
-  /// profile comes with every container of an engine, and compiling it costs more than everything else together.
+  /// Returns the operations that load the filter; none if the configuration has none. `state` is the container's state, in two
+  /// parts around the pid, for the seccomp listener. `cache` stores compiled filters: an engine passes the same profile with every
+  /// container, and compiling it takes longer than all other work together.
   static func operations(_ linux: JSON, _ state: [String], cache: FilterCache) throws(RuntimeError) -> [Operation] {
     guard let json = try linux.object("seccomp") else { return [] }
     let listener = try listener(json, state)
-    // With the number of the way in which it is compiled: a cache outlives an upgrade.
+    // The key starts with the version of this compiler, because a cache outlives an upgrade.
     let text = "2" + json.encoded
     var flags: UInt64 = 0
     for name in try json.strings("flags") {
@@ -27,16 +27,17 @@ enum SeccompReader {
     return listener + [.seccomp(program: program, flags: flags)]
   }
 
-  /// For SCMP_ACT_NOTIFY: the container process state (config-linux.md, "The Container Process State") around the pid.
+  /// Returns the listener operation for SCMP_ACT_NOTIFY, with the container process state (config-linux.md, "The Container Process
+  /// State") in parts around the pid.
   private static func listener(_ json: JSON, _ state: [String]) throws(RuntimeError) -> [Operation] {
     guard try json.string("defaultAction") != "SCMP_ACT_NOTIFY" else {
-      throw json.error("defaultAction", "SCMP_ACT_NOTIFY: the call that hands the listener over would wait for it")
+      throw json.error("defaultAction", "SCMP_ACT_NOTIFY: not allowed: the sendmsg that passes the listener would wait for it")
     }
     var asks = false
     for rule in try json.objects("syscalls") where try rule.string("action") == "SCMP_ACT_NOTIFY" {
       asks = true
       guard try !rule.strings("names").contains("sendmsg") else {
-        throw rule.error("names", "sendmsg cannot be SCMP_ACT_NOTIFY: it hands the listener over")
+        throw rule.error("names", "sendmsg cannot be SCMP_ACT_NOTIFY: it passes the listener")
       }
     }
     guard asks else { return [] }
@@ -50,7 +51,7 @@ enum SeccompReader {
     return [.seccompListener(socket: path, state: [String(head.dropLast()) + ",\"pid\":", ",\"state\":" + state[0], state[1] + "}"])]
   }
 
-  /// seccomp(2).
+  /// Flags of seccomp(2).
   private static let flagBits: [(name: String, bit: UInt64)] = [
     ("SECCOMP_FILTER_FLAG_TSYNC", 1), ("SECCOMP_FILTER_FLAG_LOG", 2), ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", 4),
     ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", 32),
@@ -65,7 +66,7 @@ enum SeccompReader {
     let fallback = try action(json, "defaultAction", "defaultErrnoRet")
     let filter = try naming(json) { () throws(SeccompFilter.Failure) in try SeccompFilter(fallback: fallback) }
     for name in try json.strings("architectures") {
-      guard name.utf8.starts(with: "SCMP_ARCH_".utf8) else { throw json.error("architectures", "\(name) is no architecture") }
+      guard name.utf8.starts(with: "SCMP_ARCH_".utf8) else { throw json.error("architectures", "\(name): expected SCMP_ARCH_…") }
       try naming(json) { () throws(SeccompFilter.Failure) in try filter.add(architecture: lowercased(name.utf8.dropFirst(10))) }
     }
     for rule in try json.objects("syscalls") { try add(rule, to: filter) }
@@ -79,7 +80,7 @@ enum SeccompReader {
     for entry in try rule.objects("args") {
       let name = try entry.string("op") ?? ""
       guard let comparison = comparisons.first(where: { $0.name == name })?.comparison else {
-        throw entry.error("op", "\(name) is no comparison")
+        throw entry.error("op", "\(name): expected SCMP_CMP_…")
       }
       guard let index = try entry.number32("index"), index < 6 else { throw entry.error("index", "expected 0 to 5") }
       arguments.insert(index)
@@ -90,7 +91,7 @@ enum SeccompReader {
     guard !names.isEmpty else { throw rule.error("names", "is empty") }
     for name in names {
       try naming(rule) { () throws(SeccompFilter.Failure) in
-        // Several conditions on one argument are alternatives, on different ones they all have to hold.
+        // Several conditions on one argument are alternatives; conditions on different arguments must all hold.
         if arguments.count < conditions.count {
           for condition in conditions { try filter.add(action, name, [condition]) }
         } else {
@@ -124,16 +125,17 @@ enum SeccompReader {
   }
 }
 
-/// Compiled filters, each in a file named by a hash of the profile and holding both: what is found is compared whole.
+/// A cache of compiled filters. Each file is named by a hash of the profile and contains both, so that a lookup compares the whole
+/// profile.
 struct FilterCache {
   private let folder: Handle?
 
-  /// `path` is made if it is not there; without it nothing is kept.
+  /// Makes the directory `path` if it does not exist; if that fails, nothing is cached.
   init(_ path: String) {
     do throws(Errno) {
       do throws(Errno) { try Descriptor.makeDirectory(path, mode: 0o700) } catch { if error != .exists { throw error } }
       let opened = try Descriptor.open(path, [.readOnly, .directory, .noFollow])
-      // What others could write to is not believed.
+      // A directory that other users can write to is not trusted.
       let status = try opened.status()
       let isOurs = status.uid == Process.effectiveUser && status.permissions & 0o022 == 0
       folder = isOurs ? Handle(opened) : nil
@@ -167,7 +169,7 @@ struct FilterCache {
     do throws(Errno) { try folder.descriptor.replace(FilterCache.name(profile), with: bytes, durable: false) } catch {}
   }
 
-  /// FNV-1a; a collision is found by the comparison and costs a compilation.
+  /// Returns a file name by FNV-1a; a collision is detected by the comparison and costs a compilation.
   private static func name(_ profile: String) -> String {
     var hash: UInt64 = 0xCBF2_9CE4_8422_2325
     for byte in profile.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01B3 }

@@ -7,24 +7,24 @@
   internal import ShimProtocol
 #endif
 
-/// A transient scope of systemd with a delegated cgroup (systemd.resource-control(5), `Delegate=`), in which the container
-/// has a cgroup of its own: below the scope nobody but us writes, so that a daemon-reload leaves its limits alone.
+/// A transient systemd scope with a delegated cgroup (systemd.resource-control(5), `Delegate=`), in which the container has its own
+/// cgroup. Only this runtime writes below the scope, so that a daemon-reload does not change the container's limits.
 struct SystemdScope {
   let slice: String
   let name: String
 
-  /// By `cgroupsPath` in the form `slice:prefix:name`, as runc and crun read it; none is `system.slice:carrel:<id>`.
+  /// Parses `cgroupsPath` in the form `slice:prefix:name`, as runc and crun do; without one it is `system.slice:carrel:<id>`.
   init(_ asked: String, id: String) throws(RuntimeError) {
     func refusal(_ message: String) -> RuntimeError { RuntimeError("config.json: linux.cgroupsPath: \(message)") }
     let parts = (asked.isEmpty ? ":carrel:" + id : asked).split(separator: ":", omittingEmptySubsequences: false).map { String($0) }
     guard parts.count == 3, !parts[2].isEmpty else { throw refusal("\(asked): with --systemd-cgroup expected slice:prefix:name") }
     slice = parts[0].isEmpty ? "system.slice" : parts[0]
     name = (parts[1].isEmpty ? "" : parts[1] + "-") + parts[2] + ".scope"
-    for part in [slice, name] where !SystemdScope.isUnitName(part) { throw refusal("\(part) is no name of a unit") }
-    guard slice.utf8.count > 6, Array(slice.utf8.suffix(6)) == Array(".slice".utf8) else { throw refusal("\(slice) is no slice") }
+    for part in [slice, name] where !SystemdScope.isUnitName(part) { throw refusal("\(part): not a unit name") }
+    guard slice.utf8.count > 6, Array(slice.utf8.suffix(6)) == Array(".slice".utf8) else { throw refusal("\(slice): not a slice") }
   }
 
-  /// systemd.unit(5).
+  /// Returns whether a text is a unit name (systemd.unit(5)).
   private static func isUnitName(_ text: String) -> Bool {
     text.utf8.count <= 255 && text.utf8.first != UInt8(ascii: ".")
       && text.utf8.allSatisfy { byte in
@@ -33,7 +33,7 @@ struct SystemdScope {
       }
   }
 
-  /// The container's cgroup, relative to a hierarchy's root. A slice's name holds those above it (systemd.slice(5)).
+  /// The container's cgroup, relative to the root of a hierarchy. The name of a slice contains its parents (systemd.slice(5)).
   var path: String {
     var path = ""
     var above = ""
@@ -44,15 +44,15 @@ struct SystemdScope {
     return path + name + "/container"
   }
 
-  /// The v1 hierarchies in which systemd makes no cgroups of its own: the scope and the slices above are ours to remove there.
+  /// The v1 hierarchies in which systemd creates no cgroups: the runtime must remove the scope and its slices there.
   static let unmanaged = ["freezer", "cpuset", "net_cls", "net_prio", "hugetlb", "perf_event", "rdma", "misc"]
 
-  // ---------------------------------------------------------------- its life
+  // ---------------------------------------------------------------- life cycle
 
-  /// Keeps a scope that nothing else is in yet.
+  /// A process that keeps a scope alive while nothing else is in it.
   final class Holder {
     private let pid: Int32
-    /// It reads from this, and would end at its end.
+    /// The pipe from which it reads; it exits at EOF.
     private let input: Pipe
 
     init(pid: Int32, input: Pipe) {
@@ -60,7 +60,8 @@ struct SystemdScope {
       self.input = input
     }
 
-    /// To where it does not keep the cgroup's own controllers from being enabled (cgroups(7), "no internal processes").
+    /// Moves the process to a cgroup where it does not prevent controllers from being enabled (cgroups(7), "no internal
+    /// processes").
     func enter(_ cgroup: Cgroup) throws(RuntimeError) {
       do throws(LimitsError) { try cgroup.adopt(pid) } catch { throw RuntimeError(error.description) }
     }
@@ -73,8 +74,8 @@ struct SystemdScope {
     }
   }
 
-  /// Makes the scope by systemd-run(1), which speaks to systemd's bus and then becomes cat(1), in the scope: its answer
-  /// says that the scope stands.
+  /// Creates the scope by systemd-run(1), which calls systemd over its bus and then becomes cat(1) in the scope: output from cat
+  /// means that the scope exists.
   func start() throws(RuntimeError) -> Holder {
     guard Process.exists("/run/systemd/system") else { throw RuntimeError("--systemd-cgroup: systemd does not run here") }
     let said: [UInt8]
@@ -97,7 +98,7 @@ struct SystemdScope {
     throw RuntimeError("--systemd-cgroup: \(name): \(String(decoding: said, as: UTF8.self))")
   }
 
-  /// Has the scope ended, so that its name is free again. That it is gone already is how it should be.
+  /// Stops the scope, so that its name is free again. A scope that does not exist is not an error.
   static func stop(_ name: String) {
     do throws(Errno) {
       let errors = try Pipe()

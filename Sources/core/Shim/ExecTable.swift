@@ -5,7 +5,7 @@
   internal import Linux
 #endif
 
-/// The programs of `exec` that run in a sandbox, and whose they are.
+/// The `exec` programs that run in a sandbox, and their clients.
 struct ExecTable {
   struct Client {
     let request: UInt32
@@ -14,18 +14,18 @@ struct ExecTable {
 
   private struct Entry {
     let session: UInt32
-    /// Nil once the client has gone.
+    /// Nil once the client has disconnected.
     var client: Client?
-    /// When it is killed, having been hung up on; in nanoseconds since boot.
+    /// The time of its SIGKILL after a hang-up, in nanoseconds since boot.
     var killAt: Int64?
   }
 
   private var entries: [Entry] = []
   private var next: UInt32 = 1
-  /// Between SIGHUP and SIGKILL.
+  /// The nanoseconds between SIGHUP and SIGKILL.
   private static let grace: Int64 = 2_000_000_000
 
-  /// Nil where as many run as may.
+  /// Adds a program and returns its session; nil at the limit of programs.
   mutating func begin(request: UInt32, connection: Int) -> UInt32? {
     guard entries.count < ShimProtocol.execLimit else { return nil }
     defer { next &+= 1 }
@@ -44,7 +44,7 @@ struct ExecTable {
     return entries.remove(at: index).client
   }
 
-  /// Those whose client was this connection: from now on nobody's.
+  /// Hangs up the programs of this connection, which then have no client, and returns their sessions.
   mutating func leave(connection: Int) -> [UInt32] {
     let left = entries.filter { $0.client?.connection == connection }.map { $0.session }
     for session in left { leave(session) }
@@ -56,14 +56,14 @@ struct ExecTable {
     for index in entries.indices where entries[index].session == session { entries[index].client = nil }
   }
 
-  /// Its client still hears of its end.
+  /// Schedules the SIGKILL of a program; its client still receives the report of its end.
   mutating func hangUp(_ session: UInt32) {
     for index in entries.indices where entries[index].session == session {
       entries[index].killAt = entries[index].killAt ?? Clock.boottime + ExecTable.grace
     }
   }
 
-  /// Milliseconds until the next is overdue; 0: none will be.
+  /// Returns the milliseconds until the next program is overdue; 0: none is hung up.
   func pause() -> Int32 {
     guard let soonest = entries.compactMap({ $0.killAt }).min() else { return 0 }
     return Int32(clamping: max(1, (soonest - Clock.boottime) / 1_000_000 + 1))

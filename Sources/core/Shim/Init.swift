@@ -7,26 +7,27 @@
   internal import Linux
 #endif
 
-/// PID 1 of a workspace: starts the tool, reaps, forwards signals, starts further programs on request.
+/// PID 1 of a workspace: it starts the tool, reaps, forwards signals, and starts further programs on request.
 ///
-/// It runs under the workspace's own user, filter and limits, holds no capability and no descriptor of the
-/// host, and cannot be traced. A program of `exec` is its child, so nothing ever joins a workspace from
-/// outside (CVE-2016-9962 has no counterpart here).
+/// It runs under the workspace's own user, filter and limits, has no capability and no descriptor of the host, and cannot be
+/// traced. An `exec` program is its child, so no process ever joins a workspace from outside (CVE-2016-9962 has no counterpart
+/// here).
 struct Init {
   private let supervisor: ParentSocket
   private let signals: Handle
   private let main: Int32
   private var sessions: [Session] = []
 
-  /// A further program: the leader of a process group of its own.
+  /// A further program, which leads its own process group.
   private struct Session {
     let pid: Int32
     let number: UInt32
-    /// Its client has gone.
+    /// True after its client has disconnected.
     var isHungUp = false
-    /// While it is not known whether it could be executed: it may hang on the storage of its directory, and nobody waits for that.
+    /// Set until the result of its execution is known: it may hang on the storage of its directory, and PID 1 must not wait for
+    /// that.
     var starting: Program.Forked?
-    /// Of its terminal, until its start is reported.
+    /// The master of its terminal, until its start is reported.
     var master: Handle?
   }
 
@@ -44,7 +45,7 @@ struct Init {
     main = try payload.start(Program.Streams(input: input, output: output, errors: errors))
   }
 
-  /// Runs until the tool ends or the supervisor is gone; the kernel then ends whatever else runs.
+  /// Runs until the tool or the supervisor has exited; the kernel then kills all other processes of the pid namespace.
   mutating func run() -> Never {
     do throws(Errno) {
       try supervisor.send(.started)
@@ -58,7 +59,7 @@ struct Init {
           if let starting = session.starting { fromStarting.append((session.number, poller.add(starting.report))) }
         }
         do throws(Errno) { try poller.wait() } catch {
-          // The kernel has no memory for poll(2) just now, and PID 1 must not end for that.
+          // The kernel has no memory for poll(2) at the moment; PID 1 must not exit because of that.
           Clock.sleep(milliseconds: 5)
           continue
         }
@@ -92,17 +93,18 @@ struct Init {
         Process.exit(0)
       }
       if let index = sessions.firstIndex(where: { $0.pid == ended.pid }) {
-        // One that could not be executed has said so before it ended.
+        // A program that could not be executed has reported that before it exited.
         if sessions[index].starting != nil, try !reportStart(sessions[index].number) { continue }
         let session = sessions.remove(at: index)
-        // What ignored the hang-up and outlives its leader. The group keeps the number as long as it has members.
+        // Kill the processes that ignored SIGHUP and outlived their leader. The group's number stays in use as long as it has
+        // members.
         if session.isHungUp { signal(group: session.pid, Signals.kill) }
         try supervisor.send(.execExited(session: session.number, ended.status))
       }
     }
   }
 
-  /// Reports whether a further program runs. False where it does not.
+  /// Reports whether a further program runs; returns false if it does not.
   @discardableResult
   private mutating func reportStart(_ number: UInt32) throws(Errno) -> Bool {
     guard let index = sessions.firstIndex(where: { $0.number == number }), let starting = sessions[index].starting else { return true }
@@ -126,13 +128,13 @@ struct Init {
     case .signal(let number):
       do throws(Errno) { try Process.kill(main, number) } catch {}
     case .execSignal(let number, let signal):
-      // The session leader's whole group: a shell's children too.
+      // Signal the leader's whole group, which includes a shell's children.
       for session in sessions where session.number == number { self.signal(group: session.pid, signal) }
     case .execHangUp(let number):
       for index in sessions.indices where sessions[index].number == number {
         sessions[index].isHungUp = true
         signal(group: sessions[index].pid, Signals.hangUp)
-        // A stopped group hears nothing but SIGKILL until it goes on.
+        // A stopped group handles only SIGKILL until SIGCONT continues it.
         signal(group: sessions[index].pid, Signals.goOn)
       }
     case .exec(let number, let request):

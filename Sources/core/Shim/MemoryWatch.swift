@@ -4,22 +4,22 @@
   internal import Linux
 #endif
 
-/// Hears from the kernel when it ends a process of a workspace for want of memory.
+/// A watch for OOM-killed processes of a workspace.
 ///
-/// v2 changes `memory.events`, which poll(2) tells. v1 rings an eventfd that was registered with `memory.oom_control`: before the
-/// process is ended, so that its count is looked at again for a while.
+/// On v2, poll(2) reports changes of `memory.events`. On v1, the kernel signals an eventfd that is registered with
+/// `memory.oom_control`, but before it kills the process, so the counter is read again for a while.
 struct MemoryWatch {
   private let counter: Handle
-  /// v1's eventfd.
+  /// The eventfd, on v1.
   private let eventDescriptor: Handle?
-  /// Until when to look again, in nanoseconds since boot.
+  /// The time until which the counter is read again, in nanoseconds since boot.
   private var lookUntil: Int64 = 0
-  /// How many processes were ended so far.
+  /// The number of processes OOM-killed so far.
   private(set) var kills: UInt64 = 0
 
   private static let again: (pause: Int32, nanoseconds: Int64) = (20, 500_000_000)
 
-  /// Nil where none of the workspace's cgroups counts memory.
+  /// Returns nil if none of the workspace's cgroups has the memory controller.
   init?(cgroups: [String]) {
     for folder in cgroups {
       do throws(Errno) {
@@ -46,10 +46,10 @@ struct MemoryWatch {
     return poller.add(eventDescriptor)
   }
 
-  /// How long to wait at most, in milliseconds; 0 is for ever.
+  /// Returns the longest time to wait, in milliseconds; 0: no limit.
   func pause() -> Int32 { lookUntil > Clock.boottime ? MemoryWatch.again.pause : 0 }
 
-  /// Whether more were ended than before. `isReady`: what `watch` added is ready.
+  /// Returns whether more processes were OOM-killed since the last call. `isReady`: the descriptor that `watch` added is ready.
   mutating func hasNewKills(isReady: Bool) -> Bool {
     if isReady, let eventDescriptor {
       do throws(Errno) { _ = try eventDescriptor.descriptor.read(upTo: 8) } catch {}

@@ -4,11 +4,11 @@
   package import Linux
 #endif
 
-/// A tool's output on disk, in lines of the format that CRI uses:
-/// `2026-01-02T03:04:05.000000006Z stdout F text`, `P` in place of `F` for a line that goes on in the next.
+/// A tool's output on disk, in CRI's log format: `2026-01-02T03:04:05.000000006Z stdout F text`, with `P` in place of `F` for a
+/// line that continues in the next.
 ///
-/// The log is one stream of bytes cut into segment files, each named by the offset at which it begins, so a
-/// reader finds an offset by name. The oldest segments are removed: a flood costs the same disk as a whisper.
+/// The log is one stream of bytes in segment files, each named by the offset of its first byte, so a reader finds an offset by
+/// name. The oldest segments are removed, so the disk space is bounded whatever the tool writes.
 package final class OutputLog {
   package enum Stream: Int { case stdout = 0, stderr = 1 }
 
@@ -33,7 +33,7 @@ package final class OutputLog {
     self.bytesPerSecond = Int64(clamping: max(bytesPerSecond, 65_536))
     allowance = self.bytesPerSecond
     refilled = Clock.monotonic
-    // An attempt before this one has written here: its lines stay, and these come after them.
+    // A previous attempt may have written here: its lines stay, and new lines follow them.
     do throws(Errno) {
       var last: (start: UInt64, size: UInt64) = (0, 0)
       for name in try folder.descriptor.entries() where name.utf8.count == 24 {
@@ -44,12 +44,12 @@ package final class OutputLog {
       starts.sort { $0 < $1 }
       offset = last.start + last.size
     } catch {}
-    // An empty segment is written to again.
+    // The last segment, if it is empty, is used again.
     starts.removeAll { $0 == offset }
   }
 
-  /// Milliseconds to wait before more is read; 0 for now. Slowing the reader slows a flooding tool, for a
-  /// bounded time, instead of losing what it wrote.
+  /// Returns the milliseconds to wait before more is read; 0: none. A flooding tool is slowed down, for a bounded time, so that
+  /// none of its output is lost.
   package func pause() -> Int32 {
     let now = Clock.monotonic
     let elapsed = now - refilled
@@ -67,7 +67,8 @@ package final class OutputLog {
     let stamp = Timestamp.bytes(Clock.realtime)
     var rest = bytes[...]
     while !rest.isEmpty {
-      // Short lines grow twentyfold by their stamps: stored in parts, so that no segment passes its size by much.
+      // The time stamps make short lines up to twenty times longer: store them in parts, so that no segment exceeds its size by
+      // much.
       if lines.count >= 65_536 {
         store(lines)
         lines = []
@@ -84,7 +85,7 @@ package final class OutputLog {
         if window.count == room { flush(stream, full: false, stamp: stamp, into: &lines) }
       }
     }
-    // What does not end in a newline is shown at once, as a prompt or a progress bar expects.
+    // Output without a final newline is written at once, since it may be a prompt or a progress bar.
     if !partial[stream.rawValue].isEmpty { flush(stream, full: false, stamp: stamp, into: &lines) }
     store(lines)
   }
@@ -99,7 +100,7 @@ package final class OutputLog {
     partial[stream.rawValue] = []
   }
 
-  /// A full disk costs log lines, never the tool: errors end here.
+  /// Writes lines to the current segment. Errors are ignored: a full disk loses log lines but never stops the tool.
   private func store(_ lines: [UInt8]) {
     do throws(Errno) {
       if current == nil || currentSize >= segmentBytes { try rotate() }

@@ -6,10 +6,10 @@
   internal import Linux
 #endif
 
-/// What a supervisor keeps of secrets.
+/// The secrets of a supervisor.
 ///
-/// Ahead of the launch nothing secret may be in this process's memory, since PID 1 is a copy of it: secrets come as descriptors of
-/// files in memory and stay unread until PID 1 has been cloned. From then on they are files in the sandbox's own file system.
+/// Before the launch no secret may be in this process's memory, since PID 1 is a copy of it: secrets arrive as descriptors of files
+/// in memory and are not read until PID 1 has been cloned. From then on they are files in the sandbox's own file system.
 struct SecretStore {
   private struct Entry {
     let name: String
@@ -18,11 +18,11 @@ struct SecretStore {
 
   /// Credential files that wait for the launch.
   private var waiting: [Entry] = []
-  /// Material of the agent's own, never shown to the sandbox.
+  /// Held secrets of the agent, never visible in the sandbox.
   private var held: [Entry] = []
-  /// Where the sandbox's secrets are, and whose they are.
+  /// The directory of the sandbox's secrets, and their owner.
   struct Place {
-    /// The side that can be written to; nil where the plan has none.
+    /// The writable side of their file system; nil if the plan has none.
     let folder: Handle?
     let owner: (uid: UInt32, gid: UInt32)
   }
@@ -43,7 +43,7 @@ struct SecretStore {
     }
   }
 
-  /// Puts what has waited into its place.
+  /// Writes the files that waited for the launch to the sandbox's file system.
   mutating func open(_ place: Place) throws(StepFailure) {
     folder = place.folder
     owner = place.owner
@@ -57,14 +57,14 @@ struct SecretStore {
     waiting = []
   }
 
-  /// `file` beside a message takes the place of `content`.
+  /// Stores a secret; `file`, if it was passed with the message, replaces `content`.
   mutating func put(_ name: String, _ content: [UInt8], _ file: Handle?) throws(Errno) {
     guard SecretStore.isName(name) else { throw .invalid }
     if folder != nil {
       if let file { return try write(name, try SecretStore.read(file)) }
       return try write(name, content)
     }
-    // Read now it would be in the memory of PID 1.
+    // Its content would then be in PID 1's memory.
     guard let file else { throw .invalid }
     try SecretStore.put(Entry(name: name, file: file), in: &waiting)
   }
@@ -110,13 +110,13 @@ struct SecretStore {
   }
 
   private static func read(_ file: Handle) throws(Errno) -> [UInt8] {
-    // From its beginning, wherever the writer left the offset that both share.
+    // Read from offset 0: this process and the writer share the file offset.
     let bytes = try file.descriptor.read(at: 0, upTo: ShimProtocol.heldLimit + 1)
     guard bytes.count <= ShimProtocol.heldLimit else { throw .messageTooLong }
     return bytes
   }
 
-  /// Replaced by rename: a reader finds the old content or the new one, never a part.
+  /// Replaces a secret by rename, so that a reader finds the old content or the new one, never a part.
   private func write(_ name: String, _ content: [UInt8]) throws(Errno) {
     guard let folder else { throw .notSupported }
     let temporary = ".new"
@@ -132,7 +132,7 @@ struct SecretStore {
     }
   }
 
-  /// The sandbox's user, as the host sees it.
+  /// Returns the host ids of the sandbox's user.
   static func owner(_ plan: Plan) -> (uid: UInt32, gid: UInt32) {
     var maps: (uids: [IDRange], gids: [IDRange]) = ([], [])
     for operation in plan.operations {

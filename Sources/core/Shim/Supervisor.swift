@@ -8,29 +8,30 @@
   package import Linux
 #endif
 
-/// The body of `carrel-shim`: one for each sandbox, single-threaded. It waits for a plan, launches by it, keeps the tool's output,
-/// serves agents through the sandbox's socket, and makes the exit durable. It outlives the agent: a new one connects to the same
-/// socket, at whatever step, and goes on from there (`ShimProtocol`).
+/// The supervisor, `carrel-shim`: one for each sandbox, single-threaded. It waits for a plan, executes it, stores the tool's
+/// output, serves agents through the sandbox's socket, and makes the exit record durable. It outlives the agent: a new agent
+/// connects to the same socket, in any state, and continues from there (`ShimProtocol`).
 ///
-/// It does nothing that can hang on storage once the tool runs: mounts are changed by a process of their own (`MountInjector`).
+/// It does nothing that can hang on storage once the tool runs: a separate process changes mounts (`MountInjector`).
 package final class Supervisor {
   private let folder: Handle
   private let listener: Handle
   private let logs: Handle
-  /// This process, for those who want to see its end (pidfd_open(2)).
+  /// This process's pidfd, with which agents detect its exit (pidfd_open(2)).
   private let own: Handle
-  /// Whose agents are served.
+  /// The user whose agents are served.
   private let user = Process.effectiveUser
   private var connections: [Connection] = []
   private var nextConnection = 0
   private var state = SandboxState.awaitingPlan
   private var launched: Launched?
   private var secrets = SecretStore()
-  /// Something was entrusted to it ahead of the launch, and no agent has released it yet: it then outlives its tool.
+  /// True from the first held secret, or credential before the launch, until an agent releases them; meanwhile the supervisor
+  /// outlives its tool.
   private var isEntrusted = false
   private var execs = ExecTable()
   private var broker: CredentialBroker?
-  /// It has nothing left to do.
+  /// True when there is nothing left to do.
   private var isDone = false
 
   private struct Connection {
@@ -38,7 +39,7 @@ package final class Supervisor {
     let id: Int
   }
 
-  /// A sandbox whose PID 1 is there.
+  /// A sandbox whose PID 1 exists.
   private struct Launched {
     let control: InitSocket
     let process: Handle
@@ -46,7 +47,7 @@ package final class Supervisor {
     var outputs: [(handle: Handle, stream: OutputLog.Stream)]
     let log: OutputLog
     var memory: MemoryWatch?
-    /// What PID 1 reported as its last, or that it went without a word; nil while it lives.
+    /// The last report of PID 1, or that it exited without one; nil while it lives.
     var ending: Ending?
   }
 
@@ -55,18 +56,18 @@ package final class Supervisor {
     case unreported
   }
 
-  /// More than agents need, which have one each; a bound on what a faulty one can take.
+  /// More connections than agents need, which have one each; it bounds what a faulty agent can use.
   private static let connectionLimit = 16
 
   package init(folder: Handle, listener: Handle, logs: Handle) {
     self.folder = folder
     self.listener = listener
     self.logs = logs
-    // Without it nobody could tell its end from a broken connection.
+    // Without it agents could not distinguish its exit from a broken connection.
     do throws(Errno) { own = Handle(try Process.open(pid: Process.id)) } catch { Process.exit(1) }
   }
 
-  /// Serves, and returns when the sandbox has ended and its end is on disk, or when it was ended before its launch.
+  /// Serves until the sandbox has ended and its exit record is on disk, or until it was killed before its launch.
   package func run() {
     var poller = Poller()
     while !isDone {
@@ -75,7 +76,8 @@ package final class Supervisor {
       let fromConnections = connections.map { (id: $0.id, index: poller.add($0.socket.handle)) }
       let rest = broker?.pause() ?? 0
       let fromBroker = rest == 0 ? broker?.watch(&poller) : nil
-      // Once PID 1 has reported its end, its process is waited for: it goes with the last process of its namespace, which storage may hold up.
+      // Once PID 1 has reported its end, wait for its process: it exits after the last process of its namespace, which storage may
+      // block.
       let fromChild = launched.map { poller.add($0.ending == nil ? $0.control.handle : $0.process) }
       let fromMemory = launched?.memory?.watch(&poller)
       let pause = launched?.log.pause() ?? 0
@@ -90,12 +92,12 @@ package final class Supervisor {
       if let fromMemory { lookAtMemory(isReady: poller.isReady(fromMemory)) }
       for session in execs.overdue() { request(.execSignal(session: session, signal: Signals.kill)) }
       if let fromChild, poller.isReady(fromChild) { if launched?.ending == nil { handleReport() } else { conclude() } }
-      // Its directory was taken away: nobody will ever connect again.
+      // Its directory was removed, so no agent can connect again.
       if isAlone, connections.isEmpty, !folder.descriptor.exists(Supervisor.socketName) { isDone = true }
     }
   }
 
-  /// The time to wait for poll(2), where 0 is for ever.
+  /// Returns the shortest of these times as poll(2)'s timeout; 0 means no limit.
   private static func shortest(_ pauses: Int32...) -> Int32 { pauses.filter { $0 > 0 }.min() ?? -1 }
 
   // -------------------------------------------------------------- connections
@@ -103,7 +105,7 @@ package final class Supervisor {
   private func accept() {
     do throws(Errno) {
       let socket = try Socket.accept(listener.descriptor)
-      // The socket lies in a 0700 directory; this is the second lock on the same door.
+      // The socket is in a 0700 directory; this check is a second protection.
       guard try Socket.peer(socket).uid == user, connections.count < Supervisor.connectionLimit else { return }
       let connection = Connection(socket: AgentSocket(Handle(socket)), id: nextConnection)
       nextConnection += 1
@@ -131,7 +133,7 @@ package final class Supervisor {
       received = try socket.receive(wait: false)
     } catch {
       if error == .again { return }
-      // No frame of the protocol, or longer than one may be: answered, and the connection stays.
+      // A datagram that does not decode or is too long gets a reply, and the connection stays.
       if error == .invalid || error == .messageTooLong { return reply(.malformed, to: 0, on: id) }
       return close(id)
     }
@@ -146,7 +148,7 @@ package final class Supervisor {
 
   private func reply(_ reply: ShimReply, to request: UInt32, on id: Int, passing: [Handle] = []) {
     guard let connection = connections.first(where: { $0.id == id }) else { return }
-    // Who does not read is not served: it finds the state again when it connects again.
+    // A client that does not read is disconnected: it receives the state when it connects again.
     do throws(Errno) { try connection.socket.send(.reply(id: request, reply), passing: passing, wait: false) } catch { close(id) }
   }
 
@@ -159,7 +161,7 @@ package final class Supervisor {
   }
 
   private func close(_ id: Int) {
-    // Whoever asked for the programs is gone: they end, as a terminal's programs do when it is closed.
+    // The client of these programs has disconnected: they end, as a terminal's programs do when it is closed.
     for session in execs.leave(connection: id) { request(.execHangUp(session: session)) }
     connections.removeAll { $0.id == id }
   }
@@ -200,7 +202,7 @@ package final class Supervisor {
     }
   }
 
-  /// What is answered at once. Returns the descriptor to pass along, where there is one.
+  /// Executes a request that needs no waiting; returns the descriptor to pass with the reply, if any.
   private func perform(_ message: ShimRequest, _ descriptors: [Handle]) throws(Errno) -> Handle? {
     switch message {
     case .start: request(.start)
@@ -237,7 +239,7 @@ package final class Supervisor {
 
   private func kill() throws(Errno) {
     if let launched { return try Process.signal(launched.process.descriptor, Signals.kill) }
-    // Nothing runs and nothing will.
+    // Nothing runs yet, and nothing will be launched.
     isDone = true
   }
 
@@ -252,7 +254,8 @@ package final class Supervisor {
     }
   }
 
-  /// To PID 1, never waiting for it for long. Where it has gone already, its end is reported next. False where it could not be sent.
+  /// Sends a request to PID 1, waiting at most 100 ms. If PID 1 has exited, its end is reported next. Returns false if the request
+  /// could not be sent.
   @discardableResult
   private func request(_ message: InitRequest, passing: [Handle] = []) -> Bool {
     for _ in 0..<20 {
@@ -261,13 +264,13 @@ package final class Supervisor {
         return true
       } catch {
         if error == .brokenPipe || error == .connectionReset { return true }
-        // The kernel has no memory just now, or PID 1 does not read.
+        // The kernel has no memory at the moment, or PID 1 does not read.
         Clock.sleep(milliseconds: 5)
       }
     }
     switch message {
     case .proceed, .start:
-      // One that cannot be told to go on would wait for ever.
+      // Without this message the child would wait forever.
       do throws(Errno) { if let launched { try Process.signal(launched.process.descriptor, Signals.kill) } } catch {}
     default: break
     }
@@ -284,7 +287,8 @@ package final class Supervisor {
       return finish(.failed(error))
     }
     guard let launched else { return }
-    // The plan is free now, and there may be hundreds of supervisors; memory that is locked cannot be given back any more.
+    // The plan has been freed, and there may be hundreds of supervisors: return its memory now, because locked memory cannot be
+    // returned.
     Process.trimMemory()
     // From here on this process holds secrets.
     Process.keepSecrets()
@@ -292,7 +296,7 @@ package final class Supervisor {
       return awaitEnd(.reported(.failed(error), .failed(error)))
     }
     Fault.at(.cloned)
-    // Before the child goes on, so that the agent connects the network while it makes its mounts.
+    // Report this before the child continues, so that the agent connects the network while the child mounts.
     enter(.created(pid: launched.pid), passing: [launched.process])
     request(.proceed(pid: launched.pid))
   }
@@ -310,7 +314,8 @@ package final class Supervisor {
   package static let planName = "plan"
   package static let socketName = "shim.sock"
 
-  /// Up to a child that waits for `proceed`. Apart, so that all that this needs of the plan is free when it returns.
+  /// Executes the plan up to a child that waits for `proceed`. It is a separate function so that its memory for the plan is free
+  /// when it returns.
   private func execute(_ plan: Plan) throws(StepFailure) -> SecretStore.Place {
     do throws(Errno) { try ExitRecord.reserve(in: folder.descriptor) } catch {
       throw StepFailure("reserve room for the exit record", error)
@@ -329,10 +334,10 @@ package final class Supervisor {
       control = try Socket.pair()
       output = try Pipe()
       errors = try Pipe()
-      // A descriptor of them may outlive the sandbox, handed to somebody by the tool: nothing here waits for their end.
+      // The tool may have passed a descriptor of a pipe to a process outside, where it outlives the sandbox: never wait for EOF.
       try output.reading.descriptor.makeNonBlocking()
       try errors.reading.descriptor.makeNonBlocking()
-      // Blocked here, so that none is lost between the clone and the signal descriptor of PID 1.
+      // Block signals here, so that none is lost between the clone and PID 1's signal descriptor.
       try Signals.blockAll()
     } catch {
       throw StepFailure("make pipes", error)
@@ -341,7 +346,7 @@ package final class Supervisor {
       becomeInit(plan, host, ParentSocket(control.1), output: output.writing, errors: errors.writing)
     }
     let socket = InitSocket(control.0)
-    // A child that waits for `proceed` for ever must not be left behind.
+    // On a failure the child would wait for `proceed` forever: kill it.
     do throws(StepFailure) {
       try host.complete(child: process)
     } catch {
@@ -373,7 +378,7 @@ package final class Supervisor {
     broadcast(.state(next), passing: passing)
   }
 
-  /// The child's side of the clone, up to its end.
+  /// Runs the child's side of the clone until it exits.
   private func becomeInit(_ plan: Plan, _ host: HostPart, _ control: ParentSocket, output: Handle?, errors: Handle?) -> Never {
     do throws(StepFailure) {
       try host.closeAllExcept([control.handle, output, errors], from: 3)
@@ -385,8 +390,8 @@ package final class Supervisor {
         }
       }
       guard let payload, let output, let errors else { throw StepFailure("execute", .invalid) }
-      // From here on, PID 1 holds its socket, its signals and the tool's output, nothing of the host. The
-      // objects that owned the closed numbers live as long as this process: this never returns.
+      // From here on, PID 1 has its socket, its signals and the tool's output, and no descriptor of the host. The objects that
+      // owned the closed numbers live as long as this process, because this function never returns.
       do throws(Errno) {
         try Process.closeAll(except: [control.handle, output, errors])
       } catch {
@@ -400,7 +405,7 @@ package final class Supervisor {
     }
   }
 
-  /// Apart, so that what it opened is closed before the numbers are used again.
+  /// Executes the child's part. It is a separate function so that its descriptors are closed before their numbers are used again.
   private static func enterSandbox(_ plan: Plan, _ host: HostPart, _ control: ParentSocket) throws(StepFailure) {
     var part = ChildPart(plan, host, control)
     try part.enter()
@@ -418,18 +423,18 @@ package final class Supervisor {
     }
   }
 
-  /// Reports of PID 1.
+  /// Handles a report of PID 1.
   private func handleReport() {
     guard let child = launched else { return }
     let received: InitSocket.Received?
     do throws(Errno) {
       received = try child.control.receive(wait: false)
     } catch {
-      // No memory just now, say: what PID 1 reported is still there to be read. Waited a little, so that this does not spin.
+      // A transient error, such as no memory: PID 1's report can still be read. The sleep prevents a busy loop.
       guard error == .connectionReset else { return Clock.sleep(milliseconds: 1) }
       received = nil
     }
-    // PID 1 is gone without a word: killed from outside, with all that ran in the sandbox.
+    // PID 1 exited without a report: it was killed from outside, with all processes of the sandbox.
     guard let received else { return awaitEnd(.unreported) }
     switch received.message {
     case .waiting: enter(.waiting(pid: child.pid))
@@ -452,7 +457,8 @@ package final class Supervisor {
     }
   }
 
-  /// PID 1 ends, and what runs with it; its process is waited for in the loop. A status that is known is on disk before that.
+  /// Kills PID 1 and with it all processes of the sandbox, for whose exit the loop waits. If the exit status is known, it is
+  /// written to disk first.
   private func awaitEnd(_ ending: Ending) {
     guard let child = launched else { return }
     if case .reported(let record, _) = ending { write(record) }
@@ -463,9 +469,9 @@ package final class Supervisor {
   private func conclude() {
     guard let child = launched, let ending = child.ending else { return }
     var ended = ExitStatus.signalled(Signals.kill)
-    // PID 1's own exit code is none of the tool's, which then ended by the SIGKILL that goes with PID 1.
+    // PID 1's own exit code is not the tool's: the tool was then killed by the SIGKILL that the kernel sends when PID 1 exits.
     do throws(Errno) { if let reaped = try Process.reap(child.pid), case .signalled = reaped.status { ended = reaped.status } } catch {}
-    // The namespace is empty now, so that nothing of it writes any more: what is in the pipes is all there will be.
+    // The namespace is empty, so no process inside can write any more: the pipes have all there will be.
     for (handle, stream) in child.outputs { Supervisor.drain(handle, stream, child.log) }
     switch ending {
     case .reported(_, let next): finish(next)
@@ -475,7 +481,7 @@ package final class Supervisor {
     }
   }
 
-  /// As much as a pipe holds; what comes after that is written by somebody outside.
+  /// Reads at most 1 MiB, the most that a pipe holds; anything further was written by a process outside.
   private static func drain(_ handle: Handle, _ stream: OutputLog.Stream, _ log: OutputLog) {
     var rest = 1 << 20
     do throws(Errno) {
@@ -494,15 +500,15 @@ package final class Supervisor {
     Fault.at(.afterRecord)
   }
 
-  /// Reports the end, which is on disk.
+  /// Reports the end, after its record is on disk.
   private func finish(_ next: SandboxState) {
     launched = nil
     broker.map { report(issues: $0.issues) }
     enter(next)
-    // What it was entrusted with may be needed for another start, and no agent may be there just now.
+    // The secrets may be needed for another attempt, and there may be no agent at the moment.
     guard !isEntrusted else { return }
     isDone = true
-    // Whoever connected before the end still hears of it.
+    // Clients that connected before the end still receive it.
     do throws(Errno) {
       while true { try greet(AgentSocket(Handle(try Socket.accept(listener.descriptor)))) }
     } catch {}

@@ -4,8 +4,8 @@
   package import Linux
 #endif
 
-/// How a workspace's tool ended, written by its supervisor before anyone is told: lines of `key=value` in the
-/// file `exit` of the workspace's directory, durable before the supervisor itself ends.
+/// The way a workspace's tool ended, which its supervisor writes before it reports it: lines of `key=value` in the file `exit` of
+/// the sandbox directory, durable before the supervisor exits.
 package enum ExitRecord: Equatable, Sendable {
   case ended(ExitStatus)
   case failed(StepFailure)
@@ -26,7 +26,7 @@ package enum ExitRecord: Equatable, Sendable {
     }
     do {
       let file = try folder.open(ExitRecord.reserveName, [.writeOnly, .noFollow])
-      // Empty lines are nothing to a reader.
+      // A reader skips empty lines.
       try file.write(bytes + [UInt8](repeating: 0x0A, count: ExitRecord.reserveBytes - bytes.count))
       try file.sync()
     }
@@ -37,18 +37,20 @@ package enum ExitRecord: Equatable, Sendable {
   private static let reserveName = ".exit"
   private static let reserveBytes = 4096
 
-  /// Takes the room that the record will need, so that a disk that is full by then cannot swallow how a tool ended.
+  /// Reserves the space for the record, so that the exit status is not lost if the disk is full later.
   package static func reserve(in folder: borrowing Descriptor) throws(Errno) {
     let file = try folder.open(reserveName, [.writeOnly, .create, .truncate, .noFollow], mode: 0o600)
     try file.write([UInt8](repeating: 0x0A, count: reserveBytes))
   }
 
-  /// Nil when there is none, or when it is not whole: an unknown exit is never guessed.
-  package static func read(in folder: borrowing Descriptor) -> ExitRecord? {
+  /// Reads the record; returns nil if there is none or it is incomplete, since an unknown exit status is never guessed.
+  package static func read(in folder: borrowing Descriptor) throws(Errno) -> ExitRecord? {
     do throws(Errno) {
       let file = try folder.open(fileName, [.readOnly, .noFollow])
       return parse(String(decoding: try file.readAll(limit: 65_536), as: UTF8.self))
     } catch {
+      // A record that cannot be read just now exists: the caller retries, and reports no other end in its place.
+      guard error == .noEntry else { throw error }
       return nil
     }
   }

@@ -5,20 +5,20 @@
   package import Linux
 #endif
 
-/// What a parent asks of the child that it cloned: a supervisor of its PID 1, the OCI runtime of its container. Both ends are the
-/// same program, so that this protocol needs no version.
+/// A request of a parent to the child that it cloned: a supervisor to its PID 1, the OCI runtime to its container. Both ends are
+/// the same program, so this protocol needs no version.
 package enum InitRequest: WireMessage {
-  /// Go on; with the child's pid as the host numbers it.
+  /// Continue; with the child's host pid.
   case proceed(pid: Int32)
   /// Run the program.
   case start
-  /// Send the tool a signal.
+  /// Signal the tool.
   case signal(Int32)
-  /// Start a further program. Its standard streams ride beside it, unless it wants a terminal.
+  /// Start a further program. Its standard streams are passed with the message, unless it has a terminal.
   case exec(session: UInt32, ExecRequest)
-  /// Send the process group of a further program a signal.
+  /// Signal the process group of a further program.
   case execSignal(session: UInt32, signal: Int32)
-  /// The client of a further program has gone: SIGHUP now, and SIGKILL to what is left of its group when its leader ends.
+  /// The client of a further program has disconnected: send SIGHUP now, and SIGKILL to the rest of its group when its leader exits.
   case execHangUp(session: UInt32)
 
   package func encoded() -> [UInt8] {
@@ -61,22 +61,22 @@ package enum InitRequest: WireMessage {
   }
 }
 
-/// What the child reports to its parent.
+/// A report of the child to its parent.
 package enum InitReport: WireMessage {
-  /// The namespaces and mounts stand, and the child waits for `proceed` (the plan's `rendezvous`).
+  /// The namespaces and mounts exist, and the child waits for `proceed` (the plan's `rendezvous`).
   case ready
-  /// The child stands before `start`.
+  /// The child waits for `start`.
   case waiting
   /// The tool runs.
   case started
   case failed(StepFailure)
-  /// The tool has ended; PID 1 ends next, and all that runs with it.
+  /// The tool has exited; PID 1 exits next, and the kernel kills all other processes.
   case exited(ExitStatus)
-  /// The master of the terminal rides beside it, where there is one.
+  /// The further program runs; the master of its terminal, if any, is passed with the message.
   case execStarted(session: UInt32)
   case execFailed(session: UInt32, StepFailure)
   case execExited(session: UInt32, ExitStatus)
-  /// The master of the container's terminal rides beside it.
+  /// The container's terminal is open; its master is passed with the message.
   case terminal
 
   package func encoded() -> [UInt8] {

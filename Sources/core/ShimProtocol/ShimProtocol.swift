@@ -5,20 +5,20 @@
   package import Linux
 #endif
 
-/// The protocol between agent and supervisor. Supervisors outlive agents and may be of another release, so that it has a version:
-/// each side says hello first, requests have ids and are answered in any order on one connection, and what a side does not know
-/// it answers `unsupported` or passes over.
+/// The protocol between agent and supervisor. Supervisors outlive agents and may be from another release, so it has a version: each
+/// side sends hello first, requests have ids, and replies come in any order on one connection. A side replies `unsupported` to a
+/// request that it does not know, and ignores an unknown report.
 ///
-/// The first byte of each datagram is one of `H`, `Q` (request), `A` (reply) and `R` (report). The supervisors of commit 7ede341,
-/// whose protocol had no version, begin with a number from 20 to 36.
+/// The first byte of each datagram is `H` (hello), `Q` (request), `A` (reply) or `R` (report). Messages of supervisors of commit
+/// 7ede341, whose protocol had no version, begin with a number from 20 to 36.
 package enum ShimProtocol {
-  /// Raised where a message of an earlier version means something else now; what is only added gets a capability.
+  /// The version, incremented when a message of an earlier version changes its meaning; additions get a capability instead.
   package static let version: UInt64 = 1
-  /// What this release's supervisors can do beyond the first version.
+  /// The capabilities of this release's supervisors beyond the first version.
   package static let capabilities: [String] = ["hold", "exec-hangup"]
-  /// The largest content of a secret, in bytes.
+  /// The size limit of a secret, in bytes.
   package static let heldLimit = 1 << 20
-  /// Further programs that run in a sandbox at once.
+  /// The limit of further programs that run in a sandbox at a time.
   package static let execLimit = 64
 
   static let hello = UInt8(ascii: "H")
@@ -27,21 +27,21 @@ package enum ShimProtocol {
   static let report = UInt8(ascii: "R")
 }
 
-/// How far a sandbox has come.
+/// The state of a sandbox, as its supervisor reports it.
 package enum SandboxState: Equatable, Sendable {
   /// The supervisor waits for a plan; nothing runs.
   case awaitingPlan
-  /// It executes the plan on the host's side.
+  /// The supervisor executes the host part of the plan.
   case preparing
-  /// PID 1 is there, with its namespaces; its pid as the host numbers it.
+  /// PID 1 exists, with its namespaces; its host pid.
   case created(pid: Int32)
-  /// PID 1 has done all of the plan but the execution of the tool, and waits for `start`.
+  /// PID 1 has executed the plan except for the tool itself, and waits for `start`.
   case waiting(pid: Int32)
   /// The tool runs.
   case started(pid: Int32)
-  /// A step of the launch failed; the exit record says the same.
+  /// A step of the launch failed; the exit record contains the same failure.
   case failed(StepFailure)
-  /// The tool has ended; the exit record says the same.
+  /// The tool has ended; the exit record contains the same status.
   case ended(ExitStatus)
 
   package var isOver: Bool {
@@ -51,7 +51,7 @@ package enum SandboxState: Equatable, Sendable {
     }
   }
 
-  /// Whether the tool runs, or has run.
+  /// True if the tool runs or has run.
   package var isStarted: Bool {
     switch self {
     case .started, .ended: true
@@ -59,7 +59,7 @@ package enum SandboxState: Equatable, Sendable {
     }
   }
 
-  /// PID 1, as the host numbers it; nil where there is none.
+  /// The host pid of PID 1; nil if it does not exist.
   package var pid: Int32? {
     switch self {
     case .created(let pid), .waiting(let pid), .started(let pid): pid
@@ -103,19 +103,19 @@ package enum SandboxState: Equatable, Sendable {
   }
 }
 
-/// What a supervisor says of itself and of its sandbox first on each connection. Descriptors of processes (pidfd_open(2)) ride
-/// beside it: its own and, where there is one, that of PID 1.
+/// The first message of a supervisor on each connection: itself and its sandbox. Pidfds (pidfd_open(2)) are passed with it: its own
+/// and, if it exists, that of PID 1.
 package struct SupervisorHello: Equatable, Sendable {
   package let version: UInt64
   package let capabilities: [String]
   package let state: SandboxState
-  /// The names of what it holds for the agent.
+  /// The names of the secrets that it holds for the agent.
   package let held: [String]
-  /// The names of the credential files that it was given.
+  /// The names of the credential files that it has.
   package let secrets: [String]
   package let servesCredentials: Bool
 
-  /// `version` 0: of a supervisor of commit 7ede341, which says nothing but its state.
+  /// `version` 0 is a supervisor of commit 7ede341, which reports only its state.
   package init(
     version: UInt64 = 0, capabilities: [String] = [], state: SandboxState, held: [String] = [], secrets: [String] = [],
     servesCredentials: Bool = false
@@ -129,39 +129,38 @@ package struct SupervisorHello: Equatable, Sendable {
   }
 }
 
-/// What an agent requests of a supervisor.
+/// A request of an agent to a supervisor.
 package enum ShimRequest: Equatable, Sendable {
-  /// The plan is in its place: launch by it.
+  /// Launch the plan, which is in the sandbox directory.
   case launch
   /// Let the tool run.
   case start
   case signal(Int32)
-  /// End all that runs; a supervisor that waits for its plan ends itself.
+  /// Kill all processes; a supervisor that waits for its plan exits.
   case kill
-  /// A credential file. Its content rides beside it as a descriptor of a file in memory, which ahead of the launch it must
-  /// (`SecretStore`), or stands in `content`.
+  /// Store a credential file. Its content is either a descriptor of a file in memory, passed with the request and required before
+  /// the launch (`SecretStore`), or in `content`.
   case putSecret(name: String, content: [UInt8])
-  /// Replied with a descriptor of the file.
+  /// Pass a descriptor of the file with the reply.
   case getSecret(name: String)
   case removeSecret(name: String)
-  /// Material of the agent's own that the sandbox is never shown, kept for another agent that may have to go on: a descriptor of a
-  /// file in memory rides beside it. A supervisor that was entrusted with something ahead of the launch outlives its tool until
-  /// it is released.
+  /// Hold a secret of the agent, invisible to the sandbox, for another agent that may have to continue: a descriptor of a file in
+  /// memory is passed with the request. A supervisor with secrets from before its launch outlives its tool until they are released.
   case hold(name: String)
-  /// Replied with its descriptor.
+  /// Pass the held secret's descriptor with the reply.
   case getHeld(name: String)
-  /// Nobody will need what was entrusted for another start: forget what is held, and end with the tool.
+  /// Release the held secrets, since there will be no other attempt, and exit after the tool.
   case release
-  /// The request's id names the program from then on.
+  /// Start a further program; the request's id identifies it from then on.
   case exec(ExecRequest)
   case execSignal(session: UInt32, signal: Int32)
-  /// Nobody wants the program any more: SIGHUP to its process group, and SIGKILL two seconds later.
+  /// Hang the program up: SIGHUP to its process group, and SIGKILL two seconds later.
   case execHangUp(session: UInt32)
-  /// Serve credentials at the listening socket that rides beside it.
+  /// Serve credentials on the listening socket that is passed with the request.
   case serveCredentials(token: [UInt8])
-  /// `expires` in seconds since 1970; an empty body revokes.
+  /// Set a role's credentials; `expires` is in seconds since 1970, and an empty body revokes the role.
   case putRole(name: String, body: [UInt8], expires: Int64)
-  /// So many of the credentials that were reported as issued are on record.
+  /// The agent has recorded this number of the reported issues.
   case issuesRecorded(role: String, count: UInt32)
 
   func encode(_ writer: inout MessageWriter) {
@@ -214,7 +213,7 @@ package enum ShimRequest: Equatable, Sendable {
     }
   }
 
-  /// Nil where the code is of a later release.
+  /// Returns nil if the code is from a later release.
   init?(_ reader: inout Reader) throws(PlanError) {
     switch try reader.byte() {
     case 1: self = .launch
@@ -241,16 +240,16 @@ package enum ShimRequest: Equatable, Sendable {
   }
 }
 
-/// How a supervisor answers a request.
+/// The reply of a supervisor to a request.
 package enum ShimReply: Equatable, Sendable {
-  /// A descriptor rides beside it where one was asked for.
+  /// The request was executed; a requested descriptor is passed with the reply.
   case done
-  /// The program of `exec` runs; the master of its terminal rides beside it.
+  /// The `exec` program runs; the master of its terminal is passed with the reply.
   case started
   case failed(StepFailure)
-  /// An error number of the kernel's.
+  /// The request was refused, with an error number (errno(3)).
   case refused(Int32)
-  /// The request is of a later release.
+  /// The request is from a later release.
   case unsupported
   /// The request's fields do not decode.
   case malformed
@@ -284,15 +283,15 @@ package enum ShimReply: Equatable, Sendable {
   }
 }
 
-/// What a supervisor reports without being asked.
+/// A message of a supervisor that was not requested.
 package enum ShimReport: Equatable, Sendable {
-  /// With PID 1's descriptor beside it when it is created.
+  /// The new state; PID 1's pidfd is passed with it when the state is `created`.
   case state(SandboxState)
-  /// Credentials of this role were given to programs so many times that are not on record yet.
+  /// The number of times that credentials of this role were issued to programs and not yet recorded.
   case issued(role: String, count: UInt32)
-  /// So many processes of the sandbox were OOM-killed since it was launched.
+  /// The number of processes of the sandbox that were OOM-killed since its launch.
   case outOfMemory(kills: UInt64)
-  /// A further program has ended.
+  /// A further program has exited.
   case execEnded(session: UInt32, ExitStatus)
 
   func encode(_ writer: inout MessageWriter) {
@@ -326,7 +325,7 @@ package enum ShimReport: Equatable, Sendable {
   }
 }
 
-/// Agent to supervisor.
+/// A message from the agent to the supervisor.
 package enum AgentMessage: WireMessage {
   case hello(version: UInt64, capabilities: [String])
   case request(id: UInt32, ShimRequest)
@@ -357,7 +356,7 @@ package enum AgentMessage: WireMessage {
     var reader = Reader(bytes)
     switch try reader.byte() {
     case ShimProtocol.hello:
-      // What a later version says after these is passed over.
+      // Fields that a later version appends are ignored.
       self = .hello(version: try reader.number(width: 8), capabilities: try reader.strings())
     case ShimProtocol.request:
       let id = try reader.uint32()
@@ -371,12 +370,12 @@ package enum AgentMessage: WireMessage {
   }
 }
 
-/// Supervisor to agent.
+/// A message from the supervisor to the agent.
 package enum SupervisorMessage: WireMessage {
   case hello(SupervisorHello)
   case reply(id: UInt32, ShimReply)
   case report(ShimReport)
-  /// Of a later release; to be passed over.
+  /// A report from a later release, to be ignored.
   case unknown
 
   package func encoded() -> [UInt8] {

@@ -5,7 +5,7 @@
   package import Linux
 #endif
 
-/// A message of one of the supervisor's two protocols: one message, one datagram.
+/// A message of one of the supervisor's two protocols, encoded as one datagram.
 package protocol WireMessage: Equatable, Sendable {
   func encoded() -> [UInt8]
   init(decoding bytes: [UInt8]) throws(PlanError)
@@ -22,8 +22,8 @@ package struct MessageSocket<Outgoing: WireMessage, Incoming: WireMessage>: Send
     package let descriptors: [Handle]
   }
 
-  /// Throws `messageTooLong` for a message that the other side would receive cut off. With `wait` it is sent however long it takes
-  /// the kernel to find memory for it.
+  /// Sends a message; throws `messageTooLong` if the other side would receive it truncated. With `wait` it retries while the kernel
+  /// has no memory for it, without a time limit.
   package func send(_ message: Outgoing, passing: [Handle] = [], wait: Bool = true) throws(Errno) {
     let bytes = message.encoded()
     guard bytes.count <= Socket.messageLimit else { throw .messageTooLong }
@@ -31,7 +31,7 @@ package struct MessageSocket<Outgoing: WireMessage, Incoming: WireMessage>: Send
     try persisting { () throws(Errno) in try Socket.send(handle.descriptor, bytes, passing: passing) }
   }
 
-  /// The next message; nil when the other side has closed. `invalid` for a datagram that does not decode.
+  /// Receives the next message; returns nil when the other side has closed, throws `invalid` if a datagram does not decode.
   package func receive(wait: Bool = true) throws(Errno) -> Received? {
     let raw =
       wait
@@ -46,9 +46,9 @@ package struct MessageSocket<Outgoing: WireMessage, Incoming: WireMessage>: Send
   }
 }
 
-/// The step of a launch that failed, with its error number.
+/// The step of a launch that failed, and its error number.
 package struct StepFailure: Error, Equatable, Sendable {
-  /// The operation's name, with its path where it has one.
+  /// The operation's name, and its path if it has one.
   package let step: String
   package let errno: Int32
 
@@ -58,12 +58,12 @@ package struct StepFailure: Error, Equatable, Sendable {
   }
 }
 
-/// A program that PID 1 of a sandbox is to start beside the tool.
+/// A program that PID 1 of a sandbox starts in addition to the tool.
 package struct ExecRequest: Equatable, Sendable {
   package let arguments: [String]
   package let environment: [String]
   package let directory: String
-  /// Whether it runs in a terminal, whose master PID 1 passes back; without one its three streams are passed along.
+  /// True if it runs in a terminal, whose master PID 1 passes back; otherwise its three streams are passed with the request.
   package let terminal: Bool
   package let rows: UInt16
   package let columns: UInt16
@@ -78,7 +78,7 @@ package struct ExecRequest: Equatable, Sendable {
   }
 }
 
-/// Puts the fields of a message one behind the other. Numbers are 64 bits wide and little-endian, texts and bytes are counted.
+/// A writer that appends the fields of a message. Numbers are 64 bits wide and little-endian; texts and bytes have a length prefix.
 package struct MessageWriter {
   package private(set) var bytes: [UInt8]
 
@@ -156,7 +156,7 @@ extension Reader {
 
   package mutating func strings() throws(PlanError) -> [String] {
     let count = try number(width: 8)
-    // Each takes at least the four bytes of its length: a count that the datagram cannot hold ends in `truncated`.
+    // Each text has at least the four bytes of its length, so a count that exceeds the datagram ends in `truncated`.
     var all: [String] = []
     for _ in 0..<count { all.append(try string()) }
     return all

@@ -2,17 +2,17 @@
 
 package import Workspaces
 
-/// The agent's configuration: one YAML file, every key of which `manifests/carreld.yaml` documents.
+/// The agent's configuration: one YAML file, whose keys are documented in `manifests/carreld.yaml`.
 package struct Configuration: Sendable {
   package var socket = "/run/carrel/carrel.sock"
   package var allowedUIDs: [UInt32] = []
   package var state = "/var/lib/carrel"
   package var homes = "/srv/carrel/homes"
   package var homeDriver = WorkspaceSpec.HomeDriver.directory
-  /// Of images 10Gi where it says nothing, and then of directories none.
+  /// The default limit of a home; if nil, a volume file has 10Gi and a directory has no limit.
   package var homeSize: String?
   package var homeFileSystem = WorkspaceSpec.HomeFileSystem.ext4
-  /// For how long a removed home can be recovered.
+  /// The number of days for which a removed home can be recovered.
   package var removedHomesDays = 30
   package var tools = "/etc/carrel/tools"
   package var datasets = "/etc/carrel/datasets"
@@ -30,38 +30,38 @@ package struct Configuration: Sendable {
   package var logSegments: UInt32 = 8
   package var logRate = "8Mi"
   package var defaults = WorkspaceSpec.Resources()
-  /// Launches that may be on their way at once.
+  /// The number of launches that may be in progress at once.
   package var maxLaunching = 64
   package var journalLimit = "256Mi"
-  /// Acknowledged events that are kept all the same, for people.
+  /// The number of newest events that are retained even if they are acknowledged, for people.
   package var journalKeep = 10_000
   package var controllers: [Controller] = []
-  /// Who gives the credentials of AWS roles; nil: nobody.
+  /// The provider of credentials for AWS roles; nil for none.
   package var awsProvider: CredentialProvider?
-  /// Who gives tokens for git, and the organisations that there may be any for, by host.
+  /// The provider of tokens for git, and the organisations that specs may name, by host.
   package var git: (provider: CredentialProvider, allowed: [String: [String]])?
-  /// Who gives tokens of web identities, and the role's name with `{role}`.
+  /// The provider of web identities, and the ARN of a role with the placeholder `{role}`.
   package var webIdentity: (provider: CredentialProvider, arn: String)?
-  /// The socket of an owner's ssh-agent, with `{owner}`.
+  /// The path of the socket of an owner's ssh-agent, with the placeholder `{owner}`.
   package var sshAgent: String?
 
-  /// A controller that the agent dials.
+  /// A controller that the agent connects to.
   package struct Controller: Equatable, Sendable {
     package let name: String
     package let socket: String
-    /// Whether its acknowledgement is the one by which events are trimmed.
+    /// Whether events are trimmed after this controller has acknowledged them.
     package let owner: Bool
   }
 
   /// The controller that owns the acknowledgement, if one does.
   package var owner: Controller? { controllers.first { $0.owner } }
-  /// By whose acknowledgement events are trimmed: the owner's, or that of whoever pulls.
+  /// The name whose acknowledgement trims events: the owner, or without one the caller that pulls.
   package var acknowledger: String { owner?.name ?? Configuration.puller }
 
-  /// The name by which the acknowledgement of a caller that pulls is kept.
+  /// The name under which the acknowledgement of a caller that pulls is stored.
   package static let puller = "pull"
 
-  /// What a home with a file system of its own may be asked to hold, in bytes: from what mke2fs(8) makes a whole file system of.
+  /// The sizes of a home with its own file system, in bytes. The minimum is the least that mke2fs(8) makes a complete file system of.
   package static let homeSizes: ClosedRange<UInt64> = (16 << 20)...(1 << 46)
 
   package init() {}
@@ -71,7 +71,7 @@ package struct Configuration: Sendable {
     socket = try Configuration.path(&reader, "socket") ?? socket
     for text in try reader.texts("allowedUIDs") ?? [] {
       guard let uid = UInt32(text), uid < UInt32(Int32.max) else {
-        throw InvalidField("allowedUIDs", "\(printable(text)) is no uid", line: reader.line(of: "allowedUIDs"))
+        throw InvalidField("allowedUIDs", "\(printable(text)) is not a uid", line: reader.line(of: "allowedUIDs"))
       }
       allowedUIDs.append(uid)
     }
@@ -89,7 +89,7 @@ package struct Configuration: Sendable {
     nodeName = try reader.text("nodeName") ?? nodeName
     maxWorkspaces = Int(try reader.number("maxWorkspaces", in: 1...10_000) ?? UInt64(maxWorkspaces))
     reservedMemory = try Configuration.quantity(&reader, "reservedMemory", 0...(1 << 50)) ?? reservedMemory
-    // Never below 100000, where a host's own users are; never so high that 10,000 ranges pass 2^32.
+    // Ids below 100000 are the host's own users; the upper bound keeps 10,000 ranges below 2^32.
     firstID = UInt32(try reader.number("firstID", in: 100_000...3_000_000_000) ?? UInt64(firstID))
     _ = try reader.section("network") { (section: inout YAMLReader) throws(InvalidField) in try readNetwork(&section) }
     cgroupParent = try reader.text("cgroupParent") ?? cgroupParent
@@ -119,7 +119,7 @@ package struct Configuration: Sendable {
     defaults = try reader.section("defaults", WorkspaceSpec.Resources.init(from:)) ?? defaults
     try reader.finish()
     guard UInt64(firstID) + UInt64(maxWorkspaces) * 65_536 <= UInt64(UInt32.max) else {
-      throw InvalidField("firstID", "leaves no room for \(maxWorkspaces) ranges of 65536 ids below 4294967296")
+      throw InvalidField("firstID", "\(maxWorkspaces) ranges of 65536 ids do not fit below 4294967296; choose a lower firstID")
     }
     guard maxWorkspaces <= subnet.capacity else {
       throw InvalidField("maxWorkspaces", "\(maxWorkspaces) is more than the \(subnet.capacity) addresses of \(subnet)")
@@ -156,10 +156,10 @@ package struct Configuration: Sendable {
         guard let socket = try Configuration.path(&section, "socket") else { throw InvalidField("socket", "is missing") }
         return Controller(name: name, socket: socket, owner: try section.flag("owner") ?? false)
       }
-    guard Set(controllers.map(\.name)).count == controllers.count else { throw InvalidField("controllers", "two have the same name") }
+    guard Set(controllers.map(\.name)).count == controllers.count else { throw InvalidField("controllers", "names must be unique") }
     guard controllers.count(where: \.owner) <= 1 else { throw InvalidField("controllers", "only one can be the owner") }
     guard !controllers.contains(where: { $0.name == Configuration.puller }) else {
-      throw InvalidField("controllers", "the name \(Configuration.puller) is taken")
+      throw InvalidField("controllers", "the name \(Configuration.puller) is reserved")
     }
   }
 
@@ -180,7 +180,7 @@ package struct Configuration: Sendable {
       }
       return .program(program, timeoutSeconds: seconds)
     case (nil, let file?, nil): return .file(file)
-    default: throw InvalidField("exec", "expected one of exec, file and controller")
+    default: throw InvalidField("exec", "expected exactly one of exec, file and controller")
     }
   }
 

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Where the agent gets credentials from.
+/// A source of credentials for the agent.
 package enum CredentialProvider: Equatable, Sendable {
-  /// A program of the platform that prints them (the SDKs' `credential_process`), with `{owner}`, `{role}` and `{workspace}` in its
-  /// arguments. What it says on standard error goes to the agent's own log.
+  /// A program of the platform that prints them (the SDKs' `credential_process`), with the placeholders `{owner}`, `{role}` and
+  /// `{workspace}` in its arguments. Its standard error goes to the agent's log.
   case program([String], timeoutSeconds: UInt32)
-  /// A file that somebody else keeps fresh, its path with the same placeholders.
+  /// A file that another program renews. Its path has the same placeholders.
   case file(String)
-  /// One of the controllers that the agent dials, which says the same in answer to a question.
+  /// One of the controllers that the agent connects to. Its reply to a request has the same content.
   case controller(String, timeoutSeconds: UInt32)
 
   package static let sizeLimit = 65_536
 
-  /// For messages.
+  /// Returns the name of the provider for messages.
   package func name(_ fill: (String) -> String) -> String {
     switch self {
     case .file(let template): fill(template)

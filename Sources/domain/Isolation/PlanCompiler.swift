@@ -3,14 +3,14 @@
 package import LaunchPlan
 internal import Linux
 
-/// One id of a file system shown as another inside the workspace.
+/// The mapping of the ids of a file system to ids inside a workspace.
 package struct IDMapping: Equatable, Sendable {
   package let fromUID: UInt32
   package let fromGID: UInt32
   package let toUID: UInt32
   package let toGID: UInt32
-  /// Others whose files are there too. Each is somebody inside, since the kernel lets nobody write to the file of an owner that it
-  /// cannot name, whatever the group may.
+  /// Further uids that own files there. Each is mapped too, because the kernel refuses writes to a file whose owner is not mapped,
+  /// whatever the group is permitted.
   package let others: [UInt32]
 
   package init(fromUID: UInt32, fromGID: UInt32, toUID: UInt32, toGID: UInt32, others: [UInt32] = []) {
@@ -21,10 +21,10 @@ package struct IDMapping: Equatable, Sendable {
     self.others = others
   }
 
-  /// Where the others begin inside, away from the workspace's own user.
+  /// The first id inside for `others`, away from the workspace's own user.
   private var firstOther: UInt32 { toUID >= 50_000 ? 20_000 : 60_000 }
 
-  /// As a mount takes it, in a workspace whose host ids begin at `first`.
+  /// Returns the options of a mount in a workspace whose host ids begin at `first`.
   package func options(_ change: MountChange, first: UInt32) -> BindOptions {
     var options = BindOptions(change: change)
     options.uids = [IDRange(inside: fromUID, outside: first + toUID, count: 1)]
@@ -36,7 +36,7 @@ package struct IDMapping: Equatable, Sendable {
   }
 }
 
-/// Everything about a workspace that its launch plan depends on. Nothing in it is looked up any more.
+/// The resolved input of the plan compiler: everything that a launch plan depends on.
 package struct SandboxSpec: Sendable {
   package struct Bind: Sendable {
     package let source: String
@@ -55,7 +55,7 @@ package struct SandboxSpec: Sendable {
 
   /// Directories of the cgroup hierarchies to join.
   package var cgroups: [String] = []
-  /// v1 hierarchies to show inside, such as `memory` or `cpu,cpuacct`; empty for cgroup v2.
+  /// The v1 hierarchies that are visible inside, such as `memory` or `cpu,cpuacct`; empty for cgroup v2.
   package var cgroupHierarchies: [String] = []
   /// The first of 65,536 host ids.
   package var firstID: UInt32 = 0
@@ -81,16 +81,16 @@ package struct SandboxSpec: Sendable {
   package init() {}
 }
 
-/// The default isolation as a straight list of steps. Where an order matters, the reason stands beside it.
+/// The default isolation as a straight list of operations. Where the order matters, a comment gives the reason.
 package enum PlanCompiler {
-  /// Host ids of one workspace.
+  /// The number of host ids of one workspace.
   package static let idCount: UInt32 = 65_536
 
   static let devices: [(String, UInt32, UInt32)] = [
     ("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0),
   ]
 
-  /// Paths that tell about the host or reach its hardware: the field's common list.
+  /// Paths that reveal details of the host or reach its hardware: the common list of container engines.
   static let masked = [
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
@@ -98,12 +98,12 @@ package enum PlanCompiler {
   ]
   static let readOnly = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
-  /// RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_MEMLOCK as Linux numbers them (getrlimit(2)).
+  /// The numbers of RLIMIT_CORE, RLIMIT_NOFILE and RLIMIT_MEMLOCK on Linux (getrlimit(2)).
   private static let coreLimit: UInt32 = 4
   private static let fileLimit: UInt32 = 7
   private static let lockLimit: UInt32 = 8
 
-  /// One mount of the host's, as a launch or an injection into a workspace that runs does it.
+  /// Returns the operation of one bind mount, for a launch or for an injection into a running sandbox.
   package static func operation(_ bind: SandboxSpec.Bind, first: UInt32) -> Operation {
     var attributes: MountAttributes = [.noSetuid, .noDevices]
     if !bind.executable { attributes.insert(.noExec) }
@@ -127,9 +127,9 @@ package enum PlanCompiler {
     steps += [
       .userNamespace(owner: box.firstID, uids: ids, gids: ids),
       .namespaces(namespaces.rawValue),
-      // The kernel takes a workspace before it takes the agent.
+      // A higher OOM score makes the kernel kill a workspace before it kills the agent.
       .outOfMemoryScore(500),
-      // After joining, so that the workspace's own cgroup is the root that it sees.
+      // The cgroup namespace follows the join, so that its root is the workspace's own cgroup.
       .cgroupNamespace,
     ]
     steps += box.layers.map { .layer(path: $0) }
@@ -139,7 +139,7 @@ package enum PlanCompiler {
       fileSystem("sysfs", "/sys", harder | MountAttributes.readOnly.rawValue),
       .cgroupFileSystem(
         hierarchies: box.cgroupHierarchies, target: "/sys/fs/cgroup", attributes: harder | MountAttributes.readOnly.rawValue),
-      // The image's own /dev is never seen: it could hold links to anywhere.
+      // The tmpfs hides the image's own /dev, which could contain links to anywhere.
       fileSystem("tmpfs", "/dev", MountAttributes([.noSetuid, .noExec]).rawValue, ["size=65536", "nr_inodes=128", "mode=0755"]),
     ]
     steps += devices.map { .device(path: "/dev/\($0.0)", major: $0.1, minor: $0.2) }
@@ -165,8 +165,8 @@ package enum PlanCompiler {
     steps += [
       .secrets(target: box.secretsPath, bytes: 8 << 20),
       .hostname(box.hostname),
-      // While /proc/sys can still be written: no namespaces in the namespace, and ping without raw sockets. Not
-      // max_mnt_namespaces: making a detached mount, as the masks below do, counts as one.
+      // These are set while /proc/sys is still writable: no nested user and network namespaces, and ping without raw sockets.
+      // max_mnt_namespaces is not set, because a detached mount, which the masks below make, counts as a namespace.
       .sysctl(key: "user.max_user_namespaces", value: "0"),
       .sysctl(key: "user.max_net_namespaces", value: "0"),
       .sysctl(key: "net.ipv4.ping_group_range", value: "\(box.gid) \(box.gid)"),
@@ -176,18 +176,18 @@ package enum PlanCompiler {
     steps += readOnly.map { .readOnly(path: $0) }
     steps += [
       .pivotRoot,
-      // No core files: the host's core_pattern may be a pipe to a program outside.
+      // Core files are off, because the host's core_pattern may be a pipe to a program outside.
       .resourceLimit(resource: coreLimit, soft: 0, hard: 0, strict: false),
       .resourceLimit(resource: fileLimit, soft: box.openFiles, hard: box.openFiles, strict: false),
       .resourceLimit(resource: lockLimit, soft: 64 << 20, hard: 64 << 20, strict: false),
       .sessionKeyring,
       .awaitStart,
       .user(uid: box.uid, gid: box.gid, groups: [box.gid], mask: 0o022, capabilities: CapabilitySets()),
-      // After the ids: setresuid sets the flag anew.
+      // This follows the ids, because setresuid resets the flag.
       .undumpable,
-      // Before the filter: without CAP_SYS_ADMIN the kernel takes a filter only from who gave up privileges.
+      // This precedes the filter, because without CAP_SYS_ADMIN the kernel accepts a filter only from a process with no_new_privs.
       .noNewPrivileges,
-      // Last: what follows needs only what the workspace itself may do.
+      // The filter is last, because what follows needs only calls that the workspace itself may make.
       .seccomp(program: seccomp, flags: 0),
       .log(segmentBytes: box.logSegmentBytes, segments: box.logSegments, bytesPerSecond: box.logBytesPerSecond),
       .execute(arguments: box.arguments, environment: box.environment, directory: box.directory),

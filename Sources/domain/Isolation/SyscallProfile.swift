@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The system calls that a workspace may make. Whatever is not named answers EPERM, so that a kernel's new
-/// call is closed until someone decides on it.
+/// The system calls that a workspace may make. All others fail with EPERM, so that a kernel's new call is closed until it has
+/// been reviewed.
 ///
-/// The list is that of the field (what container engines allow by default) without the calls that make or
-/// join namespaces, change mounts or load code into the kernel. What tools of analysts need stays: tracing of
-/// own children (debuggers, profilers), memory policy (numeric libraries), Landlock and nested seccomp.
+/// The list is the default of container engines without the calls that create or join namespaces, change mounts or load code
+/// into the kernel. It includes what analysts' tools need: tracing of own children (debuggers, profilers), memory policy (numeric
+/// libraries), Landlock and nested seccomp.
 enum SyscallProfile {
   static let allowed: [String] = """
     accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown
@@ -40,18 +40,18 @@ enum SyscallProfile {
     unlinkat utime utimensat utimes vfork vmsplice wait4 waitid write writev arch_prctl
     """.split(whereSeparator: \.isWhitespace).map(String.init)
 
-  /// Calls that programs probe for and live without: they hear that the kernel has none.
+  /// Calls that programs probe for and can do without. They fail with ENOSYS, as on a kernel that lacks them.
   static let absent = ["clone3", "io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd"]
 
-  /// Every CLONE_NEW* bit that fits clone(2)'s flags.
+  /// Every CLONE_NEW* bit that clone(2) accepts in its flags.
   static let namespaceBits: UInt64 = 0x7E02_0000
 
-  /// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. No AF_ALG, no AF_VSOCK, no AF_PACKET.
+  /// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. AF_ALG, AF_VSOCK and AF_PACKET are refused.
   static let socketFamilies: [UInt64] = [1, 2, 10, 16]
 
-  /// Query, PER_LINUX32 pieces and ADDR_NO_RANDOMIZE, which debuggers set.
+  /// PER_LINUX and PER_LINUX32, each also with UNAME26; ADDR_NO_RANDOMIZE, which debuggers set; the query (personality(2)).
   static let personalities: [UInt64] = [0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFF_FFFF]
 
-  /// TIOCSTI and TIOCLINUX push input into a terminal. They differ in their last four bits only.
+  /// TIOCSTI and TIOCLINUX, which push input into a terminal. They differ only in their last four bits.
   static let terminalInjection: (common: UInt64, last: Set<UInt64>) = (0x5410, [0x2, 0xC])
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Kubernetes' quantity notation: `500m`, `4Gi`, `1.5`, `1e3`.
-/// (kubernetes.io, "Quantity" of the API reference.)
+/// Kubernetes' quantity notation (kubernetes.io, "Quantity" in the API reference), without exponents: `500m`, `4Gi`, `1.5`.
 package enum Quantity {
   private static let binary: [String: UInt64] = [
     "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50,
@@ -10,14 +9,14 @@ package enum Quantity {
     "": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000, "T": 1_000_000_000_000, "P": 1_000_000_000_000_000,
   ]
 
-  /// Whole units, such as bytes or processes. Nil if `text` is no quantity, is negative, is finer than one
-  /// unit, or passes 2^63 / 1000, more than any host has of anything.
+  /// Parses whole units, such as bytes or processes. Returns nil if `text` is not a quantity, is negative, is finer than one
+  /// unit, or exceeds 2^63 / 1000, which is more than any host has of anything.
   package static func whole(_ text: String) -> UInt64? {
     guard let thousandths = thousandths(text), thousandths % 1000 == 0 else { return nil }
     return thousandths / 1000
   }
 
-  /// Thousandths of a unit, such as milli-CPUs.
+  /// Parses thousandths of a unit, such as milli-CPUs.
   package static func thousandths(_ text: String) -> UInt64? {
     let number = text.prefix { $0.isASCII && ($0.isNumber || $0 == ".") }
     let suffix = String(text.dropFirst(number.count))
@@ -38,7 +37,7 @@ package enum Quantity {
     return tooLarge || value > UInt64(Int64.max) ? nil : value
   }
 
-  /// Bytes as people write them, the largest binary unit that is exact to a tenth.
+  /// Formats bytes for people, in the largest binary unit that they reach, rounded down to a tenth.
   package static func describe(bytes: UInt64) -> String {
     for (unit, size) in [("Pi", UInt64(1) << 50), ("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)]
     where bytes >= size {

@@ -2,20 +2,20 @@
 
 internal import Foundation
 
-/// A version of a dataset as a platform engineer registers it: a file `*.yaml` in the node's folder of datasets.
+/// One version of a dataset. A platform engineer registers it as a file `*.yaml` in the node's directory of datasets.
 package struct RegisteredDataset: Equatable, Sendable {
   package let name: String
   package let version: String
   /// A directory of the host, or a file with a squashfs or EROFS file system, which is read-only.
   package let path: String
-  /// Names of owners; "*" is everybody.
+  /// Names of owners; "*" is every owner.
   package let readers: [String]
   package let writers: [String]
-  /// Whether programs may be run from it.
+  /// Whether programs in it can be executed.
   package let executable: Bool
-  /// Of a project's folder, the storage uid of each member; all of them read and write.
+  /// The storage uid of each member of a project folder; every member reads and writes.
   package let members: [String: UInt32]
-  /// The group that a project's files belong to.
+  /// The group that owns the files of a project folder; nil for other datasets.
   package let gid: UInt32?
 
   package var isProject: Bool { gid != nil }
@@ -50,30 +50,30 @@ package struct RegisteredDataset: Equatable, Sendable {
         members[name] = uid
       }
       guard (1...256).contains(members.count), Set(members.values).count == members.count else {
-        throw InvalidField("project.members", "expected 1 to 256 owners, each with a uid of its own")
+        throw InvalidField("project.members", "expected 1 to 256 owners with distinct uids")
       }
       return (gid: UInt32(gid), members: members)
     }
     (gid, members) = (project?.gid, project?.members ?? [:])
     try reader.finish()
     guard gid == nil || readers.isEmpty && writers.isEmpty else {
-      throw InvalidField("project", "its members read and write; expected neither readers nor writers beside it")
+      throw InvalidField("project", "members read and write; readers and writers must not be set")
     }
   }
 
   private static func owners(_ reader: inout YAMLReader, _ key: String) throws(InvalidField) -> [String] {
     let names = try reader.texts(key) ?? []
     for name in names where name != "*" && !WorkspaceSpec.isID(name) {
-      throw InvalidField(key, "\(printable(name)) is no owner, nor \"*\"", line: reader.line(of: key))
+      throw InvalidField(key, "\(printable(name)) is not an owner or \"*\"", line: reader.line(of: key))
     }
     return names
   }
 }
 
-/// What is registered on a node at one moment.
+/// The datasets that are registered on a node at one moment.
 package struct DatasetRegistry: Sendable {
   package private(set) var datasets: [RegisteredDataset] = []
-  /// Files that could not be read, and why; the others are there all the same.
+  /// Files that could not be registered, and why. They do not affect the others.
   package private(set) var problems: [String] = []
 
   package init(folder: String) {
@@ -90,11 +90,11 @@ package struct DatasetRegistry: Sendable {
         problems.append("\(folder)/\(file): \(error)")
       }
     }
-    // 10 is newer than 9.
+    // The order of versions is numeric: 10 is newer than 9.
     datasets.sort { $0.name == $1.name ? $0.version.compare($1.version, options: .numeric) == .orderedAscending : $0.name < $1.name }
   }
 
-  /// By NAME or NAME@VERSION, if this owner may have it. What an owner may not have, is not there for him.
+  /// Finds a dataset by NAME, in its newest version, or by NAME@VERSION. Datasets that the owner cannot read are hidden.
   package func find(_ reference: String, for owner: String, writing: Bool, field: String) throws(InvalidField) -> RegisteredDataset {
     let parts = reference.split(separator: "@", maxSplits: 1).map(String.init)
     let named = datasets.filter { $0.name == parts[0] && (parts.count == 1 || $0.version == parts[1]) && $0.grants(owner, writing: false) }

@@ -22,7 +22,7 @@ package enum WorkspaceState: String, Codable, CaseIterable, Sendable {
   case failed
 
   package var isTerminal: Bool { self == .stopped || self == .failed }
-  /// Whether the tool runs and nobody has asked it to stop.
+  /// Whether the tool runs and no stop was requested.
   package var isUp: Bool { self == .starting || self == .ready }
   /// Whether a supervisor may exist.
   package var mayRun: Bool { !isTerminal && self != .pending }
@@ -81,22 +81,22 @@ package struct Reason: Codable, Equatable, Sendable {
   package var signal: Int32?
   package var memoryLimitBytes: UInt64?
   package var memoryPeakBytes: UInt64?
-  // The rest of the certificate of a stop. Optional, as every field added later must be.
-  /// One sentence on what to do.
+  // The rest of the stop summary. Its fields are optional, as every field that is added later must be.
+  /// What the user can do, in one sentence.
   package var advice: String?
   /// The last lines of the tool's output.
   package var logTail: [String]?
-  /// From the start of the tool.
+  /// The time since the start of the tool.
   package var ranMilliseconds: UInt64?
   package var stoppedBy: String?
-  /// Of a failed start, with its error number.
+  /// The operation of the launch plan that failed, and below its error number.
   package var step: String?
   package var errno: Int32?
   package var killed: KilledProcess?
 
-  /// A process that the kernel ended for want of memory.
+  /// A process that was OOM-killed.
   package struct KilledProcess: Codable, Equatable, Sendable {
-    /// As the host numbers it.
+    /// The host pid.
     package let pid: Int32
     package let name: String
     package let residentBytes: UInt64
@@ -116,7 +116,7 @@ package struct Reason: Codable, Equatable, Sendable {
   }
 }
 
-/// Something that happens to a workspace.
+/// An input of the state machine.
 package enum Occurrence: Equatable, Sendable {
   case preparationBegan
   case launched
@@ -124,9 +124,9 @@ package enum Occurrence: Equatable, Sendable {
   case stopRequested(by: String)
   case ended(Reason)
   case preparationFailed(Reason)
-  /// Its supervisor is gone, and had nothing to start yet: the launch is tried again.
+  /// The supervisor was lost before the tool started: the attempt is retried.
   case supervisorLost
-  /// The restart policy asks for another attempt.
+  /// The restart policy or a rescue requires another attempt.
   case restartDecided
 }
 
@@ -253,7 +253,7 @@ package struct IllegalTransition: Error, Equatable, Sendable {
   package let occurrence: Occurrence
 }
 
-/// The life of a workspace as a function without effects.
+/// The life cycle of a workspace, as a pure function.
 package enum StateMachine {
   package struct Transition: Equatable, Sendable {
     package let state: WorkspaceState
@@ -267,7 +267,7 @@ package enum StateMachine {
     case (.preparing, .launched): return Transition(state: .starting, event: .starting, reason: nil)
     case (.starting, .becameReady): return Transition(state: .ready, event: .ready, reason: nil)
     case (.pending, .stopRequested(let by)):
-      // Nothing runs yet: there is nothing to wait for.
+      // Nothing runs yet, so there is no end to wait for.
       return Transition(state: .stopped, event: .stopped, reason: Reason(.requested, "stopped by \(by) before it was prepared"))
     case (.preparing, .stopRequested), (.starting, .stopRequested), (.ready, .stopRequested):
       return Transition(state: .stopping, event: .stopping, reason: nil)

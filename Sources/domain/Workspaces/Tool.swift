@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// How an image is run as a workspace: a file that a platform engineer can copy and change (`manifests/tools/`).
+/// The definition of how an image is run as a workspace: a file that a platform engineer can copy and change (`manifests/tools/`).
 package struct Tool: Equatable, Sendable {
   package struct Probe: Equatable, Sendable {
     package let path: String
@@ -9,16 +9,16 @@ package struct Tool: Equatable, Sendable {
   }
 
   package let name: String
-  /// May hold `{port}`, `{home}`, `{token_file}`, `{id}`, `{owner}`. Empty for tools that run the spec's command.
+  /// The command, with the placeholders `{port}`, `{home}`, `{token_file}`, `{id}`, `{owner}`. Empty for tools that run the spec's command.
   package let arguments: [String]
-  /// Nil for tools that listen nowhere.
+  /// The port that the tool listens on; nil for tools that do not listen.
   package let port: UInt16?
-  /// Nil: ready when started.
+  /// The readiness probe; nil for tools that are ready when they have started.
   package let readiness: Probe?
   package let environment: [String: String]
-  /// The file among the credentials that holds the token; nil for tools without one.
+  /// The name of the credential file that holds the token; nil for tools without a token.
   package let tokenFile: String?
-  /// Behind the address and port, with `{token}`.
+  /// The part of the URL after address and port, with the placeholder `{token}`.
   package let urlPath: String
   package let home: String
   package let workingDirectory: String
@@ -26,15 +26,15 @@ package struct Tool: Equatable, Sendable {
   package let gid: UInt32
   package let gracePeriodSeconds: UInt32
   package let resources: WorkspaceSpec.Resources
-  /// Variables that name folders of packages, and which: apart for each image, below the home.
+  /// Environment variables that name directories of packages, and the path of each below the image's packages in the home.
   package let packages: [String: String]
-  /// What is done where the tool does not come up; nil: nothing.
+  /// The files to set aside if the tool does not become ready; nil for no rescue.
   package let rescue: Rescue?
 
   package struct Rescue: Equatable, Sendable {
-    /// Below the home: set aside for a second start, if the tool does not come up. `{packages}`: those of this image.
+    /// Paths below the home that are set aside for a second start if the tool does not become ready. `{packages}`: those of the image.
     package let suspects: [String]
-    /// Below the home: set aside before a start where they are larger than `sessionBytes`.
+    /// Paths below the home that are set aside before a start if they are larger than `sessionBytes`.
     package let sessions: [String]
     package let sessionBytes: UInt64
   }
@@ -65,7 +65,7 @@ package struct Tool: Equatable, Sendable {
     packages = try reader.textMap("packages") ?? [:]
     rescue = try reader.section("rescue") { (section: inout YAMLReader) throws(InvalidField) in
       let limit = try section.text("sessionLimit") ?? "1Gi"
-      guard let bytes = Quantity.whole(limit) else { throw InvalidField("rescue.sessionLimit", "\(printable(limit)) is no quantity") }
+      guard let bytes = Quantity.whole(limit) else { throw InvalidField("rescue.sessionLimit", "\(printable(limit)) is not a quantity") }
       return Rescue(
         suspects: try section.texts("suspects") ?? [], sessions: try section.texts("sessions") ?? [], sessionBytes: bytes)
     }
@@ -79,12 +79,12 @@ package struct Tool: Equatable, Sendable {
       throw InvalidField("tokenFile", "expected a file name", line: reader.line(of: "tokenFile"))
     }
     if readiness != nil && port == nil {
-      throw InvalidField("readiness", "needs a port", line: reader.line(of: "readiness"))
+      throw InvalidField("readiness", "requires a port", line: reader.line(of: "readiness"))
     }
     for (key, value) in environment { try WorkspaceSpec.validateVariable(key, value, path: "environment") }
   }
 
-  /// Fills the placeholders of a template.
+  /// Returns the template with its placeholders filled.
   package static func fill(_ template: String, _ values: [String: String]) -> String {
     values.reduce(template) { text, entry in
       text.split(separator: "{\(entry.key)}", omittingEmptySubsequences: false).joined(separator: entry.value)

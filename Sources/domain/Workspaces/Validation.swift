@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The numbers of a spec, checked and in units: bytes, thousandths of a CPU, processes.
+/// The resources of a spec, validated and in units: bytes, thousandths of a CPU, processes.
 package struct ResourceLimits: Codable, Equatable, Sendable {
   package var memoryBytes: UInt64
   package var milliCPUs: UInt64
@@ -9,7 +9,7 @@ package struct ResourceLimits: Codable, Equatable, Sendable {
   package var scratchBytes: UInt64
 }
 
-/// What any workspace may have at most, and gets where its spec is silent.
+/// The host's resources: the limit of what a workspace can have, and the basis of its default memory.
 package struct ResourcePolicy: Sendable {
   package var hostMemoryBytes: UInt64
   package var hostMilliCPUs: UInt64
@@ -19,14 +19,14 @@ package struct ResourcePolicy: Sendable {
     self.hostMilliCPUs = hostMilliCPUs
   }
 
-  /// Below this no tool starts: the C library, a shell and some room.
+  /// The least memory that a tool starts with: the C library, a shell and a reserve.
   package static let memoryFloor: UInt64 = 16 << 20
 }
 
 extension WorkspaceSpec {
   package static let idRule = "1 to 63 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit"
 
-  /// Checks every field that can be checked without looking at the host. Throws the first that is wrong.
+  /// Validates every field that can be checked without access to the host. Throws the first error.
   package func validate() throws(InvalidField) {
     try require(WorkspaceSpec.isID(id), "id", "\(quoted(id)) is not \(WorkspaceSpec.idRule)")
     try require(WorkspaceSpec.isID(owner.name), "owner.name", "\(quoted(owner.name)) is not \(WorkspaceSpec.idRule)")
@@ -40,7 +40,7 @@ extension WorkspaceSpec {
     }
     try require(
       environment.reduce(0) { $0 + $1.key.utf8.count + $1.value.utf8.count } <= 262_144, "environment",
-      "holds more than 262144 bytes")
+      "must not exceed 262144 bytes")
     for (key, value) in labels {
       try require(
         !key.isEmpty && key.utf8.count <= 253 && value.utf8.count <= 253 && isPlain(key) && isPlain(value),
@@ -59,7 +59,7 @@ extension WorkspaceSpec {
     try WorkspaceSpec.validateCommand(command, path: "command")
   }
 
-  /// In every SDK these win over the broker, and nothing renews them.
+  /// Variables that every SDK prefers to the broker, and that nothing renews.
   package static let staticAWSVariables = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"]
 
   private func validateRoles() throws(InvalidField) {
@@ -73,7 +73,7 @@ extension WorkspaceSpec {
     try require(Set(aws.roles).count == aws.roles.count, "aws.roles", "one is there twice")
     try require(!hasWebIdentity || aws.roles.count == 1, "aws.webIdentity", "is for one role, and there are \(aws.roles.count)")
     for name in WorkspaceSpec.staticAWSVariables {
-      try require(environment[name] == nil, "environment.\(name)", "would hide the credentials of aws.roles, which are renewed")
+      try require(environment[name] == nil, "environment.\(name)", "hides the renewed credentials of aws.roles; remove it")
     }
   }
 
@@ -87,7 +87,7 @@ extension WorkspaceSpec {
     guard let git else { return }
     try require((1...8).contains(git.count) && Set(git.map(\.host)).count == git.count, "git", "expected 1 to 8 hosts, each once")
     for (index, host) in git.enumerated() {
-      try require(WorkspaceSpec.isGitHost(host.host), "git[\(index)].host", "\(quoted(host.host)) is no host, such as github.com")
+      try require(WorkspaceSpec.isGitHost(host.host), "git[\(index)].host", "\(quoted(host.host)) is not a host name such as github.com")
       try require(
         (1...32).contains(host.organisations.count) && Set(host.organisations).count == host.organisations.count
           && host.organisations.allSatisfy(WorkspaceSpec.isCredentialName), "git[\(index)].organisations",
@@ -100,15 +100,15 @@ extension WorkspaceSpec {
     try require(
       !hasEncryptedHome || storage.fileSystem ?? .ext4 == .ext4, "storage.encrypted", "is for ext4 images; no other file system encrypts")
     var targets: Set<String> = []
-    try require(storage.datasets.count <= 64, "storage.datasets", "\(storage.datasets.count) datasets; at most 64")
+    try require(storage.datasets.count <= 64, "storage.datasets", "\(storage.datasets.count) datasets; expected at most 64")
     for (index, dataset) in storage.datasets.enumerated() {
       let path = "storage.datasets[\(index)]"
       try dataset.validate(path: path)
-      try require(targets.insert(dataset.target).inserted, path + ".target", "\(quoted(dataset.target)) is there twice")
+      try require(targets.insert(dataset.target).inserted, path + ".target", "\(quoted(dataset.target)) is listed twice")
     }
   }
 
-  /// The amounts, with defaults where the spec is silent.
+  /// Returns the amounts, with defaults for those that the spec does not set.
   package func amounts(defaults: Resources, policy: ResourcePolicy) throws(InvalidField) -> ResourceLimits {
     func bytes(_ own: String?, _ other: String?, _ fallback: UInt64, _ field: String, floor: UInt64) throws(InvalidField)
       -> UInt64
@@ -148,7 +148,7 @@ extension WorkspaceSpec {
     guard (1...63).contains(bytes.count) else { return false }
     func alphanumeric(_ byte: UInt8) -> Bool { (0x61...0x7A).contains(byte) || (0x30...0x39).contains(byte) }
     guard alphanumeric(bytes[0]), alphanumeric(bytes[bytes.count - 1]) else { return false }
-    // ".." would read as a parent folder to a careless tool; nothing needs it.
+    // A careless tool would treat ".." as the parent directory, and no id needs it.
     return bytes.allSatisfy { alphanumeric($0) || $0 == 0x2D || $0 == 0x2E } && !text.contains("..")
   }
 
@@ -176,7 +176,7 @@ extension WorkspaceSpec {
   }
 
   static func validateCredentialNames(_ names: [String]) throws(InvalidField) {
-    guard names.count <= 64 else { throw InvalidField("credentials", "\(names.count) files; at most 64") }
+    guard names.count <= 64 else { throw InvalidField("credentials", "\(names.count) files; expected at most 64") }
     var seen: Set<String> = []
     for (index, name) in names.enumerated() {
       guard isCredentialName(name) else {
@@ -186,11 +186,11 @@ extension WorkspaceSpec {
       guard !["token", "broker-token", "web-identity-token"].contains(name) else {
         throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is the agent's own; choose another name")
       }
-      guard seen.insert(name).inserted else { throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is there twice") }
+      guard seen.insert(name).inserted else { throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is listed twice") }
     }
   }
 
-  /// Also checks contents; an error never holds any of it.
+  /// Validates names and contents. An error never contains any content.
   package static func validate(_ credentials: [Credential]) throws(InvalidField) {
     try validateCredentialNames(credentials.map(\.name))
     for (index, credential) in credentials.enumerated() {
@@ -199,21 +199,21 @@ extension WorkspaceSpec {
           "credentials[\(index)].data", "\(credential.content.count) bytes; expected 1 to 65536 (\(credential.name))")
       }
       guard credential.lifetimeSeconds.map({ (1...31_536_000).contains($0) }) ?? true else {
-        throw InvalidField("credentials[\(index)].lifetime_seconds", "expected 1 to 31536000, or 0 for no end (\(credential.name))")
+        throw InvalidField("credentials[\(index)].lifetime_seconds", "expected 1 to 31536000, or 0 for no expiry (\(credential.name))")
       }
     }
   }
 
-  /// What a request brings to open a home with; an error never holds any of it.
+  /// Validates the key of the home in a request. An error never contains any of it.
   package func validate(homeKey: [UInt8]?) throws(InvalidField) {
     guard hasEncryptedHome else { return try require(homeKey == nil, "home_key", "is for homes that are encrypted (storage.encrypted)") }
-    try require(homeKey != nil, "home_key", "is missing; storage.encrypted needs one of 32 to 64 bytes with each launch")
+    try require(homeKey != nil, "home_key", "is missing; storage.encrypted requires a key of 32 to 64 bytes with each launch")
     try require((32...64).contains(homeKey?.count ?? 0), "home_key", "\(homeKey?.count ?? 0) bytes; expected 32 to 64")
   }
 
   package static func validateCommand(_ command: [String], path: String) throws(InvalidField) {
     guard command.reduce(0, { $0 + $1.utf8.count + 1 }) <= 131_072 else {
-      throw InvalidField(path, "holds more than 131072 bytes")
+      throw InvalidField(path, "must not exceed 131072 bytes")
     }
     for (index, argument) in command.enumerated() {
       guard !argument.utf8.contains(0) else { throw InvalidField("\(path)[\(index)]", "holds a NUL byte") }
@@ -221,8 +221,8 @@ extension WorkspaceSpec {
     if let first = command.first, first.isEmpty { throw InvalidField("\(path)[0]", "is empty; expected a program") }
   }
 
-  /// Names that carry secrets belong in `credentials`: what is in the environment is in every child, in
-  /// /proc/PID/environ and in crash reports.
+  /// Validates an environment variable. Secrets are refused, because they belong in `credentials`: the environment is visible in
+  /// every child, in /proc/PID/environ and in crash reports.
   package static func validateVariable(_ key: String, _ value: String, path: String) throws(InvalidField) {
     let bytes = Array(key.utf8)
     let valid =
@@ -234,11 +234,11 @@ extension WorkspaceSpec {
     guard !value.utf8.contains(0) else { throw InvalidField("\(path).\(key)", "holds a NUL byte") }
     let secret = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "JUPYTER_TOKEN", "GITHUB_TOKEN"]
     guard !secret.contains(key) else {
-      throw InvalidField("\(path).\(key)", "carries a secret; give it as a credential file")
+      throw InvalidField("\(path).\(key)", "must not contain a secret; use a credential file")
     }
   }
 
-  /// A host or workspace path: absolute, no empty, "." or ".." part, no control character, not the root.
+  /// Validates a path of the host or workspace: absolute, no empty, "." or ".." part, no control character, not the root.
   package static func validatePath(_ value: String, path: String) throws(InvalidField) {
     let parts = value.split(separator: "/", omittingEmptySubsequences: false).dropFirst()
     let ok =
@@ -251,7 +251,7 @@ extension WorkspaceSpec {
 }
 
 extension WorkspaceSpec.Dataset {
-  /// `path`: where it stands in the request.
+  /// Validates a dataset; `path` is its position in the request.
   package func validate(path field: String) throws(InvalidField) {
     if let name {
       try require(source.isEmpty, field + ".source", "is not for a dataset that is asked for by name")
@@ -279,7 +279,7 @@ private func require(_ condition: Bool, _ path: String, _ problem: String) throw
 
 private func isPlain(_ text: String) -> Bool { text.utf8.allSatisfy { $0 >= 0x20 && $0 != 0x7F } }
 
-/// For messages: no control characters, not longer than a line.
+/// Returns `text` for a message: control characters are escaped, and what exceeds `limit` characters is cut.
 package func printable(_ text: String, limit: Int = 80) -> String {
   var shown = ""
   for scalar in text.unicodeScalars.prefix(limit) {

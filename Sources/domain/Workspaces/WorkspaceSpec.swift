@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What a workspace shall be, as its controller asks for it. The same fields as YAML (`manifests/`) and as
-/// protobuf (`carrel.v1.WorkspaceSpec`).
+/// The workspace that a controller requests. YAML (`manifests/`) and protobuf (`carrel.v1.WorkspaceSpec`) have the same fields.
 package struct WorkspaceSpec: Codable, Equatable, Sendable {
   package var id: String
   package var owner: Owner
@@ -9,18 +8,18 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   package var image: String
   package var resources = Resources()
   package var storage = Storage()
-  /// Names of the credential files; their contents come with the request and are never part of a spec.
+  /// Names of the credential files; their contents are part of the request and never of a spec.
   package var credentials: [String] = []
-  /// Optional as a whole, since records of an older agent lack it.
+  /// The field is optional because records of an older agent lack it.
   package var aws: AWS?
   package var git: [GitHost]?
-  /// Its owner's ssh-agent, which the node's configuration says where to find.
+  /// Whether the workspace gets its owner's ssh-agent, which the node's configuration locates.
   package var sshAgent: Bool?
   package var environment: [String: String] = [:]
   package var labels: [String: String] = [:]
   package var lifecycle = Lifecycle()
   package var network: NetworkPolicy?
-  /// For tools that run what the spec says (batch).
+  /// The command, for tools that run the command of the spec (batch).
   package var command: [String] = []
 
   package struct Owner: Codable, Equatable, Sendable {
@@ -34,7 +33,7 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
     }
   }
 
-  /// Quantities as text, in Kubernetes' notation; nil for the tool's or the agent's default.
+  /// Quantities as text, in Kubernetes' notation; nil for the default of the tool or the agent.
   package struct Resources: Codable, Equatable, Sendable {
     package var memory: String?
     package var cpu: String?
@@ -45,38 +44,38 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   }
 
   package struct Storage: Codable, Equatable, Sendable {
-    /// An absolute path on the host; nil for the owner's folder among the configured homes.
+    /// An absolute path on the host; nil for the owner's directory below the configured `homes`.
     package var home: String?
-    /// How homes are kept; nil for the node's own way.
+    /// The driver of the home; nil for the node's default.
     package var driver: HomeDriver?
-    /// Its limit; nil for the node's. A quantity.
+    /// The limit of the home, a quantity; nil for the node's default.
     package var size: String?
-    /// Of an image that is to be made; nil for the node's.
+    /// The file system of a new volume file; nil for the node's default.
     package var fileSystem: HomeFileSystem?
-    /// An image whose files are encrypted with a key that comes with each request.
+    /// Whether the home is a volume file whose files are encrypted, with a key that is part of each launch.
     package var encrypted: Bool?
     package var datasets: [Dataset] = []
     package init() {}
   }
 
-  /// A directory of the host, or a file system in a file, with a hard limit.
+  /// A directory of the host, or a volume file (`image`), whose size is a hard limit.
   package enum HomeDriver: String, Codable, CaseIterable, Sendable { case directory, image }
 
   package enum HomeFileSystem: String, Codable, CaseIterable, Sendable { case ext4, xfs, btrfs }
 
   package var hasEncryptedHome: Bool { storage.encrypted ?? false }
-  /// Whether a start needs what comes with a request and is not kept.
+  /// Whether a start needs secrets, which are part of a request and are not stored.
   package var needsSecrets: Bool { !credentials.isEmpty || hasEncryptedHome }
 
-  /// A directory of the host, by its path or by what it is registered as.
+  /// A dataset: a directory of the host by its path, or a registered dataset by its name.
   package struct Dataset: Codable, Equatable, Sendable {
-    /// Empty where it is asked for by name.
+    /// A path of the host; empty if the dataset is requested by name.
     package var source: String
     package var target: String
     package var writable: Bool
-    /// NAME or NAME@VERSION; without a version the newest.
+    /// NAME, for the newest version, or NAME@VERSION.
     package var name: String?
-    /// Below the registered directory; nil for all of it.
+    /// A path below the registered directory; nil for all of it.
     package var path: String?
     package init(source: String = "", target: String, writable: Bool, name: String? = nil, path: String? = nil) {
       self.source = source
@@ -89,10 +88,10 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
 
   package enum DatasetMode: String, CaseIterable, Sendable { case ro, rw }
 
-  /// Roles whose short-lived credentials the workspace gets, the first by default.
+  /// Roles whose short-lived credentials the workspace gets. The first is the default.
   package struct AWS: Codable, Equatable, Sendable {
     package var roles: [String]
-    /// By a token file and a role's name (`AWS_WEB_IDENTITY_TOKEN_FILE`) instead of the broker.
+    /// Whether the role is assumed with a token file (`AWS_WEB_IDENTITY_TOKEN_FILE`) instead of the broker.
     package var webIdentity: Bool?
     package init(roles: [String], webIdentity: Bool? = nil) {
       self.roles = roles
@@ -114,9 +113,9 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   }
 
   package struct Lifecycle: Codable, Equatable, Sendable {
-    /// Between SIGTERM and SIGKILL; nil for the tool's.
+    /// The time between SIGTERM and SIGKILL; nil for the tool's default.
     package var gracePeriodSeconds: UInt32?
-    /// Nil for no end.
+    /// The maximum lifetime of an attempt; nil for no limit.
     package var maxLifetimeSeconds: UInt64?
     package var restartPolicy: RestartPolicy = .never
     package init() {}
@@ -125,7 +124,7 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
   package enum RestartPolicy: String, Codable, CaseIterable, Sendable { case never, onFailure, always }
   package enum NetworkPolicy: String, Codable, CaseIterable, Sendable { case none, open }
 
-  /// With the names of these credentials among its own.
+  /// Returns the spec with the names of these credentials added.
   package func naming(_ credentials: [Credential]) -> WorkspaceSpec {
     var spec = self
     spec.credentials = Array(Set(self.credentials + credentials.map(\.name))).sorted()
@@ -144,7 +143,7 @@ package struct WorkspaceSpec: Codable, Equatable, Sendable {
 package struct Credential: Sendable, CustomStringConvertible {
   package let name: String
   package let content: [UInt8]
-  /// After which its file is removed; nil: never.
+  /// The time after which the file is removed; nil for never.
   package let lifetimeSeconds: UInt64?
 
   package init(name: String, content: [UInt8], lifetimeSeconds: UInt64? = nil) {
@@ -156,11 +155,11 @@ package struct Credential: Sendable, CustomStringConvertible {
   package var description: String { "credential \(name)" }
 }
 
-/// A field that is wrong: its path, and what was expected there.
+/// An error in a field: the path of the field, and what was expected.
 package struct InvalidField: Error, Equatable, Sendable, CustomStringConvertible {
   package let path: String
   package let problem: String
-  /// Where it stands, for specs that came as text.
+  /// The line of the field, if the input was text.
   package let line: Int?
 
   package init(_ path: String, _ problem: String, line: Int? = nil) {

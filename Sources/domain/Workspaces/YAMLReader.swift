@@ -4,19 +4,19 @@ internal import Yams
 
 /// Reads a mapping of YAML strictly: unknown keys, duplicate keys and wrong types are errors with their line.
 ///
-/// A reader remembers which keys were asked for; `finish()` refuses the others.
+/// A reader records which keys were read; `finish()` refuses the others.
 package struct YAMLReader {
   private let mapping: Node.Mapping
   private let path: String
   private let line: Int?
   private var known: [String] = []
 
-  /// The longest text that is parsed, in bytes: a parser's memory is a multiple of its input.
+  /// The size limit of a text, in bytes, because the memory of the parser is a multiple of its input.
   package static let sizeLimit = 1 << 20
 
   package init(text: String) throws(InvalidField) {
     guard text.utf8.count <= YAMLReader.sizeLimit else {
-      throw InvalidField("", "the document has more than \(YAMLReader.sizeLimit) bytes")
+      throw InvalidField("", "the document must not exceed \(YAMLReader.sizeLimit) bytes")
     }
     let node: Node?
     do {
@@ -44,7 +44,7 @@ package struct YAMLReader {
       return InvalidField("", problem, line: mark.line)
     case .duplicatedKeysInMapping(let duplicates, let context):
       let name = duplicates.first ?? "a key"
-      return InvalidField(name, "is there twice", line: context.mark.line)
+      return InvalidField(name, "is set twice", line: context.mark.line)
     default:
       return InvalidField("", "is not YAML: \(error)")
     }
@@ -55,7 +55,7 @@ package struct YAMLReader {
   private mutating func node(_ key: String) -> Node? {
     known.append(key)
     guard let node = mapping[key] else { return nil }
-    // `key:` with nothing behind it is absent, as in Kubernetes.
+    // A `key:` without a value is absent, as in Kubernetes.
     if node.null != nil, node.scalar?.style == .plain { return nil }
     return node
   }
@@ -154,7 +154,7 @@ package struct YAMLReader {
     return value
   }
 
-  /// Refuses keys that nobody asked for, naming those that there are.
+  /// Refuses keys that were not read, and names the known ones.
   package func finish() throws(InvalidField) {
     for (key, value) in mapping {
       let text = key.string ?? "?"
@@ -166,6 +166,6 @@ package struct YAMLReader {
     }
   }
 
-  /// The line of a key, for errors found later.
+  /// Returns the line of a key, for errors that are found later.
   package func line(of key: String) -> Int? { mapping[key]?.mark?.line }
 }

@@ -2,7 +2,7 @@
 
 internal import Synchronization
 
-/// Mutual exclusion between tasks, first come, first served; a task that is cancelled waits no longer.
+/// Mutual exclusion between tasks, in FIFO order. A cancelled task stops waiting.
 package final class AsyncLock: Sendable {
   private struct State {
     var isHeld = false
@@ -12,7 +12,7 @@ package final class AsyncLock: Sendable {
 
   package init() {}
 
-  /// Runs `body` while no other does; throws `late` where that takes longer than `limit`.
+  /// Runs `body` while it holds the lock; throws `late` if the lock is not acquired within `limit`.
   package func whileHeld<T: Sendable>(
     within limit: Duration, else late: @autoclosure @escaping @Sendable () -> any Error, _ body: () async throws -> T
   ) async throws -> T {
@@ -29,7 +29,7 @@ package final class AsyncLock: Sendable {
       do {
         try await turn.value(within: limit, else: late())
       } catch {
-        // The lock may have been handed over meanwhile: it goes on to the next.
+        // The lock may have been handed to this task in the meantime: it is released to the next one.
         let wasHandedOver = state.withLock { state in
           guard let index = state.waiting.firstIndex(where: { $0 === turn }) else { return true }
           state.waiting.remove(at: index)

@@ -2,23 +2,23 @@
 
 internal import Synchronization
 
-/// A call that is not answered any more, because its time was over.
+/// A call that had no result by its deadline.
 package struct DeadlineExceeded: Error, Equatable, Sendable, CustomStringConvertible {
   package let call: String
   package let limit: Duration
   package var description: String {
-    "\(call): no result within \(limit.components.seconds) s, the limit of this call; what it began may go on"
+    "\(call): no result within \(limit.components.seconds) s, the limit of this call; its work may still complete"
   }
 }
 
-/// As many calls run as may.
+/// The limit of calls in progress is reached.
 package struct TooManyCalls: Error, Equatable, Sendable, CustomStringConvertible {
   package let limit: Int
-  package var description: String { "\(limit) calls are being handled, which is the limit; retry later" }
+  package var description: String { "\(limit) calls in progress (limit \(limit)); retry later" }
 }
 
-/// Owns the work of calls, so that each is answered at its deadline even where what is below does not honour cancellation. What goes
-/// on after that is counted, bounded and named here.
+/// Owns the work of calls, so that each has a reply at its deadline even if the work does not honour cancellation. Work that outlives its
+/// deadline is counted, bounded and named here.
 package final class CallRegistry: Sendable {
   private struct Call {
     let name: String
@@ -33,7 +33,7 @@ package final class CallRegistry: Sendable {
 
   package struct Gauge: Sendable {
     package let running: Int
-    /// The names of those whose deadline has passed.
+    /// The names of the calls whose deadline has passed.
     package let overdue: [String]
   }
 
@@ -48,8 +48,8 @@ package final class CallRegistry: Sendable {
     }
   }
 
-  /// Runs `body` and returns what it returns, or throws `DeadlineExceeded` when `limit` has passed: the body is then cancelled, and
-  /// goes on as far as it does not honour that. The same where the caller is cancelled.
+  /// Runs `body` and returns its result. Throws `DeadlineExceeded` after `limit`, or `CancellationError` if the caller is cancelled; in
+  /// both cases the body is cancelled, and continues if it does not honour cancellation.
   package func run<T: Sendable>(
     _ name: String, within limit: Duration, _ body: @escaping @Sendable () async throws -> T
   ) async throws -> T {
@@ -58,7 +58,7 @@ package final class CallRegistry: Sendable {
     let task = Task {
       let result: Result<T, any Error>
       do { result = .success(try await body()) } catch { result = .failure(error) }
-      // Gone from the count before the caller goes on.
+      // The call is removed from the count before its caller continues.
       end(number)
       promise.fulfil(result)
     }
@@ -87,6 +87,6 @@ package final class CallRegistry: Sendable {
 
   private func end(_ number: UInt64) { state.withLock { _ = $0.calls.removeValue(forKey: number) } }
 
-  /// Cancels all that goes on: the agent ends.
+  /// Cancels all calls, when the agent exits.
   package func cancelAll() { for task in state.withLock({ $0.calls.values.map(\.task) }) { task?.cancel() } }
 }

@@ -2,7 +2,7 @@
 
 internal import Synchronization
 
-/// A lane for each file system, so that one that does not answer takes no thread from another.
+/// A lane for each file system, so that one that does not respond takes no thread from another.
 package final class FileSystemLanes: Sendable {
   private let kind: String
   private let width: Int
@@ -11,10 +11,10 @@ package final class FileSystemLanes: Sendable {
   private let mountPoints: @Sendable () -> [String]
   private let lanes = Mutex<[String: Lane]>([:])
 
-  /// Lanes that are kept although nothing runs in them.
+  /// The number of lanes from which on idle ones are removed.
   private static let kept = 64
 
-  /// `mountPoints`: where file systems are mounted now, without asking any of them.
+  /// `mountPoints` returns the current mount points without access to any of the file systems.
   package init(
     _ kind: String, width: Int, queue: Int, patience: Duration?, mountPoints: @escaping @Sendable () -> [String]
   ) {
@@ -27,7 +27,7 @@ package final class FileSystemLanes: Sendable {
 
   package var gauges: [Lane.Gauge] { lanes.withLock { $0.values.map(\.gauge) }.sorted { $0.name < $1.name } }
 
-  /// The lane of the file system that a path is on, by the names of mount points alone.
+  /// Returns the lane of the file system that contains a path, found by the names of mount points alone.
   package func lane(for path: String) -> Lane {
     let point = FileSystemLanes.longest(of: mountPoints(), above: path)
     return lanes.withLock { lanes in

@@ -3,13 +3,13 @@
 internal import Dispatch
 internal import Synchronization
 
-/// Why a lane did not take work.
+/// The reason why a lane refused work or did not finish it.
 package enum LaneError: Error, Equatable, Sendable, CustomStringConvertible {
-  /// As much waits as may.
+  /// The queue is full.
   case full(lane: String, queued: Int)
-  /// All its threads have been in the same calls for so long that more work would only wait with them.
+  /// All threads have been in the same calls for longer than the lane's patience.
   case stuck(lane: String, threads: Int, seconds: Int64)
-  /// The work was not done in the time that its caller gave it.
+  /// The work did not finish within the caller's limit.
   case slow(lane: String, seconds: Int64)
 
   package var description: String {
@@ -19,7 +19,7 @@ package enum LaneError: Error, Equatable, Sendable, CustomStringConvertible {
     }
   }
 
-  /// The same without the lane's name, as the end of a sentence about what the lane is for.
+  /// The description without the lane's name, to follow the name of the lane's object in a message.
   package var problem: String {
     switch self {
     case .full(_, let queued): "is busy: \(queued) requests are waiting, which is the limit; retry later"
@@ -29,37 +29,36 @@ package enum LaneError: Error, Equatable, Sendable, CustomStringConvertible {
   }
 }
 
-/// A bounded number of threads for one kind of work that may block, and a bounded queue before them. Work in one lane never waits
-/// for work in another.
+/// A bounded pool of threads, with a bounded queue, for one kind of blocking work. Work in one lane never waits for work in another.
 package final class Lane: Sendable {
-  /// What is going on in a lane.
+  /// The current load of a lane.
   package struct Gauge: Sendable {
     package let name: String
     package let width: Int
     package let running: Int
     package let queued: Int
-    /// How long the oldest work has been running, in seconds.
+    /// The time that the oldest work has been running, in seconds.
     package let oldestSeconds: Double
   }
 
   private struct State {
-    /// First in, first out; `head` is the next to run.
+    /// The FIFO queue; `head` is the index of the next to run.
     var queue: [@Sendable () -> Void] = []
     var head = 0
     var idle: [DispatchQueue]
-    /// When what runs began, by a number of its own.
+    /// The start time of each running work, keyed by its number.
     var running: [UInt64: ContinuousClock.Instant] = [:]
     var next: UInt64 = 0
     var queued: Int { queue.count - head }
 
-    /// What waits although all threads of the lane are taken; a thread that is on its way takes the next of the queue.
+    /// Returns the amount of queued work for which no thread is available; a thread that is starting up will run one queued item.
     func waiting(_ width: Int) -> Int { max(0, queued - (width - idle.count - running.count)) }
   }
 
   package let name: String
   package let width: Int
   private let queueLimit: Int
-  /// How long all threads may be in the same calls before more work is refused as stuck; nil: no limit.
+  /// The time that all threads may be in the same calls before more work is refused as stuck; nil: no limit.
   private let patience: Duration?
   private let state: Mutex<State>
 
@@ -68,8 +67,8 @@ package final class Lane: Sendable {
     self.width = width
     self.queueLimit = queueLimit
     self.patience = patience
-    // A serial queue has a thread of its own while it has work, and waits for one where the kernel refuses it; a Foundation Thread
-    // says nothing then and never runs.
+    // A serial queue has a thread of its own while it has work, and waits for one if the kernel refuses it; a Foundation Thread reports no
+    // error then and never runs.
     state = Mutex(State(idle: (0..<width).map { DispatchQueue(label: "carrel.\(name).\($0)") }))
   }
 
@@ -87,15 +86,15 @@ package final class Lane: Sendable {
     Double(duration.components.seconds) + Double(duration.components.attoseconds) / 1e18
   }
 
-  /// Runs `body` on one of the lane's threads. A task that is cancelled waits no longer; what its body does goes on, in the lane's
-  /// bounds. Throws `LaneError` where the lane takes no more.
+  /// Runs `body` on one of the lane's threads. A cancelled task stops waiting; its body continues and still occupies the thread. Throws
+  /// `LaneError` if the lane refuses the work.
   package func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
     let promise = Promise<T>()
     try start { promise.fulfil(Result { try body() }) }
     return try await promise.value
   }
 
-  /// The same, for no longer than `limit`; then `LaneError.slow`.
+  /// Runs `body` in the same way, and throws `LaneError.slow` after `limit`.
   package func run<T: Sendable>(within limit: Duration, _ body: @escaping @Sendable () throws -> T) async throws -> T {
     let promise = Promise<T>()
     try start { promise.fulfil(Result { try body() }) }

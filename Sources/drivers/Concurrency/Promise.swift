@@ -2,13 +2,13 @@
 
 internal import Synchronization
 
-/// A result that comes once; later ones are ignored. Several tasks may wait for it, and one that is cancelled waits no longer.
+/// A result that is set once; later ones are ignored. Several tasks may await it, and a cancelled one stops waiting.
 package final class Promise<T: Sendable>: Sendable {
   private struct State {
     var result: Result<T, any Error>?
     var waiting: [UInt64: CheckedContinuation<Result<T, any Error>, Never>] = [:]
     var next: UInt64 = 0
-    /// Waiters that were cancelled before they had begun to wait.
+    /// The numbers of the waiters that were cancelled before they began to wait.
     var cancelled: Set<UInt64> = []
   }
 
@@ -16,7 +16,7 @@ package final class Promise<T: Sendable>: Sendable {
 
   package init() { state = Mutex(State()) }
 
-  /// One that is kept from the beginning.
+  /// Creates a promise that is fulfilled already.
   package init(_ value: T) { state = Mutex(State(result: .success(value))) }
 
   package var isFulfilled: Bool { state.withLock { $0.result != nil } }
@@ -31,7 +31,7 @@ package final class Promise<T: Sendable>: Sendable {
     for continuation in waiting { continuation.resume(returning: result) }
   }
 
-  /// Waits for the result; throws `CancellationError` when the waiting task is cancelled.
+  /// The result, once it is set. Throws `CancellationError` when the waiting task is cancelled.
   package var value: T {
     get async throws {
       let number = state.withLock { state in
@@ -63,7 +63,7 @@ package final class Promise<T: Sendable>: Sendable {
     }
   }
 
-  /// Waits for the result also in a task that is cancelled: for what has to be known before the caller can go on either way.
+  /// The result, once it is set, even in a cancelled task: for a result that the caller needs before it can continue.
   package var valueWhateverHappens: T {
     get async throws {
       let result = await withCheckedContinuation { (continuation: CheckedContinuation<Result<T, any Error>, Never>) in
@@ -79,11 +79,11 @@ package final class Promise<T: Sendable>: Sendable {
     }
   }
 
-  /// Waits no longer than `limit`, and then throws `late`.
+  /// Waits up to `limit` for the result, and then throws `late`.
   package func value(within limit: Duration, else late: @autoclosure @escaping @Sendable () -> any Error) async throws -> T {
     if let result = state.withLock({ $0.result }) { return try result.get() }
     return try await withThrowingTaskGroup(of: T.self) { group in
-      // Both children end when they are cancelled, so that this returns in time.
+      // Both children end on cancellation, so that this returns in time.
       group.addTask { try await self.value }
       group.addTask {
         try await Task.sleep(for: limit)

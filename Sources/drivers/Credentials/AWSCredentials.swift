@@ -3,12 +3,12 @@
 package import Foundation
 
 package struct CredentialError: Error, Equatable, Sendable, CustomStringConvertible {
-  /// Never holds any of what a provider said.
+  /// The message. It never contains output of a provider.
   package let description: String
   package init(_ description: String) { self.description = description }
 }
 
-/// Temporary credentials of one AWS role. Its description shows none of them.
+/// Temporary credentials of one AWS role. The description contains no secret.
 package struct AWSCredentials: Sendable, CustomStringConvertible {
   private let accessKeyID: String
   private let secretAccessKey: String
@@ -18,7 +18,7 @@ package struct AWSCredentials: Sendable, CustomStringConvertible {
 
   package var description: String { "AWS credentials until \(expiration)" }
 
-  /// What SDKs expect of a `credential_process`: an object with `AccessKeyId`, `SecretAccessKey`, `SessionToken` and
+  /// Reads the format that SDKs expect of a `credential_process`: an object with `AccessKeyId`, `SecretAccessKey`, `SessionToken` and
   /// `Expiration` (ISO 8601), in UTF-8.
   package init(json: Data, now: Date = .now) throws(CredentialError) {
     let object = try ProviderOutput(json)
@@ -29,14 +29,14 @@ package struct AWSCredentials: Sendable, CustomStringConvertible {
     expires = try object.moment("Expiration", after: now)
   }
 
-  /// As SDKs expect it of a container's credentials endpoint.
+  /// The format that SDKs expect of a container's credentials endpoint.
   package var body: [UInt8] {
     let fields = ["AccessKeyId": accessKeyID, "SecretAccessKey": secretAccessKey, "Token": sessionToken, "Expiration": expiration]
     return Array((try? JSONSerialization.data(withJSONObject: fields, options: [.sortedKeys, .withoutEscapingSlashes])) ?? Data())
   }
 
-  /// How long to wait before asking for the next: so that 20 minutes are always left (SDKs renew 15 before the end), and a
-  /// minute more to fetch them; of what does not last that long, half.
+  /// Returns the time to wait before the next renewal: until 21 minutes before the end, so that 20 minutes are always left (SDKs renew 15
+  /// minutes before the end) after a minute to fetch. For a lifetime below 22 minutes it is half of the lifetime.
   package static func renewal(after lifetime: TimeInterval) -> TimeInterval {
     let ahead = lifetime - 21 * 60
     return ahead >= 60 ? ahead : max(lifetime / 2, 0.5)

@@ -5,7 +5,8 @@ package import Foundation
 internal import HostPrograms
 
 extension CredentialProvider {
-  /// What a program or a file says. Waits, for the time-out at the longest. Controllers are asked by who speaks with them.
+  /// Fetches the output of a program or the content of a file. Blocks, at most for the timeout. A controller is not fetched
+  /// here: requests to it go over its connection.
   package func fetch(_ fill: (String) -> String) throws(CredentialError) -> Data {
     switch self {
     case .file:
@@ -14,7 +15,7 @@ extension CredentialProvider {
       }
       return found
     case .program(let arguments, let seconds): return try CredentialProvider.run(arguments.map(fill), seconds)
-    case .controller: throw CredentialError("\(name(fill)) is not asked here")
+    case .controller: throw CredentialError("\(name(fill)): a controller provides credentials over its connection only")
     }
   }
 

@@ -2,13 +2,13 @@
 
 package import Foundation
 
-/// What a provider printed: a JSON object of texts. Errors never hold any of it.
+/// The output of a provider: a JSON object whose values are strings. Errors never contain any of it.
 struct ProviderOutput {
   private let object: [String: Any]
 
   init(_ json: Data) throws(CredentialError) {
     guard let object = try? JSONSerialization.jsonObject(with: json) as? [String: Any] else {
-      throw CredentialError("expected a JSON object; \(json.count) bytes are none")
+      throw CredentialError("expected a JSON object; got \(json.count) bytes that are not one")
     }
     self.object = object
   }
@@ -18,7 +18,7 @@ struct ProviderOutput {
   func text(_ name: String) throws(CredentialError) -> String {
     guard let value = object[name] as? String, !value.isEmpty, value.utf8.count <= 8192,
       value.utf8.allSatisfy({ (0x21...0x7E).contains($0) })
-    else { throw CredentialError("\(name): expected a text of 1 to 8192 printable characters") }
+    else { throw CredentialError("\(name): expected a string of 1 to 8192 printable ASCII characters without spaces") }
     return value
   }
 
@@ -48,13 +48,13 @@ package struct GitCredentials: Sendable, CustomStringConvertible {
     expires = try object.moment("Expiration", after: now)
   }
 
-  /// As git takes it from a credential helper (git-credential(1)).
+  /// The format that git reads from a credential helper (git-credential(1)).
   package var body: [UInt8] {
     Array("username=\(username)\npassword=\(password)\npassword_expiry_utc=\(Int(expires.timeIntervalSince1970))\n".utf8)
   }
 }
 
-/// A token by which AWS knows a workload: `{"Token": "…", "Expiration": "…"}`.
+/// A token that identifies a workload to AWS: `{"Token": "…", "Expiration": "…"}`.
 package struct WebIdentity: Sendable, CustomStringConvertible {
   private let token: String
   package let expires: Date

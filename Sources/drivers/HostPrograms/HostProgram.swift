@@ -3,37 +3,37 @@
 package import Foundation
 internal import Glibc
 
-/// A program of the host that could not be run, failed, took too long, or printed too much.
+/// The error of a host program that could not be run, was killed, exceeded its timeout or printed too much.
 package struct HostProgramError: Error, Sendable, CustomStringConvertible {
-  /// The exit status; nil where it has none, because it did not start or was killed.
+  /// The exit status; nil if the program did not start or was killed.
   package let status: Int?
   package let description: String
 }
 
-/// Programs of the host that work is left to: e2fsprogs, mount(8), cp(1), credential processes.
+/// The host programs that the agent runs: e2fsprogs, mount(8), cp(1), credential processes.
 package enum HostProgram {
   package enum Errors: Sendable {
     /// Standard error is part of the output.
     case merged
-    /// Standard error is the agent's own, which is its log.
+    /// Standard error is inherited from the agent, whose log it is.
     case inherited
   }
 
-  /// Runs a program to its end and returns its exit status and what it printed. Blocks. What it started is in its process group and is
-  /// killed with it when `seconds` are over or more than `limit` bytes were printed, both of which are errors.
+  /// Runs a program to its end and returns its exit status and output. Blocks. After `seconds`, or more than `limit` bytes of output, its
+  /// process group is killed, with every process that the program started in it; both are errors.
   package static func run(
     _ command: [String], path: String = "/usr/sbin:/usr/bin:/sbin:/bin", errors: Errors, limit: Int = 1 << 20, within seconds: UInt32? = nil
   ) throws(HostProgramError) -> (status: Int, output: Data) {
     let process = Foundation.Process()
     process.executableURL = URL(fileURLWithPath: "/bin/sh")
-    // carreld ignores SIGCHLD, so that the kernel reaps its supervisors: only a parent of its own knows a program's exit status.
+    // carreld ignores SIGCHLD, so that the kernel reaps its supervisors: it cannot get an exit status itself, so sh prints it.
     process.arguments = ["-c", "\"$@\"\(errors == .merged ? " 2>&1" : ""); echo \"=$?\"", "sh"] + command
     process.environment = ["PATH": path, "LC_ALL": "C"]
     process.standardInput = FileHandle.nullDevice
     let output = Foundation.Pipe()
     process.standardOutput = output
     do { try process.run() } catch { throw HostProgramError(status: nil, description: "\(command[0]): cannot be run: \(error)") }
-    // Foundation gives it a process group of its own.
+    // Foundation creates a new process group for the program.
     let group = process.processIdentifier
     let deadline = seconds.map { seconds in
       let item = DispatchWorkItem { kill(-group, SIGKILL) }
@@ -41,7 +41,7 @@ package enum HostProgram {
       return item
     }
     defer { deadline?.cancel() }
-    // With room for the line of the status.
+    // 16 bytes more, for the line with the status.
     let room = limit + 16
     let printed = (try? output.fileHandleForReading.read(upToCount: room)) ?? Data()
     if printed.count == room { kill(-group, SIGKILL) }
@@ -52,14 +52,14 @@ package enum HostProgram {
     guard let mark = printed.lastIndex(of: UInt8(ascii: "=")),
       let status = Int(String(decoding: printed[(mark + 1)...], as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines))
     else {
-      let why = seconds.map { "did not end within \($0) s, or was killed" } ?? "was killed"
+      let why = seconds.map { "did not exit within \($0) s, or was killed" } ?? "was killed"
       throw HostProgramError(status: nil, description: "\(command[0]): \(why)")
     }
     return (status, printed[..<mark])
   }
 
-  /// What makes a command run with the rights of an owner, on files that the owner may change at any time: whatever those lead to is
-  /// nothing that the owner could not reach.
+  /// Returns the prefix that runs a command with the rights of an owner. For files that the owner may change at any time: a symlink then
+  /// leads only to files that the owner can access.
   package static func asOwner(_ uid: UInt32, _ gid: UInt32) -> [String] {
     ["setpriv", "--reuid", "\(uid)", "--regid", "\(gid)", "--clear-groups", "--inh-caps=-all", "--no-new-privs"]
   }

@@ -3,7 +3,7 @@
 internal import CArchive
 internal import Linux
 
-/// Bounds on what an archive may make of this host (a 10 KB file can hold 10 GB).
+/// Limits on what an archive may unpack to (a 10 KB file can contain 10 GB).
 package struct UnpackLimits: Sendable {
   package var bytes: UInt64 = 64 << 30
   package var entries = 2_000_000
@@ -13,10 +13,10 @@ package struct UnpackLimits: Sendable {
   package init() {}
 }
 
-/// A tar stream, possibly compressed with gzip or zstd, that is hashed as it is decompressed: the digest of
-/// what comes out is what an image calls the layer's diff_id.
+/// A tar stream, possibly compressed with gzip or zstd, that is hashed while it is decompressed: the digest of the decompressed stream is
+/// the layer's diff_id.
 ///
-/// Two libarchive readers stand behind each other: the outer only decompresses, the inner reads the tar.
+/// It is a chain of two libarchive readers: the outer one only decompresses, the inner one reads the tar.
 final class ArchiveStream {
   struct Entry {
     enum Kind { case file, directory, symlink, hardlink, other }
@@ -60,7 +60,7 @@ final class ArchiveStream {
     let opened = archive_read_open(
       inner, me, nil,
       { _, client, buffer in
-        // SAFETY: `client` is the ArchiveStream that owns the reader, and lives as long as it.
+        // SAFETY: `client` is the ArchiveStream that owns the reader, and lives at least as long.
         guard let client, let buffer else { return -1 }
         return Unmanaged<ArchiveStream>.fromOpaque(client).takeUnretainedValue().pull(into: buffer)
       }, nil)
@@ -85,7 +85,7 @@ final class ArchiveStream {
     }
     produced += UInt64(size)
     if produced > limits.bytes || (produced > 1 << 26 && produced / limits.ratio > compressedSize) {
-      failure = ImageError(.resourceExhausted, "\(name): unpacks to more than its limit (\(produced) bytes and more)")
+      failure = ImageError(.resourceExhausted, "\(name): unpacks to \(produced) bytes or more, which exceeds its limit")
       return -1
     }
     hasher.update(UnsafeRawBufferPointer(start: block, count: size))
@@ -102,7 +102,7 @@ final class ArchiveStream {
       throw ImageError(.dataLoss, "\(name): \(message(inner))")
     }
     entries += 1
-    if entries > limits.entries { throw ImageError(.resourceExhausted, "\(name): holds more than \(limits.entries) entries") }
+    if entries > limits.entries { throw ImageError(.resourceExhausted, "\(name): contains more than \(limits.entries) entries") }
     let path = text(archive_entry_pathname(raw))
     let link = archive_entry_hardlink(raw)
     let kind: Entry.Kind =
@@ -120,7 +120,7 @@ final class ArchiveStream {
       modified: Int64(archive_entry_mtime(raw)), attributes: attributes(raw))
   }
 
-  /// The present entry's content, in blocks with their offsets.
+  /// Passes the content of the present entry to `each`, in blocks with their offsets.
   func content(_ each: (UnsafeRawBufferPointer, UInt64) throws -> Void) throws {
     while true {
       var block: UnsafeRawPointer?
@@ -136,7 +136,7 @@ final class ArchiveStream {
     }
   }
 
-  /// Reads what follows the last entry, so that the digest is over all of it.
+  /// Reads the rest of the stream after the last entry, so that the digest covers all of it.
   func finish() throws -> Digest {
     var ignored: UnsafeRawPointer?
     while true {
@@ -165,7 +165,7 @@ final class ArchiveStream {
 
   private func succeed(_ result: Int32, _ archive: OpaquePointer) throws {
     if result != ARCHIVE_OK && result != ARCHIVE_WARN {
-      throw ImageError(.failedPrecondition, "\(name): is no tar archive: \(message(archive))")
+      throw ImageError(.failedPrecondition, "\(name): is not a tar archive: \(message(archive))")
     }
   }
 }

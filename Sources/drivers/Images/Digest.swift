@@ -6,7 +6,7 @@ internal import CCrypto
 package struct Digest: Hashable, Sendable, CustomStringConvertible {
   package let hex: String
 
-  /// Nil for anything else: a digest becomes part of a path.
+  /// Parses a digest; nil for any other text, since a digest becomes part of a path.
   package init?(_ text: String) {
     guard text.hasPrefix("sha256:") else { return nil }
     let hex = text.dropFirst(7)

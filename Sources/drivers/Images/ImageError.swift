@@ -2,16 +2,16 @@
 
 internal import Linux
 
-/// What is wrong with an image, and where.
+/// An error of an image: a code, and a description with its location.
 package struct ImageError: Error, Equatable, Sendable, CustomStringConvertible {
   package enum Code: Sendable {
-    /// The image breaks the specification or tries to leave its place.
+    /// The image violates the specification or tries to escape from its directory.
     case invalid
     case notFound
     case alreadyExists
-    /// A blob is not what its digest or size says.
+    /// A blob does not match its digest or size.
     case dataLoss
-    /// What was given is no image layout.
+    /// The source is not an image layout.
     case failedPrecondition
     case resourceExhausted
     case unimplemented

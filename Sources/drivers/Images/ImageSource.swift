@@ -3,19 +3,19 @@
 internal import Foundation
 internal import Linux
 
-/// An image as it was given: a layout directory, or an archive already spread out into one.
+/// The source of an import: a layout directory, or an archive that has been unpacked into one.
 struct ImageSource {
-  /// A layer blob and what the image says about it.
+  /// A layer blob and its description in the image.
   struct Layer {
     let path: String
-    /// Nil for docker-archives, whose layers are named only by their diff_id.
+    /// The digest of the blob; nil for docker-archives, whose layers have only a diff_id.
     let digest: Digest?
     let size: UInt64?
     let diffID: Digest
   }
 
   let name: String?
-  /// Of the manifest; for docker-archives of the config.
+  /// The digest of the manifest; for docker-archives that of the config.
   let digest: Digest
   let config: OCIConfig
   let configBytes: [UInt8]
@@ -30,7 +30,7 @@ struct ImageSource {
     } else if root.exists("manifest.json") {
       try self.init(dockerArchive: root)
     } else {
-      throw ImageError(.failedPrecondition, "neither oci-layout nor manifest.json: this is no OCI layout and no docker-archive")
+      throw ImageError(.failedPrecondition, "neither oci-layout nor manifest.json found; expected an OCI layout or a docker-archive")
     }
   }
 
@@ -67,7 +67,7 @@ struct ImageSource {
     guard let manifestDigest = Digest(chosen.digest) else { throw ImageSource.badDigest(chosen.digest) }
     digest = manifestDigest
     if let type = configEntry.mediaType, !MediaType.configs.contains(type) {
-      throw ImageError(.unimplemented, "config: media type \(type) is not that of an image")
+      throw ImageError(.unimplemented, "config: media type \(type) is not that of an image config")
     }
     configBytes = try ImageSource.blob(root, configEntry)
     config = try ImageSource.decode(configBytes, "config \(configEntry.digest)")
@@ -78,7 +78,7 @@ struct ImageSource {
     try checkCount(entries.count, config)
     return try zip(entries, config.rootfs.diff_ids).map { entry, diffID in
       if let type = entry.mediaType, !MediaType.layers.contains(type) {
-        throw ImageError(.unimplemented, "layer \(entry.digest): media type \(type); nothing is fetched from elsewhere")
+        throw ImageError(.unimplemented, "layer \(entry.digest): media type \(type) is not supported; layers are never downloaded")
       }
       guard let digest = Digest(entry.digest) else { throw badDigest(entry.digest) }
       guard let diff = Digest(diffID) else { throw badDigest(diffID) }
@@ -89,7 +89,7 @@ struct ImageSource {
   private static func document(_ root: borrowing Descriptor, _ entry: OCIDescriptor) throws -> OCIDocument {
     let document: OCIDocument = try decode(try blob(root, entry), entry.digest)
     if document.layers != nil && document.manifests != nil {
-      throw ImageError(.invalid, "\(entry.digest): holds both layers and manifests")
+      throw ImageError(.invalid, "\(entry.digest): contains both layers and manifests")
     }
     return document
   }
@@ -101,7 +101,7 @@ struct ImageSource {
     }
     let bytes = try read(root, "blobs/sha256/\(digest.hex)", limit: ImageSource.documentLimit)
     guard UInt64(bytes.count) == entry.size, Hasher256.digest(bytes) == digest else {
-      throw ImageError(.dataLoss, "blob \(entry.digest): content does not have this digest and size")
+      throw ImageError(.dataLoss, "blob \(entry.digest): content does not match its digest and size")
     }
     return bytes
   }
@@ -144,7 +144,7 @@ struct ImageSource {
     ImageError(.invalid, "\(text.prefix(100)) is not sha256: and 64 lower-case hex digits")
   }
 
-  /// A blob is a regular file inside the layout: no symlink, FIFO or directory in its place is followed or waited for.
+  /// Opens a blob, which must be a regular file inside the layout. A symlink in its place is not followed, and a FIFO does not block.
   static func open(_ root: borrowing Descriptor, _ path: String) throws -> Descriptor {
     do throws(Errno) {
       let file = try root.open(path, [.readOnly, .nonBlocking, .noFollow], resolving: [.beneath, .noSymlinks])
@@ -161,7 +161,7 @@ struct ImageSource {
     do throws(Errno) {
       return try file.readAll(limit: limit)
     } catch {
-      if error == .messageTooLong { throw ImageError(.resourceExhausted, "\(path): has more than \(limit) bytes") }
+      if error == .messageTooLong { throw ImageError(.resourceExhausted, "\(path): is larger than \(limit) bytes") }
       throw ImageError(path, error)
     }
   }
@@ -178,7 +178,7 @@ struct ImageSource {
     switch error {
     case .keyNotFound(let key, _): "\(key.stringValue) is missing"
     case .typeMismatch(_, let context), .valueNotFound(_, let context):
-      "\(context.codingPath.map(\.stringValue).joined(separator: ".")): has another type than the specification's"
+      "\(context.codingPath.map(\.stringValue).joined(separator: ".")): type differs from the specification"
     default: "is not JSON"
     }
   }

@@ -8,7 +8,7 @@ internal import Synchronization
 package struct StoredImage: Codable, Equatable, Sendable {
   package let name: String
   package let digest: String
-  /// diff_ids, the lowest first.
+  /// The diff_ids of the layers, the lowest first.
   package let layers: [String]
   package let sizeBytes: UInt64
   package let created: String
@@ -16,17 +16,17 @@ package struct StoredImage: Codable, Equatable, Sendable {
   package let configJSON: String
 }
 
-/// The images of this host, unpacked: `layers/<diff_id>/` holds a layer's files, shared by all images that have
-/// it; `images/<digest>.json` describes an image; `names.json` says which name means which digest.
+/// The unpacked images of this host. `layers/<diff_id>/` contains the files of a layer, shared by all images that have it;
+/// `images/<digest>.json` describes an image; `names.json` maps names to digests.
 ///
-/// An import is a transaction: it works in a folder of its own under `ingest/`, and becomes visible by renames.
-/// Blocking: call it from a thread that may wait.
+/// An import is a transaction: it works in its own directory under `ingest/`, and becomes visible by renames. The functions block: call
+/// them on a lane.
 package final class ImageStore: Sendable {
   private let root: Handle
   private let path: String
-  /// One import or removal at a time; reading takes it only for a moment.
+  /// The lock for one import or removal at a time.
   private let writing = Mutex(())
-  /// What is on disk, as last read or written here: a launch asks twice, and asks nothing of the disk.
+  /// The cached content of the disk: a launch looks up its image twice, without disk access.
   private let known = Mutex<Cache?>(nil)
 
   private struct Cache: Sendable {
@@ -39,7 +39,7 @@ package final class ImageStore: Sendable {
     try FileManager.default.createDirectory(
       atPath: path, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
     root = Handle(try Descriptor.open(path, [.readOnly, .directory]))
-    // What an interrupted import left behind.
+    // Leftovers of an interrupted import.
     try? FileManager.default.removeItem(atPath: path + "/ingest")
     for folder in ["layers", "images", "ingest"] {
       try FileManager.default.createDirectory(atPath: path + "/" + folder, withIntermediateDirectories: true)
@@ -65,7 +65,7 @@ package final class ImageStore: Sendable {
     throw ImageError(.notFound, "there is no image \(reference); see `carrel image ls`")
   }
 
-  /// The same where it is in memory already, as it is after the first time; does not wait for the disk.
+  /// Finds an image in memory, where it is after its first use; never reads the disk.
   package func known(_ reference: String) -> StoredImage? {
     known.withLock { known in
       guard let known else { return nil }
@@ -76,7 +76,7 @@ package final class ImageStore: Sendable {
     }
   }
 
-  /// Directories of an image's layers, the topmost first, as overlayfs wants them.
+  /// Returns the directories of an image's layers, the topmost first, in the order of overlayfs.
   package func layerPaths(_ image: StoredImage) -> [String] {
     image.layers.reversed().map { "\(path)/layers/\($0.dropFirst(7))" }
   }
@@ -89,8 +89,13 @@ package final class ImageStore: Sendable {
   }
 
   private func readNames() throws -> [String: String] {
-    guard let data = FileManager.default.contents(atPath: path + "/names.json") else { return [:] }
-    return try JSONDecoder().decode([String: String].self, from: data)
+    let bytes: [UInt8]
+    do throws(Errno) { bytes = try root.descriptor.open("names.json", [.readOnly, .noFollow]).readAll(limit: 64 << 20) } catch {
+      // Only a missing file means that there are no images: after any other error the next import would overwrite the list.
+      guard error == .noEntry else { throw ImageError(.failedPrecondition, "the list of images cannot be read: \(error.sentence)") }
+      return [:]
+    }
+    return try JSONDecoder().decode([String: String].self, from: Data(bytes))
   }
 
   private func image(digest: String, name: String) throws -> StoredImage {
@@ -149,8 +154,8 @@ package final class ImageStore: Sendable {
     try root.descriptor.replace("names.json", with: Array(try JSONEncoder().encode(names)))
   }
 
-  /// Removes a name; description and layers go when nothing else needs them. `inUse`: digests of the images that
-  /// living workspaces run. Layers that such an image shares with this one stay, since that image has them too.
+  /// Removes a name, and the description and layers if no other name needs them. `inUse`: the digests of images with workspaces
+  /// that have not ended. Layers that another image shares with this one are retained.
   package func remove(_ reference: String, inUse: Set<String>) throws {
     try writing.withLock { _ in
       let image = try find(reference)
@@ -166,7 +171,7 @@ package final class ImageStore: Sendable {
       guard !others.contains(where: { $0.digest == image.digest }) else { return }
       try? FileManager.default.removeItem(atPath: "\(path)/images/\(image.digest.dropFirst(7)).json")
       for layer in image.layers where !kept.contains(layer) {
-        // First out of sight by a rename, then away: a crash leaves no half layer that looks whole.
+        // Renamed out of `layers` before the removal: a crash leaves no partial layer that looks complete.
         let hidden = "\(path)/ingest/\(UUID().uuidString)"
         try? FileManager.default.moveItem(atPath: "\(path)/layers/\(layer.dropFirst(7))", toPath: hidden)
         try? FileManager.default.removeItem(atPath: hidden)
@@ -200,7 +205,7 @@ package final class ImageStore: Sendable {
     }
   }
 
-  /// Unpacks a layer unless it is there. Returns its size.
+  /// Unpacks a layer unless it exists already. Returns its size.
   private func ensure(
     _ layer: ImageSource.Layer, _ layout: Handle, _ ingest: String, _ limits: UnpackLimits, _ progress: (String) -> Void
   ) throws -> UInt64 {
@@ -223,13 +228,13 @@ package final class ImageStore: Sendable {
     try unpacker.unpack(stream)
     let found = try stream.finish()
     guard found == layer.diffID else {
-      throw ImageError(.dataLoss, "layer \(layer.path): unpacks to \(found), the image's config says \(layer.diffID)")
+      throw ImageError(.dataLoss, "layer \(layer.path): unpacks to \(found); the image's config expects \(layer.diffID)")
     }
     let report = unpacker.report
     if report.devices + report.setuidBits + report.attributes > 0 {
       progress("left out: \(report.devices) devices, \(report.setuidBits) setuid bits, \(report.attributes) extended attributes")
     }
-    // All of it on disk before it can be found.
+    // The layer must be on disk before the rename makes it visible.
     try target.descriptor.syncFileSystem()
     try sizes.replace(sizeFile, with: Array("\(report.bytes)".utf8))
     try? FileManager.default.removeItem(atPath: "\(path)/layers/\(layer.diffID.hex)")
@@ -249,11 +254,11 @@ package final class ImageStore: Sendable {
       if let size, count > size { break }
     }
     guard size == nil || count == size, hasher.finish() == digest else {
-      throw ImageError(.dataLoss, "blob \(digest): content does not have this digest and size")
+      throw ImageError(.dataLoss, "blob \(digest): content does not match its digest and size")
     }
   }
 
-  /// `localhost/carrel/jupyterlab:latest` is `jupyterlab:latest` to people.
+  /// Returns the name without a local prefix: `localhost/carrel/jupyterlab:latest` becomes `jupyterlab:latest`.
   private static func plainName(_ reference: String) -> String {
     for prefix in ["localhost/carrel/", "localhost/", "carrel/"] where reference.hasPrefix(prefix) {
       return String(reference.dropFirst(prefix.count))

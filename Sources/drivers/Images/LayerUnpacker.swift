@@ -2,11 +2,11 @@
 
 internal import Linux
 
-/// Unpacks a layer into a fresh directory, by descriptor, never leaving it; deletions become what overlayfs
-/// reads: a 0:0 character device for a whiteout, `user.overlay.opaque` for an opaque directory (image-spec,
-/// "Whiteouts"; kernel, overlayfs.rst, "userxattr").
+/// Unpacks a layer into an empty directory by descriptors, and never outside it. Deletions become the markers of overlayfs: a 0:0
+/// character device for a whiteout, `user.overlay.opaque` for an opaque directory (image-spec, "Whiteouts"; kernel, overlayfs.rst,
+/// "userxattr").
 struct LayerUnpacker {
-  /// What was left out, by policy.
+  /// The counts of what was unpacked, and of what was left out by policy.
   struct Report: Equatable {
     var devices = 0
     var setuidBits = 0
@@ -20,7 +20,7 @@ struct LayerUnpacker {
   private let name: String
   private var parent: (path: String, handle: Handle)?
   private(set) var report = Report()
-  /// Times of directories are set at the end: every file made in one changes it again.
+  /// The directories whose times are set at the end, since each new file in a directory changes its time.
   private var directories: [(path: String, modified: Int64)] = []
 
   init(into root: Handle, name: String, limits: UnpackLimits) {
@@ -53,7 +53,7 @@ struct LayerUnpacker {
       throw ImageError("\(name): \(entry.path)", error)
     }
     guard (0..<65_536).contains(entry.uid), (0..<65_536).contains(entry.gid) else {
-      throw ImageError(.invalid, "\(name): \(entry.path): uid \(entry.uid), gid \(entry.gid) are not below 65536")
+      throw ImageError(.invalid, "\(name): \(entry.path): uid \(entry.uid), gid \(entry.gid): must be below 65536")
     }
     do {
       try make(entry, last, stream)
@@ -86,13 +86,13 @@ struct LayerUnpacker {
       }
       report.bytes += end
       try made.setOwner(uid, gid)
-      // After the owner: changing it would clear them anyway. They mean nothing under nosuid, and are not kept.
+      // The mode is set after the owner: chown clears the setuid and setgid bits. They are left out: they have no effect under nosuid.
       if entry.mode & 0o6000 != 0 { report.setuidBits += 1 }
       try made.setMode(entry.mode & 0o1777)
       try keepAttributes(entry, on: made)
       try folder.descriptor.setModificationTime(entry.modified, last)
     case .symlink:
-      guard !entry.linkTarget.isEmpty else { throw ImageError(.invalid, "\(name): \(entry.path): symlink to nothing") }
+      guard !entry.linkTarget.isEmpty else { throw ImageError(.invalid, "\(name): \(entry.path): symlink without a target") }
       try clear(last, in: folder)
       try folder.descriptor.makeSymlink(last, to: entry.linkTarget)
       try folder.descriptor.setOwner(uid, gid, last)
@@ -102,7 +102,7 @@ struct LayerUnpacker {
     }
   }
 
-  /// A hard link may only name a regular file that this layer has already made, by a path without symlinks.
+  /// Creates a hard link. Its target must be an earlier regular file of this layer, at a path without symlinks.
   private func link(_ entry: ArchiveStream.Entry, _ last: String, _ folder: Handle) throws {
     let parts = try components(entry.linkTarget)
     guard let targetName = parts.last else { throw ImageError(.invalid, "\(name): \(entry.path): hard link to the root") }
@@ -115,7 +115,7 @@ struct LayerUnpacker {
       try folder.descriptor.makeHardLink(last, to: targetName, in: targetFolder)
     } catch {
       throw ImageError(
-        .invalid, "\(name): \(entry.path): hard link to \(entry.linkTarget), which is no regular file of this layer before it")
+        .invalid, "\(name): \(entry.path): hard link to \(entry.linkTarget), which is not an earlier regular file of this layer")
     }
   }
 
@@ -125,13 +125,13 @@ struct LayerUnpacker {
       return try opened.setExtendedAttribute("user.overlay.opaque", [UInt8(ascii: "y")])
     }
     let hidden = String(marker.dropFirst(4))
-    // ".wh..", ".wh..." and ".wh." would name the folder, its parent or nothing.
+    // ".wh..", ".wh..." and ".wh." would name the directory, its parent or nothing.
     if hidden.isEmpty || hidden == "." || hidden == ".." || hidden.hasPrefix(".wh.") { throw .invalid }
     try clear(hidden, in: folder)
     try folder.descriptor.makeWhiteout(hidden)
   }
 
-  /// Extended attributes of users only; never the ones that steer overlayfs.
+  /// Sets the extended attributes in the `user` namespace, except those that control overlayfs.
   private mutating func keepAttributes(_ entry: ArchiveStream.Entry, on file: borrowing Descriptor) throws(Errno) {
     for (key, value) in entry.attributes {
       if key.hasPrefix("user.") && !key.hasPrefix("user.overlay.") && value.count <= 65_536 {
@@ -152,8 +152,8 @@ struct LayerUnpacker {
     }
   }
 
-  /// The folder of the entry, kept for the next: archives come in folders. Links on the way that this layer
-  /// made are followed inside the layer and nowhere else.
+  /// Opens the directory of an entry and retains it for the next one, which is often in the same directory. Symlinks of this layer in the
+  /// path are followed inside the layer only.
   private mutating func parentFolder(_ path: String) throws(Errno) -> Handle {
     if let parent, parent.path == path { return parent.handle }
     let handle = Handle(try openFolder(path))
@@ -168,7 +168,7 @@ struct LayerUnpacker {
     } catch {
       guard error == .noEntry else { throw error }
     }
-    // An entry without its folder's entry: make it, as tar does.
+    // The archive has no entry for the directory: it is created, as tar does.
     let parts = path.split(separator: "/")
     let above = try openFolder(parts.dropLast().joined(separator: "/"))
     do throws(Errno) {
@@ -185,7 +185,7 @@ struct LayerUnpacker {
     }
     guard !path.hasPrefix("/") else { throw ImageError(.invalid, "\(name): \(path): is an absolute path") }
     let parts = path.split(separator: "/").filter { $0 != "." }.map(String.init)
-    guard !parts.contains("..") else { throw ImageError(.invalid, "\(name): \(path): leaves the layer by '..'") }
+    guard !parts.contains("..") else { throw ImageError(.invalid, "\(name): \(path): contains '..', which leaves the layer") }
     guard parts.count <= limits.depth else {
       throw ImageError(.invalid, "\(name): a path \(parts.count) deep; at most \(limits.depth)")
     }

@@ -14,7 +14,7 @@ struct OCIDescriptor: Decodable {
   let annotations: [String: String]?
 }
 
-/// An index or a manifest; which of them, `validate` decides by what it holds (CVE-2021-41190).
+/// An index or a manifest. Its content decides which, and a document with the content of both is refused (CVE-2021-41190).
 struct OCIDocument: Decodable {
   let schemaVersion: Int?
   let mediaType: String?

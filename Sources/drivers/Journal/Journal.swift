@@ -4,28 +4,28 @@ internal import Foundation
 internal import GRDB
 internal import Synchronization
 
-/// A fact about a workspace's life, as it is kept and delivered.
+/// One durable fact about a workspace, as it is stored and delivered.
 package struct JournalEvent: Codable, Equatable, Sendable, FetchableRecord, PersistableRecord {
   package static let databaseTableName = "event"
 
-  /// Dense, from 1; the only order there is.
+  /// The dense sequence number, from 1. It is the only order of events.
   package var sequence: Int64
   package var type: String
   package var workspace: String
-  /// The workspace's state after it.
+  /// The workspace's state after the event.
   package var state: String
-  /// And before it; nil for the first.
+  /// The workspace's state before the event; nil for the first event.
   package var previous: String?
   /// The workspace's attempt.
   package var generation: Int64
-  /// JSON, or nil.
+  /// The reason as JSON, or nil.
   package var reason: String?
-  /// JSON object of texts.
+  /// A JSON object whose values are strings.
   package var attributes: String
   package var wallTime: String
   package var bootNanoseconds: Int64
   package var bootID: String
-  /// JSON, or nil: how long the steps of the start took.
+  /// The durations of the phases of a start as JSON, or nil.
   package var phases: String?
 
   package init(
@@ -47,15 +47,15 @@ package struct JournalEvent: Codable, Equatable, Sendable, FetchableRecord, Pers
   }
 }
 
-/// The latest state of a workspace, written in the same transaction as the event that made it.
+/// The latest state of a workspace, written in the same transaction as its event.
 package struct JournalRecord: Codable, Equatable, Sendable, FetchableRecord, PersistableRecord {
   package static let databaseTableName = "workspace"
 
   package var id: String
   package var state: String
-  /// Which 65,536-id range and which address of the subnet is its own; unique among the living.
+  /// The number of the workspace's range of 65,536 ids and of its address in the subnet; unique among existing records.
   package var slot: Int64
-  /// The whole record as JSON. Holds no secret.
+  /// The whole record as JSON, without secrets.
   package var body: String
 
   package init(id: String, state: String, slot: Int64, body: String) {
@@ -74,7 +74,7 @@ package enum JournalError: Error, Sendable, CustomStringConvertible {
 
   package var description: String {
     switch self {
-    case .notDurable(let mode): "the journal is not durable: synchronous is \(mode), expected 2 (FULL)"
+    case .notDurable(let mode): "the journal is not durable: synchronous is \(mode); expected 2 (FULL)"
     case .corrupt(let detail): "the journal is damaged: \(detail)"
     case .newer(let version):
       "the journal has version \(version), of a newer agent; this one reads up to \(JournalSchema.version): install that version again"
@@ -83,24 +83,24 @@ package enum JournalError: Error, Sendable, CustomStringConvertible {
   }
 }
 
-/// Workspaces and their events in SQLite: WAL, synchronous=FULL, a state and its event in one transaction.
-/// What `commit` returned from is on disk.
+/// The database of records and events: SQLite with WAL and synchronous=FULL; a state change and its event are one transaction.
+/// Entries are on disk when `commit` returns.
 package final class Journal: Sendable {
   let pool: DatabasePool
   private let markPath: String
   private let inUse: Mutex<UInt64>
   let recent: RecentEvents
-  /// Made with the journal; another id means that the history before is lost.
+  /// The id of the stream, created with the journal. A new id means that the earlier history is lost.
   package let streamID: String
-  /// Why the history before this stream is lost; nil where this is the first.
+  /// The reason why the history before this stream is lost; nil for the first stream.
   package let loss: String?
 
-  /// Opens the journal, or makes it. A damaged one is set aside beside it, under a name that says so, and a new stream begins;
-  /// also where none is there although `hasHistory`: something else tells that there was one.
+  /// Opens or creates the journal. A damaged journal is renamed to `<path>-damaged-<time>` and a new stream begins. A missing or empty
+  /// journal counts as lost if `hasHistory`, or a mark file, shows that there was an earlier one.
   package convenience init(path: String, hasHistory: Bool = false) throws {
     do {
       let hasHistory = hasHistory || FileManager.default.fileExists(atPath: path + ".mark")
-      try self.init(opening: path, loss: hasHistory ? "the journal was gone, or empty, where there had been one" : nil)
+      try self.init(opening: path, loss: hasHistory ? "the journal was missing or empty, but an earlier one existed" : nil)
     } catch {
       guard let damage = Journal.damage(error) else { throw error }
       let kept = try Journal.setAside(path)
@@ -108,12 +108,12 @@ package final class Journal: Sendable {
     }
   }
 
-  /// `loss`: what it means if there is nothing in it.
+  /// Opens the journal at `path`. `loss`: the reason to store if the journal is empty.
   private init(opening path: String, loss: String?) throws {
     var configuration = Configuration()
     configuration.busyMode = .timeout(5)
     let pool = try DatabasePool(path: path, configuration: configuration)
-    // GRDB sets NORMAL on the writer when it turns WAL on: set FULL afterwards, and look.
+    // GRDB sets NORMAL on the writer when it enables WAL: set FULL afterwards, and check it.
     try pool.writeWithoutTransaction { database in
       try database.execute(sql: "PRAGMA synchronous = FULL")
       let mode = try String.fetchOne(database, sql: "PRAGMA synchronous") ?? "?"
@@ -127,7 +127,7 @@ package final class Journal: Sendable {
     (streamID, self.loss, head, bytes, trimmed) = try pool.write { database in
       try JournalSchema.migrate(database, loss: loss)
       guard let row = try Row.fetchOne(database, sql: "SELECT id, loss, head, trimmed FROM stream") else {
-        throw JournalError.corrupt("it has no stream")
+        throw JournalError.corrupt("table stream is empty")
       }
       return (row["id"], row["loss"], row["head"], try Journal.bytes(database), row["trimmed"])
     }
@@ -135,15 +135,15 @@ package final class Journal: Sendable {
     recent = RecentEvents(head: head, trimmed: trimmed)
     self.pool = pool
     if let marked = marked(), marked > head {
-      // Before its name is another's: the last connection takes the log that lies there with it.
+      // Closed before the rename: a connection that closes later removes the WAL at this path, which is then the new journal's.
       try pool.close()
       throw JournalError.corrupt("it ends at event \(head), and had reached \(marked): an older copy was put in its place")
     }
     mark(head)
   }
 
-  /// Notes beside the journal how far it has come, so that an older copy of it is known for what it is. A mark that cannot be
-  /// written, or is behind, only knows less.
+  /// Writes the head to a mark file beside the journal, so that an older copy of the journal is detected. A mark that cannot be written,
+  /// or is behind, only detects less.
   func mark(_ head: Int64) {
     try? Data("\(streamID)\n\(head)\n".utf8).write(to: URL(fileURLWithPath: markPath), options: .atomic)
   }
@@ -153,15 +153,15 @@ package final class Journal: Sendable {
     return fields.count == 2 && fields[0] == streamID ? Int64(fields[1]) : nil
   }
 
-  /// What is wrong with the file itself, if that is what the error says.
+  /// Returns the damage of the journal file that an error reports, or nil for any other error.
   private static func damage(_ error: any Error) -> String? {
     if case JournalError.corrupt(let detail) = error { return detail }
     guard let error = error as? DatabaseError, [.SQLITE_CORRUPT, .SQLITE_NOTADB].contains(error.resultCode) else { return nil }
     return error.message ?? "\(error.resultCode)"
   }
 
-  /// Whether a commit failed in a way after which the file may not be what SQLite takes it for: after a failed fsync, the next
-  /// one says yes to pages that never reached the disk. Only a new process that reads the file again knows.
+  /// Returns whether, after this error, the file may differ from what SQLite assumes: after a failed fsync, the next fsync succeeds for
+  /// pages that never reached the disk. Only a new process that reads the file again can tell.
   package static func isFatal(_ error: any Error) -> Bool {
     guard let error = error as? DatabaseError else { return false }
     return [.SQLITE_IOERR, .SQLITE_CORRUPT, .SQLITE_NOTADB].contains(error.resultCode)
@@ -177,13 +177,13 @@ package final class Journal: Sendable {
 
   // ------------------------------------------------------------------- writing
 
-  /// An event, and what changes with it.
+  /// An event and the change in the same transaction.
   package struct Entry: Sendable {
     package enum Change: Sendable {
       case none
-      /// The workspace's record, as it is now.
+      /// The new record of the workspace.
       case record(JournalRecord)
-      /// The workspace has no record any more; its events stay.
+      /// The removal of the workspace's record; its events are retained.
       case deletion(of: String)
       case setting(String, to: String?)
     }
@@ -197,7 +197,7 @@ package final class Journal: Sendable {
     }
   }
 
-  /// Writes all entries with one fsync, or none of them. Returns their events, in the same order, with their sequence numbers.
+  /// Writes all entries with one fsync, or none. Returns their events, in the same order, with their sequence numbers.
   package func commit(_ entries: [Entry]) async throws -> [JournalEvent] {
     let events = try await pool.write { database in
       let events = try entries.map { entry in
@@ -216,7 +216,7 @@ package final class Journal: Sendable {
     return events
   }
 
-  /// What is run at each commit, compiled once.
+  /// Executes a statement that is compiled once, since each commit runs it.
   private static func run(_ sql: String, _ arguments: StatementArguments, _ database: Database) throws {
     try database.cachedStatement(sql: sql).execute(arguments: arguments)
   }
@@ -230,7 +230,7 @@ package final class Journal: Sendable {
 
   private static func append(_ event: JournalEvent, _ database: Database) throws -> JournalEvent {
     var event = event
-    // Within a write transaction there is one writer: dense by construction, whatever has been trimmed.
+    // A write transaction has one writer, so the sequence is dense, whatever has been trimmed.
     event.sequence = try Journal.head(database) + 1
     try event.insert(database)
     try run("UPDATE stream SET head = ?", [event.sequence], database)
@@ -245,7 +245,7 @@ package final class Journal: Sendable {
 
   // -------------------------------------------------------------------- extent
 
-  /// How much the journal holds after the last write: the pages in use; free ones are used again.
+  /// The bytes of the pages in use after the last write. Free pages do not count: SQLite reuses them.
   package var bytesInUse: UInt64 { inUse.withLock { $0 } }
 
   func measure(_ database: Database) throws {
@@ -262,14 +262,14 @@ package final class Journal: Sendable {
 
   package func records() async throws -> [JournalRecord] { try await pool.read { try Journal.records($0) } }
 
-  /// The same for a caller that may wait.
+  /// Returns all records, and blocks in the meantime.
   package func allRecords() throws -> [JournalRecord] { try pool.read { try Journal.records($0) } }
 
   private static func records(_ database: Database) throws -> [JournalRecord] {
     try JournalRecord.order(Column("id")).fetchAll(database)
   }
 
-  /// The records as they are after one certain event, and its sequence.
+  /// Returns all records and the sequence of the last event that they include.
   package func snapshot() async throws -> (sequence: Int64, records: [JournalRecord]) {
     try await pool.read { (try Journal.head($0), try JournalRecord.order(Column("id")).fetchAll($0)) }
   }

@@ -2,13 +2,13 @@
 
 internal import GRDB
 
-/// Who has what, and what may therefore go.
+/// Acknowledgements, and the trimming of events that they allow.
 extension Journal {
-  /// How much the journal holds, and where it stands.
+  /// The size of the journal and its range of sequences.
   package struct Extent: Sendable {
-    /// Of the pages in use; free ones are used again.
+    /// The bytes of the pages in use. Free pages do not count: SQLite reuses them.
     package let bytes: UInt64
-    /// The sequence of the oldest event that is kept; head + 1 where none is.
+    /// The sequence of the oldest retained event; head + 1 if there is none.
     package let oldest: Int64
     package let head: Int64
   }
@@ -21,7 +21,7 @@ extension Journal {
     }
   }
 
-  /// Reads all of it (PRAGMA integrity_check), and whether its events are dense. Returns how many there are.
+  /// Checks the whole journal (PRAGMA integrity_check) and that its events are dense. Returns the number of events.
   package func check() async throws -> Int64 {
     try await pool.read { database in
       let said = try String.fetchAll(database, sql: "PRAGMA integrity_check")
@@ -33,14 +33,14 @@ extension Journal {
     }
   }
 
-  /// The highest sequence that this controller has acknowledged; nil where it never has.
+  /// Returns the highest sequence that this controller has acknowledged, or nil if there is none.
   package func acknowledged(by controller: String) async throws -> Int64? {
     try await pool.read {
       try Int64.fetchOne($0, sql: "SELECT sequence FROM acknowledgement WHERE controller = ?", arguments: [controller])
     }
   }
 
-  /// Cumulative: a lower one than before changes nothing. One above the head is refused.
+  /// Stores an acknowledgement. It is cumulative: a sequence lower than before changes nothing. A sequence above the head is refused.
   package func acknowledge(_ sequence: Int64, by controller: String) async throws {
     try await pool.write { database in
       let head = try Journal.head(database)
@@ -53,7 +53,7 @@ extension Journal {
     }
   }
 
-  /// Removes events up to `sequence`, but the newest `kept` of all stay.
+  /// Removes events up to `sequence`, but retains the newest `kept` events.
   package func trim(through sequence: Int64, keeping kept: Int64) async throws {
     let (head, trimmed): (Int64, Int64) = try await pool.write { database in
       let head = try Journal.head(database)

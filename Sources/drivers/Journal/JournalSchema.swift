@@ -3,7 +3,7 @@
 internal import Foundation
 internal import GRDB
 
-/// The tables, version by version. A journal of an older version is brought up in one transaction; a newer one is refused.
+/// The tables, version by version. A journal of an older version is migrated in one transaction; a newer one is refused.
 enum JournalSchema {
   static let version = 3
 
@@ -19,7 +19,7 @@ enum JournalSchema {
       bootID TEXT NOT NULL);
     CREATE INDEX event_by_workspace ON event (workspace, sequence);
     """,
-    // 2: trimming, so that the head is kept apart from the events; who has acknowledged what; settings that stay.
+    // 2: trimming, which needs the head stored apart from the events; acknowledgements; durable settings.
     """
     ALTER TABLE stream ADD COLUMN head INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE stream ADD COLUMN trimmed INTEGER NOT NULL DEFAULT 0;
@@ -31,8 +31,8 @@ enum JournalSchema {
     CREATE TABLE acknowledgement (controller TEXT PRIMARY KEY, sequence INTEGER NOT NULL);
     CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
     """,
-    // 3: no other tables, but records with a schema of their own, and sandboxes that an agent before 0.2 cannot supervise: it refuses
-    // this journal with a sentence, and what runs goes on.
+    // 3: no new tables, but records with their own schema, and sandboxes that an agent before 0.2 cannot supervise: it refuses this
+    // journal with a message, and the sandboxes keep running.
     "",
   ]
 
@@ -43,7 +43,8 @@ enum JournalSchema {
       try database.execute(sql: step)
       if index == 0 { try database.execute(sql: "INSERT INTO stream VALUES (?)", arguments: [UUID().uuidString.lowercased()]) }
     }
-    try database.execute(sql: "PRAGMA user_version = \(version)")
+    // An unchanged version is not written, so that an agent can start on a full disk.
+    if found != version { try database.execute(sql: "PRAGMA user_version = \(version)") }
     if let loss, found == 0 { try database.execute(sql: "UPDATE stream SET loss = ?", arguments: [loss]) }
   }
 }

@@ -3,13 +3,13 @@
 internal import GRDB
 internal import Synchronization
 
-/// The last events in memory, so that whoever has heard all before them need not go to the disk. What is here is on disk.
+/// The last events in memory, so that a reader that has all earlier ones needs no disk access. All of them are on disk.
 final class RecentEvents: Sendable {
   private struct State {
-    /// Dense, up to the head; or none.
+    /// Dense events up to the head, or none.
     var events: [JournalEvent] = []
     var head: Int64
-    /// The sequence of the last event that was trimmed.
+    /// The sequence of the last trimmed event.
     var trimmed: Int64
   }
   private let state: Mutex<State>
@@ -17,13 +17,13 @@ final class RecentEvents: Sendable {
 
   init(head: Int64, trimmed: Int64) { state = Mutex(State(head: head, trimmed: trimmed)) }
 
-  /// Of one transaction, and after it.
+  /// Appends the events of one transaction, after its commit.
   func append(_ events: [JournalEvent]) {
     guard let last = events.last else { return }
     state.withLock { state in
       if events.first?.sequence != state.head + 1 { state.events = [] }
       state.head = max(state.head, last.sequence)
-      // One that comes late leaves it to the disk.
+      // A transaction that is appended after a later one leaves the cache empty: readers use the disk.
       guard last.sequence == state.head else { return }
       state.events += events
       if state.events.count > RecentEvents.limit { state.events.removeFirst(state.events.count - RecentEvents.limit / 2) }
@@ -37,7 +37,7 @@ final class RecentEvents: Sendable {
     }
   }
 
-  /// Nil where the disk has to be asked.
+  /// Returns a page of events, or nil if it has to be read from disk.
   func page(after cursor: Int64, workspace: String?, limit: Int) -> Journal.Page? {
     state.withLock { state in
       if cursor == state.head { return Journal.Page(events: [], through: cursor, oldest: state.trimmed + 1) }
@@ -49,12 +49,12 @@ final class RecentEvents: Sendable {
 }
 
 extension Journal {
-  /// Events in order, and how far they reach.
+  /// Events in order, and the sequence that they cover.
   package struct Page: Sendable {
     package let events: [JournalEvent]
-    /// There is nothing else that was asked for up to this sequence.
+    /// The sequence up to which the page contains every requested event.
     package let through: Int64
-    /// The sequence of the oldest event that is kept; head + 1 where none is.
+    /// The sequence of the oldest retained event; head + 1 if there is none.
     package let oldest: Int64
 
     init(events: [JournalEvent], through: Int64, oldest: Int64) {
@@ -68,7 +68,7 @@ extension Journal {
     }
   }
 
-  /// Events after `cursor`, in order, at most `limit`.
+  /// Returns events after `cursor`, in order, at most `limit`.
   package func page(after cursor: Int64, workspace: String? = nil, limit: Int) async throws -> Page {
     if let page = recent.page(after: cursor, workspace: workspace, limit: limit) { return page }
     return try await pool.read { database in

@@ -4,28 +4,28 @@ internal import Configuration
 internal import CNftables
 internal import Synchronization
 
-/// The agent's own nftables table. Nothing outside it is touched, and it is replaced in one transaction.
+/// The agent's own nftables table. It is replaced in one transaction, and nothing outside it is changed.
 ///
-/// What it says, in words: a workspace speaks only with its own address and only on its own link; it never
-/// reaches another workspace, the host, a link-local or a metadata address; it reaches the rest if its policy
-/// is open, which the group of its link says. The host reaches every workspace.
+/// A workspace can send only from its own address on its own link. It can never reach another workspace, the host, a link-local or a
+/// metadata address; it can reach every other address if its policy is open, which the group of its link encodes. The host can reach
+/// every workspace.
 ///
-/// It knows every link that there may be, and so need not change when a workspace comes or goes: there is no moment in
-/// which a link is there without its rules.
+/// The rules cover every link that may exist, so that no change is needed when a workspace starts or stops: a link never exists without
+/// its rules.
 final class Firewall: Sendable {
   struct Member: Sendable {
     let link: String
     let address: IPv4Address
   }
 
-  /// SAFETY: libnftables keeps no thread-bound state; the lock gives the context to one caller at a time.
+  /// SAFETY: libnftables has no thread-bound state, and the lock admits one caller to the context at a time.
   private struct Context: @unchecked Sendable { let pointer: OpaquePointer }
   private let context: Mutex<Context>
   private let table: String
   private let linkPrefix: String
 
   init(table: String, linkPrefix: String) throws {
-    guard let pointer = nft_ctx_new(0) else { throw NetworkError(description: "libnftables: no context") }
+    guard let pointer = nft_ctx_new(0) else { throw NetworkError(description: "libnftables: cannot create a context") }
     nft_ctx_buffer_output(pointer)
     nft_ctx_buffer_error(pointer)
     context = Mutex(Context(pointer: pointer))
@@ -35,11 +35,11 @@ final class Firewall: Sendable {
 
   deinit { context.withLock { nft_ctx_free($0.pointer) } }
 
-  /// Replaces the whole table with these members; `openGroup`: of the links whose workspaces reach the outside.
+  /// Replaces the whole table with these members. `openGroup`: the group of the links with an open policy.
   func replace(subnet: Subnet, members: [Member], openGroup: UInt32) throws {
     let links = "\"\(linkPrefix)*\""
     let sources = members.map { "\"\($0.link)\" . \($0.address)" }.joined(separator: ", ")
-    // Counters come before verdicts that end the rule, so that they count every packet.
+    // A counter precedes the verdict, which ends the rule, so that it counts every packet.
     try run(
       """
       add table inet \(table)

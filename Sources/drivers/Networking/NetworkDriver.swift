@@ -4,13 +4,13 @@ package import Configuration
 package import Linux
 internal import Procfs
 
-/// Gives workspaces their links, addresses and rules. Blocking: call it from a thread that may wait.
+/// Creates links, addresses and firewall rules for workspaces. Its functions block: call them on a lane.
 package final class NetworkDriver: Sendable {
   package struct Attachment: Sendable {
-    /// Which address of the subnet, and which link name.
+    /// The number of the address in the subnet and of the link name.
     package let slot: Int
     package let open: Bool
-    /// What the link is also called, for people (IFLA_IFALIAS): the sandbox's id.
+    /// The alias of the link (IFLA_IFALIAS), for people: the sandbox's id.
     package let alias: String
     package init(slot: Int, open: Bool, alias: String = "") {
       self.slot = slot
@@ -24,11 +24,11 @@ package final class NetworkDriver: Sendable {
   private let linkPrefix: String
   private let slots: Int
 
-  /// The group (IFLA_GROUP) of links whose workspaces reach the outside; the others stay in 0, as every link of a host does.
+  /// The group (IFLA_GROUP) of links with an open policy. The others stay in group 0, the default of every link.
   private static let openGroup: UInt32 = 0xca88e1
 
-  /// For `slots` workspaces at the most. Two agents on one host need tables, subnets and link prefixes of their own: the
-  /// rules speak of every link with the prefix.
+  /// Creates a driver for at most `slots` workspaces. Each agent on a host needs its own table, subnet and link prefix, since the rules
+  /// match every link with the prefix.
   package init(subnet: Subnet, slots: Int, table: String, linkPrefix: String) throws {
     self.subnet = subnet
     self.slots = slots
@@ -40,26 +40,26 @@ package final class NetworkDriver: Sendable {
   private func link(_ slot: Int) -> String { "\(linkPrefix)\(slot)" }
   private func group(_ attachment: Attachment) -> UInt32 { attachment.open ? NetworkDriver.openGroup : 0 }
 
-  /// Puts the table in place, with these workspaces that already run, and lets packets pass to the uplinks.
+  /// Installs the table, which includes these running workspaces, and enables forwarding on the uplinks.
   package func prepare(running: [Attachment]) throws {
     let host = try RouteSocket()
-    // Whoever made their links. One that is gone needs no group.
+    // Sets the groups whichever agent created the links. A link that no longer exists needs no group.
     for attachment in running { try? host.setGroup(group(attachment), of: link(attachment.slot)) }
-    // A slot above what an agent now gives is of one that gave more.
+    // A slot above the present limit was assigned by an agent with a higher limit.
     let slots = max(slots, (running.map(\.slot).max() ?? 0) + 1)
     try firewall.replace(
       subnet: subnet, members: (0..<slots).map { Firewall.Member(link: link($0), address: address($0)) },
       openGroup: NetworkDriver.openGroup)
-    // Per link and not the global switch, which would reset every other link's settings.
+    // Forwarding is set on each link: the global switch would reset the settings of every other link.
     for uplink in RouteTable.uplinks() { try? NetworkDriver.setSysctl("ipv4/conf/\(uplink)/forwarding", "1") }
   }
 
-  /// Connects the network namespace of a workspace: link, address, routes. Its rules are there already. The link goes with the
-  /// namespace: to remove it from here would cost a grace period of some 20 ms.
+  /// Connects the network namespace of a workspace: link, address, routes. Its rules exist already. The kernel removes the link with the
+  /// namespace; its removal here would cost a grace period of about 20 ms.
   package func attach(_ attachment: Attachment, namespace: borrowing Descriptor) throws {
     let (link, address) = (link(attachment.slot), address(attachment.slot))
     let host = try RouteSocket()
-    // What an earlier workspace of this slot may have left: the kernel removes links a little after their namespace.
+    // An earlier workspace of this slot may have left its link: the kernel removes links a little after their namespace.
     if Process.exists("/sys/class/net/\(link)") { try? host.remove(link) }
     do {
       try host.addPair(link, group: group(attachment), alias: attachment.alias, peer: "eth0", in: namespace)
@@ -79,7 +79,7 @@ package final class NetworkDriver: Sendable {
     }
   }
 
-  /// A socket that listens at 127.0.0.1 of a workspace.
+  /// Returns a socket that listens at 127.0.0.1 in the network namespace of a workspace.
   package func listen(loopback port: UInt16, namespace: borrowing Descriptor) throws -> Handle {
     Handle(try withNamespace(namespace) { try Socket.listen(loopback: port) })
   }

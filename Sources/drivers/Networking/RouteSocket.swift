@@ -9,8 +9,8 @@ package struct NetworkError: Error, Sendable, CustomStringConvertible {
   package let description: String
 }
 
-/// Makes a socket in the network namespace of `file`. A socket stays in the namespace it was made in, so only the making needs to
-/// be there: this thread goes over and comes back, with no suspension in between.
+/// Creates a socket in the network namespace of `file`. A socket stays in the namespace in which it was created, so this thread enters the
+/// namespace only for `make` and returns, without a suspension in between.
 func withNamespace<T: ~Copyable>(_ file: borrowing Descriptor, _ make: () throws -> T) throws -> T {
   let home = try Descriptor.open("/proc/thread-self/ns/net", [.readOnly])
   let target = file.number
@@ -18,13 +18,13 @@ func withNamespace<T: ~Copyable>(_ file: borrowing Descriptor, _ make: () throws
     throw NetworkError(description: "cannot enter the workspace's network namespace")
   }
   defer {
-    // To go on in the wrong namespace would be worse than to end: the agent is restarted and recovers.
+    // A crash is better than work in the wrong namespace: the agent is restarted and recovers.
     if clx_setns(home.number, Int32(CLX_NEWNET)) != 0 { fatalError("cannot return to the host's network namespace") }
   }
   return try make()
 }
 
-/// A route netlink socket, possibly of another network namespace.
+/// A route netlink socket, possibly in another network namespace.
 final class RouteSocket {
   private let socket: OpaquePointer
 
@@ -36,12 +36,12 @@ final class RouteSocket {
 
   deinit { nl_socket_free(socket) }
 
-  /// A socket that acts in the namespace of `file`, and the index that a link has there.
+  /// Returns a socket in the namespace of `file`, and the index of a link there.
   static func inside(_ file: borrowing Descriptor, link: String) throws -> (socket: RouteSocket, index: Int32) {
     try withNamespace(file) { (try RouteSocket(), try RouteSocket.index(of: link)) }
   }
 
-  /// Makes a veth pair, its far end in the namespace of `file`.
+  /// Creates a veth pair whose peer is in the namespace of `file`.
   func addPair(_ name: String, group: UInt32, alias: String, peer peerName: String, in file: borrowing Descriptor) throws {
     guard let link = rtnl_link_veth_alloc(), let peer = rtnl_link_veth_get_peer(link) else {
       throw NetworkError(description: "netlink: out of memory")
@@ -56,10 +56,10 @@ final class RouteSocket {
     rtnl_link_set_flags(link, 1 /* IFF_UP */)
     rtnl_link_set_name(peer, peerName)
     rtnl_link_set_ns_fd(peer, file.number)
-    try succeed(rtnl_link_add(socket, link, 0x400 | 0x200 /* CREATE | EXCL */), "make the link \(name)")
+    try succeed(rtnl_link_add(socket, link, 0x400 | 0x200 /* CREATE | EXCL */), "create the link \(name)")
   }
 
-  /// Puts a link that is there into a group.
+  /// Sets the group of an existing link.
   func setGroup(_ group: UInt32, of name: String) throws {
     let index = try RouteSocket.index(of: name)
     try change("put the link \(name) into group \(group)") { present, change in
@@ -68,9 +68,9 @@ final class RouteSocket {
     }
   }
 
-  /// In the namespace of this thread.
+  /// Returns the index of a link in the namespace of this thread.
   static func index(of name: String) throws -> Int32 {
-    // Not over netlink, which answers with everything that there is to say about a link.
+    // Netlink is not used here: it replies with every attribute of the link.
     let index = if_nametoindex(name)
     guard index != 0 else { throw NetworkError(description: "cannot find the link \(name)") }
     return Int32(index)
@@ -100,11 +100,11 @@ final class RouteSocket {
     defer { rtnl_link_put(link) }
     rtnl_link_set_name(link, name)
     let result = rtnl_link_delete(socket, link)
-    // Gone with its namespace already: that is what was wanted.
+    // The kernel may have removed the link with its namespace already.
     if result != -12 /* NLE_OBJ_NOTFOUND */ && result != -31 /* NLE_NODEV */ { try succeed(result, "remove the link \(name)") }
   }
 
-  /// Gives a link an address, and with it the route to the one at its other end.
+  /// Assigns an address to a link, which also adds the route to the address of its peer.
   func addAddress(_ address: IPv4Address, facing peer: IPv4Address, to index: Int32) throws {
     guard let entry = rtnl_addr_alloc() else { throw NetworkError(description: "netlink: out of memory") }
     defer { rtnl_addr_put(entry) }
@@ -117,10 +117,10 @@ final class RouteSocket {
     rtnl_addr_set_ifindex(entry, index)
     rtnl_addr_set_local(entry, local)
     rtnl_addr_set_peer(entry, other)
-    try succeed(rtnl_addr_add(socket, entry, 0), "give link \(index) the address \(address)")
+    try succeed(rtnl_addr_add(socket, entry, 0), "assign address \(address) to link \(index)")
   }
 
-  /// The route to everywhere, through a gateway on a link.
+  /// Adds the default route through a gateway on a link.
   func addDefaultRoute(through index: Int32, gateway: IPv4Address) throws {
     guard let route = rtnl_route_alloc(), let hop = rtnl_route_nh_alloc() else {
       throw NetworkError(description: "netlink: out of memory")

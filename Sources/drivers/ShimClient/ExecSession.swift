@@ -4,19 +4,19 @@ internal import Concurrency
 package import Linux
 internal import Synchronization
 
-/// A further program in a sandbox: its streams are pipes or a terminal's master held here; its supervisor reports the end. When this
-/// is ended before the program, the program is hung up on and then killed.
+/// A further program in a sandbox. Its streams are pipes, or the master of a terminal, held here; the supervisor reports its end. If the
+/// session is released before the program ends, the program gets SIGHUP and is then killed.
 package final class ExecSession: Sendable {
   package enum Outcome: Equatable, Sendable {
     case ended(ExitStatus)
-    /// The sandbox ended first, or its supervisor could not be reached any more.
+    /// The sandbox ended first, or the connection to its supervisor was lost.
     case lost
   }
 
   private let control: ExecControl
   private let input: Mutex<Handle?>
   package let output: Handle
-  /// Nil with a terminal, where both are one.
+  /// Standard error; nil with a terminal, where it is part of `output`.
   package let errors: Handle?
   private let terminal: Handle?
   private let end: Promise<Outcome>
@@ -47,7 +47,7 @@ package final class ExecSession: Sendable {
 
   package func outcome() async throws -> Outcome { try await end.value }
 
-  /// Nobody wants the program any more: SIGHUP to its process group, and SIGKILL two seconds later. Nothing where it has ended.
+  /// Sends SIGHUP to the process group of the program, and SIGKILL two seconds later. Idempotent; does nothing if it has ended.
   package func hangUp() {
     guard !end.isFulfilled,
       isHungUp.withLock({ isHungUp in
@@ -57,8 +57,8 @@ package final class ExecSession: Sendable {
     control.hangUp()
   }
 
-  /// Hangs up on the program, and reads what it still writes until it has ended: with nobody at its pipes it would be ended by SIGPIPE in
-  /// what it does on a hang-up. Returns how it ended; nil where that takes longer than SIGKILL takes.
+  /// Hangs up on the program and reads its output until it has ended: without a reader, SIGPIPE would end its handler of SIGHUP. Returns
+  /// how it ended, or nil after 4 s, by when SIGKILL should have ended it.
   package func abandon() async -> Outcome? {
     hangUp()
     for _ in 0..<200 {
@@ -71,8 +71,7 @@ package final class ExecSession: Sendable {
     return nil
   }
 
-  /// Writes input as the program takes it. Errors mean that it does not read any more, and are ignored as a shell
-  /// ignores them.
+  /// Writes input at the pace of the program. Errors mean that the program no longer reads, and are ignored, as in a shell.
   package func write(_ bytes: [UInt8]) async {
     guard let input = input.withLock({ $0 }) else { return }
     var rest = bytes[...]
@@ -86,7 +85,7 @@ package final class ExecSession: Sendable {
     }
   }
 
-  /// No more input: the program reads the end of its file. A terminal has no such end; its programs know Ctrl-D.
+  /// Closes the input: the program reads EOF. Does nothing with a terminal, where Ctrl-D is the end of input.
   package func closeInput() { if terminal == nil { input.withLock { $0 = nil } } }
 
   package func resize(rows: UInt16, columns: UInt16) throws(Errno) {
@@ -101,31 +100,31 @@ package final class ExecSession: Sendable {
     case end
   }
 
-  /// What can be read without waiting.
+  /// Reads what is available without blocking.
   package static func readNow(_ handle: Handle) -> Available {
     do throws(Errno) {
       let bytes = try handle.descriptor.read(upTo: 32_768)
       return bytes.isEmpty ? .end : .bytes(bytes)
     } catch {
-      // A terminal whose last program has gone answers EIO: its end.
+      // A terminal master reads EIO when its last program has exited.
       return error == .again ? .nothing : .end
     }
   }
 }
 
-/// How a further program is reached.
+/// The functions that signal a further program.
 struct ExecControl: Sendable {
-  // Neither waits.
+  // Neither blocks.
   let signal: @Sendable (Int32) -> Void
   let hangUp: @Sendable () -> Void
 }
 
-/// The streams of a program that is to be started.
+/// The streams of a further program before its start.
 struct ExecStreams {
   private let input: Handle?
   private let output: Handle?
   private let errors: Handle?
-  /// What the program gets.
+  /// The ends of the pipes that are passed to the program.
   let peerEnds: [Handle]
 
   init(terminal: Bool) throws(Errno) {

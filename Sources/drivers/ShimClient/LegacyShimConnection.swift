@@ -6,25 +6,25 @@ package import Linux
 package import ShimProtocol
 internal import Synchronization
 
-/// A connection to a supervisor of commit 7ede341, whose protocol had no version: workspaces that were started by that release live
-/// on through an upgrade. It only adopts: nothing is launched through it.
+/// A connection to a supervisor of commit 7ede341, whose protocol had no version, so that workspaces of that release keep running through
+/// an upgrade. It only adopts sandboxes and cannot launch.
 ///
-/// That protocol had no ids: a question goes over a connection of its own, of which the supervisor takes 64. This file goes with
-/// release 0.3, by when every workspace of 0.1 has been restarted.
+/// That protocol had no request ids: each request needs a connection of its own, of which the supervisor accepts 64. Release 0.3 removes
+/// this file; by then every workspace of 0.1 has been restarted.
 package final class LegacyShimConnection: SandboxLink {
   package let status: SupervisorHello
   package let reports: AsyncStream<ShimReport>
   package let process: SandboxProcess?
   private let connection: Handle
   private let connect: @Sendable () throws(Errno) -> Handle
-  /// Targets that it says were attached and detached since its launch.
+  /// The targets that it reports as attached or detached since its launch.
   package let changedMounts: [String]
 
-  /// Whether a first byte is of that protocol.
+  /// Returns whether the first byte of a message belongs to that protocol.
   package static func isLegacy(_ code: UInt8) -> Bool { (20...36).contains(code) }
 
-  /// `first`: what the supervisor said on `connection`. `findInit`: PID 1 of the sandbox as the host numbers it, which this protocol
-  /// does not tell once the tool runs.
+  /// Adopts a sandbox. `first`: the first message of the supervisor on `connection`. `findInit` returns the host pid of PID 1 in the
+  /// sandbox, which this protocol does not report once the tool runs.
   package static func adopt(
     _ connection: Handle, first: [UInt8], connect: @escaping @Sendable () throws(Errno) -> Handle, findInit: () -> Int32?
   ) async throws(SupervisorError) -> LegacyShimConnection {
@@ -65,7 +65,7 @@ package final class LegacyShimConnection: SandboxLink {
   }
 
   deinit { connection.descriptor.shutDown() }
-  /// Which process it is that protocol does not say.
+  /// Does nothing: that protocol does not report the process of the supervisor.
   package func killSupervisor() {}
   package func close() { connection.descriptor.shutDown() }
 
@@ -114,7 +114,7 @@ package final class LegacyShimConnection: SandboxLink {
     }
   }
 
-  /// Its process has no descriptor here, but a listener that refuses belongs to nobody.
+  /// Returns whether the supervisor has exited. Its process has no descriptor here, but its socket refuses connections once it has exited.
   package func hasEnded(within limit: Duration) async -> Bool? {
     let until = ContinuousClock.now + limit
     repeat {
@@ -163,7 +163,7 @@ package final class LegacyShimConnection: SandboxLink {
     }
     let control = ExecControl(
       signal: { number in try? Socket.send(socket.descriptor, Message.execSignal(number).encoded(), wait: false) },
-      // The connection is the program's: with its end that supervisor kills.
+      // That supervisor kills the program when the program's connection closes.
       hangUp: { socket.descriptor.shutDown() })
     do throws(SupervisorError) {
       return try streams.session(master: try await started.reply(within: limit), control: control, outcome: outcome)
@@ -175,7 +175,7 @@ package final class LegacyShimConnection: SandboxLink {
 
   // ----------------------------------------------------------------- messages
 
-  /// One question over a connection of its own.
+  /// Sends one request over a connection of its own, and returns the reply.
   private static func ask(
     _ message: Message, over connect: @Sendable () throws(Errno) -> Handle, passing: [Handle] = [], within limit: Duration
   ) async throws(SupervisorError) -> Message {
@@ -193,7 +193,7 @@ package final class LegacyShimConnection: SandboxLink {
         switch message {
         case .done, .secret, .mounts: answer.fulfil(.success(message))
         case .refused(let code): answer.fulfil(.failure(SupervisorError.refused(Errno(code))))
-        default: return true  // its state, which it tells everyone who connects
+        default: return true  // its state, which it sends on each new connection
         }
         return false
       }
@@ -204,7 +204,7 @@ package final class LegacyShimConnection: SandboxLink {
     return try await answer.reply(within: limit)
   }
 
-  /// The messages of commit 7ede341 that are still needed, with their codes.
+  /// The messages of commit 7ede341 that are still needed.
   private enum Message: Sendable {
     case start
     case signal(Int32)
@@ -221,7 +221,7 @@ package final class LegacyShimConnection: SandboxLink {
     case preparing
     case created(pid: Int32)
     case waiting(pid: Int32)
-    /// The tool's pid inside, which says nothing here.
+    /// The message carries the tool's pid inside the sandbox, which is not used.
     case started
     case failed(StepFailure)
     case exited(ExitStatus)

@@ -4,24 +4,24 @@ internal import Foundation
 package import Linux
 internal import Shim
 
-/// Reads the segments that a supervisor writes. Offsets count bytes since the log's beginning.
+/// Reads the log segments that a supervisor writes. Offsets count bytes from the beginning of the log.
 package struct LogReader: Sendable {
   private let folder: Handle
   private let path: String
 
-  /// `path`: the folder of a workspace's output.
+  /// Opens the output directory of a workspace at `path`.
   package init(path: String) throws(Errno) {
     folder = Handle(try Descriptor.open(path, [.readOnly, .directory, .noFollow]))
     self.path = path
   }
 
   package struct Chunk: Sendable {
-    /// Where `bytes` begin: past the asked offset if what stood there was rotated away.
+    /// The offset of `bytes`, which is past the requested offset if that part was rotated away.
     package let offset: UInt64
     package let bytes: [UInt8]
   }
 
-  /// Whole lines from `offset` on, up to about `limit` bytes; nil if there is nothing (yet).
+  /// Reads whole lines from `offset`, up to about `limit` bytes. Returns nil if there are none (yet).
   package func read(from offset: UInt64, limit: Int = 262_144) throws -> Chunk? {
     let starts = try segments()
     guard let first = starts.first else { return nil }
@@ -32,23 +32,23 @@ package struct LogReader: Sendable {
     do throws(Errno) {
       file = try folder.descriptor.open(OutputLog.segmentName(start), [.readOnly, .noFollow])
     } catch {
-      // Rotated away since the folder was listed: what is left begins later.
+      // The segment was rotated away after the directory was listed: the remaining ones begin later.
       if error == .noEntry, start < (try segments().first ?? 0) { return try read(from: offset, limit: limit) }
       throw error
     }
     var bytes = try file.read(at: wanted - start, upTo: limit)
     if bytes.isEmpty {
-      // The end of this segment: go on in the next, if there is one.
+      // This segment has no more: the next one continues it, if it exists.
       guard let next = starts.first(where: { $0 > wanted || ($0 == wanted && $0 != start) }) else { return nil }
       return try read(from: next, limit: limit)
     }
-    // A writer may be in the middle of a line.
+    // The writer may be in the middle of a line.
     guard let end = bytes.lastIndex(of: 0x0A) else { return nil }
     bytes.removeLast(bytes.count - end - 1)
     return Chunk(offset: wanted, bytes: bytes)
   }
 
-  /// The last lines, without the prefix of the log format (`time stream flag text`).
+  /// Returns the text of the last lines, without the prefix of the log format (`time stream flag text`).
   package func tail(lines: Int) -> [String] {
     var bytes: [UInt8] = []
     for start in ((try? segments()) ?? []).reversed() where bytes.count < 65_536 {

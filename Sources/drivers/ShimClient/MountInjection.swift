@@ -5,7 +5,7 @@ internal import Linux
 package import Executor
 package import ShimProtocol
 
-/// Changes what is mounted in a sandbox, each time by an injector of its own (`MountInjector`).
+/// Changes the mounts of a sandbox, each change with an injector of its own (`MountInjector`).
 package struct MountInjection: Sendable {
   private let helper: String
   private let process: SandboxProcess
@@ -22,7 +22,7 @@ package struct MountInjection: Sendable {
     let process: Handle
   }
 
-  /// Starts an injector. Blocking, for as long as a program takes to be started.
+  /// Starts an injector. Blocks until the program has started.
   package func start() throws(StepFailure) -> Injector {
     do throws(Errno) {
       let (localEnd, peerEnd) = try Socket.pair()
@@ -30,15 +30,15 @@ package struct MountInjection: Sendable {
       let mounts = try process.namespace("mnt")
       let pid = try Process.spawn(
         helper, CStrings(["carrel-shim", MountInjector.name]), CStrings(Fault.environment), peerEnd.descriptor, user, mounts, errors: 2)
-      // It waits for its request, so that its number is still its own.
+      // The injector waits for its request, so its pid cannot have been reused.
       return Injector(connection: localEnd, process: Handle(try Process.open(pid: pid)))
     } catch {
       throw StepFailure("start \(helper)", error)
     }
   }
 
-  /// Has an injector do one thing, and returns the mount's number. One that storage holds up for longer than `limit` is killed: it ends
-  /// before its next step, whenever the storage lets go of it.
+  /// Sends one request to an injector and returns the mount's number. An injector that storage blocks for longer than `limit` is killed:
+  /// it exits before its next step, as soon as the storage responds.
   package static func perform(
     _ request: InjectorRequest, by injector: Injector, within limit: Duration
   ) async throws(SupervisorError) -> UInt64 {

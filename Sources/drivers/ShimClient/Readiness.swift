@@ -4,21 +4,21 @@ internal import Foundation
 internal import Linux
 internal import Synchronization
 
-/// Waits for descriptors on one thread of its own, so that no task holds a thread while it waits.
+/// Waits for descriptors on one thread of its own, so that no task blocks a thread while it waits.
 ///
-/// Not Dispatch: its epoll back end sometimes misses the end of a Unix socket that follows right on a message (seen
-/// with Swift 6.3.1 in one of four cases), and an end that is missed is a workspace that never stops.
+/// Dispatch is not used: its epoll back end sometimes misses the EOF of a Unix socket that follows immediately after a message (seen with
+/// Swift 6.3.1 in one of four cases), and after a missed EOF a workspace never stops.
 final class Readiness: Sendable {
   static let shared = Readiness()
 
   private struct Watch {
     let file: Handle
     let serial: UInt64
-    /// Called on the thread when the descriptor is ready; false ends the watch.
+    /// The function that the thread calls when the descriptor is ready. It returns false to end the watch.
     let ready: @Sendable () -> Bool
   }
 
-  /// One watch, also when its descriptor's number has become another's.
+  /// The identity of one watch, unique even after its descriptor number is reused.
   struct Token: Sendable {
     fileprivate let number: Int32
     fileprivate let serial: UInt64
@@ -29,7 +29,7 @@ final class Readiness: Sendable {
 
   private init() {
     do throws(Errno) { queue = try ReadinessQueue() } catch { fatalError("epoll: \(error.sentence)") }
-    // A queue and no Thread, which says nothing where the kernel refuses one, and never runs.
+    // A queue, because a Foundation Thread that the kernel refuses reports no error and never runs.
     DispatchQueue(label: "carrel.ready").async { [self] in while true { turn() } }
   }
 
@@ -41,7 +41,7 @@ final class Readiness: Sendable {
     }
   }
 
-  /// Ends a watch from this side.
+  /// Ends a watch.
   func cancel(_ token: Token) {
     let watch = watches.withLock { watches -> Watch? in
       guard watches.all[token.number]?.serial == token.serial else { return nil }
@@ -50,8 +50,8 @@ final class Readiness: Sendable {
     if let watch { queue.remove(watch.file.descriptor) }
   }
 
-  /// Watches until `ready` answers false. The descriptor is duplicated: one file can be watched by several, and stays
-  /// open for as long as it is watched.
+  /// Watches until `ready` returns false. The descriptor is duplicated, so that a file can have several watches and stays open while it
+  /// is watched.
   @discardableResult
   func watch(_ handle: Handle, writing: Bool = false, _ ready: @escaping @Sendable () -> Bool) throws(Errno) -> Token {
     let file = Handle(try handle.descriptor.duplicate())
@@ -70,7 +70,7 @@ final class Readiness: Sendable {
     return Token(number: number, serial: serial)
   }
 
-  /// Receives messages until `received` answers false. Nil: the connection has ended, or failed; it is called once with that.
+  /// Receives messages until `received` returns false. A nil message, passed once, means that the connection has closed or failed.
   func receive(_ connection: Handle, _ received: @escaping @Sendable (Socket.Message?) -> Bool) throws(Errno) {
     try watch(connection) {
       do throws(Errno) {
@@ -90,6 +90,7 @@ final class Readiness: Sendable {
   /// Waits until the descriptor is ready, or the task is cancelled.
   static func wait(_ handle: Handle, writing: Bool) async {
     let turn = Turn()
+    let cannotWatch = Mutex(false)
     await withTaskCancellationHandler {
       await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
         guard turn.wait(continuation) else { return continuation.resume() }
@@ -100,16 +101,18 @@ final class Readiness: Sendable {
               return false
             })
         } catch {
-          // Cannot be watched (a regular file): it never blocks.
+          // EPERM: a regular file, which never blocks. Any other error is a shortage, for example of descriptors.
+          cannotWatch.withLock { $0 = error != .perm }
           turn.end()
         }
       }
     } onCancel: {
       turn.end()
     }
+    if cannotWatch.withLock({ $0 }) { try? await Task.sleep(for: .milliseconds(20)) }
   }
 
-  /// One wait, which ends once, and its watch with it.
+  /// One wait, which ends once and ends its watch.
   private final class Turn: Sendable {
     private struct State {
       var continuation: CheckedContinuation<Void, Never>?
@@ -118,7 +121,7 @@ final class Readiness: Sendable {
     }
     private let state = Mutex(State())
 
-    /// False where it has ended already.
+    /// Stores the continuation; returns false if the wait has ended already.
     func wait(_ continuation: CheckedContinuation<Void, Never>) -> Bool {
       state.withLock { state in
         if state.hasEnded { return false }

@@ -3,51 +3,51 @@
 package import Linux
 package import ShimProtocol
 
-/// Why a request to a supervisor has no result.
+/// The reason why a request to a supervisor has no result.
 package enum SupervisorError: Error, Equatable, Sendable, CustomStringConvertible {
-  /// The connection ended; the sandbox may live on.
+  /// The connection closed; the sandbox may still run.
   case disconnected
   case noReply(seconds: Int64)
   case refused(Errno)
   case failed(StepFailure)
-  /// It is of a release that does not know this.
+  /// The supervisor is from a release that does not support the request.
   case unsupported
   case malformed
   case tooManyExecs
-  /// The task that waited was cancelled.
+  /// The task that awaited the reply was cancelled.
   case cancelled
 
   package var description: String {
     switch self {
-    case .disconnected: "the connection to its supervisor ended"
+    case .disconnected: "the connection to its supervisor closed"
     case .noReply(let seconds): "its supervisor did not reply within \(seconds) s"
     case .refused(let error): "its supervisor refused: \(error.sentence)"
     case .failed(let failure): "\(failure.step): \(Errno(failure.errno).sentence)"
-    case .unsupported: "its supervisor is of a release that cannot do this; restart the workspace"
+    case .unsupported: "its supervisor is from a release that does not support this; restart the workspace"
     case .malformed: "its supervisor did not understand the request"
-    case .cancelled: "nobody waits for its supervisor any more"
-    case .tooManyExecs: "\(ShimProtocol.execLimit) further programs run in it, which is the limit"
+    case .cancelled: "the request to its supervisor was cancelled"
+    case .tooManyExecs: "\(ShimProtocol.execLimit) exec sessions run in it (limit \(ShimProtocol.execLimit)); retry later"
     }
   }
 }
 
 /// A connection of the agent to one supervisor.
 package protocol SandboxLink: Sendable {
-  /// What the supervisor said of itself when it was connected to.
+  /// The supervisor's hello on this connection.
   var status: SupervisorHello { get }
-  /// What the supervisor reports, in order. The end of this is the end of the connection, and not of the sandbox.
+  /// The reports of the supervisor, in order. The stream ends with the connection, not with the sandbox.
   var reports: AsyncStream<ShimReport> { get }
-  /// PID 1 of the sandbox, once it is there.
+  /// PID 1 of the sandbox, or nil before it exists.
   var process: SandboxProcess? { get }
-  /// Returns the descriptors that came with the reply.
+  /// Sends a request and returns the descriptors of the reply.
   @discardableResult
   func request(_ request: ShimRequest, passing: [Handle], within limit: Duration) async throws(SupervisorError) -> [Handle]
-  /// Sends without waiting for the reply: what acts must not wait for anything.
+  /// Sends without awaiting the reply, for callers that must not block.
   func send(_ request: ShimRequest) throws(SupervisorError)
   func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession
-  /// Whether the supervisor's process has ended; waits for that up to `limit`. Nil where it cannot be seen.
+  /// Waits up to `limit` for the supervisor's process to exit. Returns whether it has exited, or nil if that cannot be determined.
   func hasEnded(within limit: Duration) async -> Bool?
-  /// SIGKILL to the supervisor itself, which does not reply any more.
+  /// Kills the supervisor itself (SIGKILL), when it no longer replies.
   func killSupervisor()
   func close()
 }
@@ -59,7 +59,7 @@ extension SandboxLink {
   }
 }
 
-/// PID 1 of a sandbox, by a descriptor that can never come to mean another process.
+/// PID 1 of a sandbox, held by a descriptor that never refers to another process.
 package struct SandboxProcess: Sendable {
   package let pid: Int32
   private let process: Handle
@@ -69,10 +69,10 @@ package struct SandboxProcess: Sendable {
     self.process = process
   }
 
-  /// A namespace of it: `net`, `user`, `mnt`.
+  /// Opens a namespace of the process: `net`, `user`, `mnt`.
   package func namespace(_ kind: String) throws(Errno) -> Descriptor {
     let file = try Descriptor.open("/proc/\(pid)/ns/\(kind)", [.readOnly])
-    // If it has not ended by now, the number was still its own when the file was opened.
+    // If the process has not exited by now, its pid was not reused when the file was opened.
     if try Process.hasEnded(process) { throw .noSuchProcess }
     return file
   }

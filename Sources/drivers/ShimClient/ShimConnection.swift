@@ -5,7 +5,7 @@ package import Linux
 package import ShimProtocol
 internal import Synchronization
 
-/// A connection to a supervisor that speaks `ShimProtocol`: all requests and reports go over it.
+/// A connection to a supervisor that supports `ShimProtocol`; it carries all requests and reports.
 package final class ShimConnection: SandboxLink {
   private struct Reply: Sendable {
     let reply: ShimReply
@@ -15,7 +15,7 @@ package final class ShimConnection: SandboxLink {
   private struct State {
     var next: UInt32 = 1
     var waiting: [UInt32: Promise<Reply>] = [:]
-    /// Who waits for the end of a further program, by the request that started it.
+    /// The outcomes of further programs, keyed by the request that started each.
     var execs: [UInt32: Promise<ExecSession.Outcome>] = [:]
     var process: SandboxProcess?
     var isClosed = false
@@ -27,7 +27,7 @@ package final class ShimConnection: SandboxLink {
   private let supervisor: Handle?
   private let state: Mutex<State>
 
-  /// Takes over a connection on which the supervisor's hello has come.
+  /// Takes over a connection on which the supervisor's hello has been received.
   private init(_ socket: SupervisorSocket, _ hello: SupervisorHello, _ descriptors: [Handle]) throws(Errno) {
     self.socket = socket
     status = hello
@@ -52,10 +52,10 @@ package final class ShimConnection: SandboxLink {
 
   deinit { close() }
 
-  /// How a supervisor presents itself on a new connection.
+  /// The first message of a supervisor on a new connection.
   package enum Greeting: Sendable {
     case hello(ShimConnection)
-    /// It is of commit 7ede341, and this was its first message.
+    /// The first message of a supervisor of commit 7ede341.
     case legacy([UInt8])
   }
 
@@ -79,7 +79,7 @@ package final class ShimConnection: SandboxLink {
     if LegacyShimConnection.isLegacy(code) { return .legacy(message.bytes) }
     do {
       guard case .hello(let hello) = try SupervisorMessage(decoding: message.bytes) else { throw SupervisorError.malformed }
-      // Of a later release, in which a message may mean something else.
+      // In a later release a message may have another meaning.
       guard hello.version <= ShimProtocol.version else { throw SupervisorError.unsupported }
       return .hello(try ShimConnection(SupervisorSocket(connection), hello, message.descriptors))
     } catch {
@@ -92,7 +92,7 @@ package final class ShimConnection: SandboxLink {
 
   // ---------------------------------------------------------------- receiving
 
-  /// Called on the thread of `Readiness`, which waits for nothing; false: the connection has ended.
+  /// Receives one message, on the thread of `Readiness`, which must not block. Returns false when the connection has closed.
   private func receive(_ continuation: AsyncStream<ShimReport>.Continuation) -> Bool {
     do throws(Errno) {
       guard let received = try socket.receive(wait: false) else { return false }
@@ -111,7 +111,7 @@ package final class ShimConnection: SandboxLink {
       }
       return true
     } catch {
-      // A datagram that does not decode is of a later release, and no end of anything.
+      // A datagram that does not decode is from a later release; the connection stays open.
       return error == .again || error == .invalid
     }
   }
@@ -172,7 +172,7 @@ package final class ShimConnection: SandboxLink {
     } catch {
       forget(id)
       if error == .messageTooLong { throw .refused(error) }
-      // A connection on which something could not be sent is given up: over the next one it is found out what is to be done again.
+      // A connection with a failed send is closed: the hello on the next one shows what has to be sent again.
       close()
       throw .disconnected
     }
@@ -205,7 +205,7 @@ package final class ShimConnection: SandboxLink {
       }
     } catch {
       forget(id)
-      // It may have been started after all: nobody will want it.
+      // The program may have started after all, without a session.
       try? send(.execHangUp(session: id))
       throw error
     }
@@ -217,7 +217,7 @@ package final class ShimConnection: SandboxLink {
     let token: Readiness.Token
     do throws(Errno) {
       token = try Readiness.shared.watch(supervisor) {
-        // Asked of the process itself: the number of the descriptor may have been another's a moment ago.
+        // Checked on the process itself: the event may belong to an earlier file with the same descriptor number.
         guard (try? Process.hasEnded(supervisor)) == true else { return true }
         ended.fulfil(.success(()))
         return false
@@ -231,7 +231,7 @@ package final class ShimConnection: SandboxLink {
 }
 
 extension Promise {
-  /// What a supervisor or an injector replies, waited for no longer than `limit`.
+  /// Returns the reply of a supervisor or an injector, or throws `noReply` after `limit`.
   func reply(within limit: Duration) async throws(SupervisorError) -> T {
     do {
       return try await value(within: limit, else: SupervisorError.noReply(seconds: limit.components.seconds))

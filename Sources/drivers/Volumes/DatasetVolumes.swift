@@ -5,16 +5,16 @@ internal import HostPrograms
 internal import Linux
 internal import Synchronization
 
-/// Datasets that are file systems in a file, squashfs or EROFS: each mounted once, read-only, while any workspace has it.
+/// Datasets that are volume files (squashfs or EROFS). Each is mounted once, read-only, while at least one workspace uses it.
 package final class DatasetVolumes: Sendable {
   private let root: String
-  /// By mount point, who has it.
+  /// The users of each mount point.
   private let users = Mutex<[String: Users]>([:])
-  /// By workspace, the mount points that it may have.
+  /// The mount points that each workspace may use.
   private let points = Mutex<[String: Set<String>]>([:])
 
-  /// The workspaces that have one image. Locked while it is mounted or unmounted, so that the two never cross; an image whose file system
-  /// does not answer holds up no other.
+  /// The workspaces that use one volume file. The lock is held during mount and unmount, so that they cannot race; a volume file whose
+  /// file system does not respond delays no other.
   private final class Users: Sendable { let ids = Mutex<Set<String>>([]) }
 
   package init(root: String) throws {
@@ -22,7 +22,7 @@ package final class DatasetVolumes: Sendable {
     try FileManager.default.createDirectory(atPath: root, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
   }
 
-  /// Whether what is registered there is a file, and not a directory.
+  /// Returns whether the registered path is a file and not a directory.
   package static func isImage(_ path: String) -> Bool {
     (try? Descriptor.openPlain(path, [.path]).status())?.kind == .regular
   }
@@ -59,14 +59,14 @@ package final class DatasetVolumes: Sendable {
     }
   }
 
-  /// Of a workspace that an earlier agent started.
+  /// Records the use by a workspace that the previous agent started.
   package func adopt(_ image: String, by workspace: String) {
     let point = path(image)
     points.withLock { _ = $0[workspace, default: []].insert(point) }
     users(point).ids.withLock { _ = $0.insert(workspace) }
   }
 
-  /// Everything that a workspace has but these. Idempotent.
+  /// Releases all datasets of a workspace except these. Idempotent.
   package func release(by workspace: String, except kept: [String] = []) {
     let kept = Set(kept.map(path))
     let had = points.withLock { points in
@@ -82,7 +82,7 @@ package final class DatasetVolumes: Sendable {
     }
   }
 
-  /// Mounts that no workspace has. Returns their names.
+  /// Unmounts what no workspace uses. Returns the names.
   package func sweep() -> [String] {
     let points = (try? FileManager.default.contentsOfDirectory(atPath: root)) ?? []
     return points.sorted().filter { name in
@@ -100,7 +100,7 @@ package final class DatasetVolumes: Sendable {
     rmdir(point)
   }
 
-  /// By what is in the file, never by trying.
+  /// Detects the type by the magic number in the file, never by a trial mount.
   private static func type(_ image: String) throws -> String {
     do throws(Errno) {
       let file = try Descriptor.openPlain(image, [.readOnly])

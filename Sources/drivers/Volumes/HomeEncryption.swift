@@ -2,10 +2,10 @@
 
 internal import Linux
 
-/// Homes that are encrypted with a key of their owner's. It comes with a request and is given to the kernel alone, which holds it
-/// while the home is mounted.
+/// Homes that are encrypted with the owner's key. The key is part of a request and is passed to the kernel only, which holds it while
+/// the home is mounted.
 enum HomeEncryption {
-  /// Opens a home that was just mounted, or that others have open: whoever asks for an encrypted one needs its key.
+  /// Unlocks a home that was just mounted or is in use already: each request for an encrypted home needs its key.
   static func open(_ path: String, of home: String, isAsked: Bool, key: [UInt8]?) throws(StorageError) {
     func refusal(_ why: String) -> StorageError { StorageError(description: "home \(home) \(why)") }
     guard let folder = try? Descriptor.openPlain(path, [.readOnly, .directory]) else { throw refusal("cannot be opened") }
@@ -14,7 +14,7 @@ enum HomeEncryption {
       if policy == nil { return }
       throw refusal("is encrypted; it needs storage.encrypted, and its key with the request")
     }
-    guard let key else { throw refusal("is encrypted, and no key came with the request") }
+    guard let key else { throw refusal("is encrypted, and the request has no key for it") }
     let identifier: [UInt8]
     do throws(Errno) { identifier = try folder.addEncryptionKey(key) } catch {
       throw refusal(
@@ -26,7 +26,7 @@ enum HomeEncryption {
     } catch {
       try? folder.removeEncryptionKey(identifier)
       throw refusal(
-        error == .notEmpty ? "holds files that are not encrypted, and stays as it is" : "cannot be encrypted: \(error.sentence)")
+        error == .notEmpty ? "contains unencrypted files; only an empty home can be encrypted" : "cannot be encrypted: \(error.sentence)")
     }
     guard policy == nil || policy == identifier else {
       try? folder.removeEncryptionKey(identifier)
@@ -39,7 +39,7 @@ enum HomeEncryption {
     return folder.encryptionPolicy != nil
   }
 
-  /// The kernel forgets the key.
+  /// Removes the key from the kernel.
   static func close(_ path: String) {
     guard let folder = try? Descriptor.openPlain(path, [.readOnly, .directory]), let policy = folder.encryptionPolicy else { return }
     try? folder.removeEncryptionKey(policy)

@@ -4,14 +4,14 @@ internal import Foundation
 internal import HostPrograms
 internal import Linux
 
-/// What an owner installs, in the home, apart for each image: `.local/share/carrel/packages/<image>/…`, where `<image>` is the beginning of
-/// its digest. The home is its owner's to change at any moment: root walks it by descriptors and follows no link, and what takes
-/// longer is done with the owner's own rights.
+/// The packages that an owner installed, stored in the home apart for each image: `.local/share/carrel/packages/<image>/…`, where `<image>`
+/// is the beginning of its digest. The owner can change the home at any moment: root walks it by descriptors and follows no symlink, and
+/// longer work runs with the owner's own rights.
 package struct HomePackages: Sendable {
   package static let folder = ".local/share/carrel/packages"
   private static let snapshotsName = "snapshots"
 
-  /// The home, where it is on the host.
+  /// The path of the home on the host.
   private let home: String
   private let uid: UInt32
   private let gid: UInt32
@@ -26,10 +26,10 @@ package struct HomePackages: Sendable {
     }
   }
 
-  /// How an image is called here.
+  /// Returns the name of an image's packages.
   package static func key(_ digest: String) -> String { String(digest.drop { $0 != ":" }.dropFirst().prefix(16)) }
 
-  /// Makes the folders that packages go to. Returns the other images that there are packages for, where there were none for this one.
+  /// Creates the directories for packages. If this image had none, returns the other images that have packages.
   package func prepare(_ key: String, folders: [String]) throws -> [String] {
     do throws(Errno) {
       let root = try Descriptor.openPlain(home, [.path, .directory])
@@ -39,7 +39,7 @@ package struct HomePackages: Sendable {
       for name in folders { _ = try make("\(HomePackages.folder)/\(key)/\(name)", in: root) }
       return isNew ? others : []
     } catch {
-      throw StorageError(description: "home \(home): \(HomePackages.folder) cannot be made: \(error.sentence)")
+      throw StorageError(description: "home \(home): cannot create \(HomePackages.folder): \(error.sentence)")
     }
   }
 
@@ -57,7 +57,7 @@ package struct HomePackages: Sendable {
       }
       try root.open(above, [.path, .directory], resolving: walk).makeDirectory(String(part), mode: 0o755)
       let made = try root.open(done, [.readOnly, .directory], resolving: walk)
-      // What its owner may have put in its place meanwhile is its owner's already.
+      // A directory that the owner put in its place in the meantime is owned by the owner already.
       if try made.status().uid == Linux.Process.effectiveUser { try made.setOwner(uid, gid) }
     }
     return try root.open(path, [.path, .directory], resolving: walk)
@@ -86,17 +86,17 @@ package struct HomePackages: Sendable {
     return ((try? folder.entries()) ?? []).sorted()
   }
 
-  /// Copies them. Returns the copy's name.
+  /// Copies the packages. Returns the name of the copy.
   package func snapshot(_ key: String) throws -> String {
     let name = HomeStore.stamp(.now)
     try run("mkdir -p snapshots/\"$1\" && cp --archive --reflink=auto -- \"$1\" snapshots/\"$1\"/\"$2\"", key, name)
     return name
   }
 
-  /// What was there becomes a snapshot, whose name is returned; then a copy takes its place, or nothing does.
+  /// Renames the packages to a snapshot, and copies `snapshot`, if given, into their place. Returns the name of the new snapshot.
   package func reset(_ key: String, to snapshot: String? = nil) throws -> String {
     if let snapshot, !names("\(HomePackages.folder)/\(HomePackages.snapshotsName)/\(key)").contains(snapshot) {
-      throw StorageError(description: "there is no snapshot \(snapshot) of the packages for \(key)")
+      throw StorageError(description: "packages for \(key): snapshot \(snapshot) does not exist")
     }
     let name = HomeStore.stamp(.now) + (snapshot == nil ? "-before-reset" : "-before-restore")
     try run(
@@ -107,9 +107,9 @@ package struct HomePackages: Sendable {
 
   private func run(_ script: String, _ arguments: String...) throws {
     guard names(HomePackages.folder).contains(arguments[0]) else {
-      throw StorageError(description: "there are no packages for \(arguments[0])")
+      throw StorageError(description: "packages for \(arguments[0]): not found")
     }
-    // The way to the home is closed to its owner, who then begins inside it.
+    // The owner cannot traverse the path to the home, so root changes into it first.
     try HostProgram.run(
       ["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh", home] + HostProgram.asOwner(uid, gid)
         + ["sh", "-c", "cd \"\(HomePackages.folder)\" && \(script)", "sh"] + arguments, "packages in \(home)")

@@ -4,21 +4,21 @@ internal import Foundation
 internal import HostPrograms
 internal import Linux
 
-/// A limit for a home that is a directory, by a project quota of the file system that it is on (ext4 and XFS, mounted with
-/// `prjquota`): everything in the home belongs to a project of its own, whoever makes it. setquota(8) and chattr(1) do the work.
+/// The limit of a home that is a directory: a project quota of its file system (ext4 and XFS, mounted with `prjquota`). Everything in
+/// the home belongs to its own project, whichever user creates it. setquota(8) and chattr(1) do the work.
 package enum HomeQuota {
-  /// Blocks. True: the home is full, and a 64th more than its limit was given to it until there is room again.
+  /// Sets the limit. Returns true if the home is full and its limit was raised by a 64th now, until it has free space again. Blocks.
   package static func apply(_ home: String, bytes: UInt64, uid: UInt32, gid: UInt32) throws -> Bool {
     let project = try HomeQuota.project(of: home)
     if try current(home) != project {
-      // The owner's own rights: what is in the home may lead anywhere.
+      // The owner's own rights: a symlink in the home may lead anywhere.
       let own = HostProgram.asOwner(uid, gid)
       for (kind, flags) in [("f", "-p"), ("d", "+P -p")] {
         try HostProgram.run(
           ["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh", home] + own
             + ["find", ".", "-xdev", "-type", kind, "-exec", "chattr"] + flags.split(separator: " ").map(String.init)
             + ["\(project)", "{}", "+"],
-          "home \(home) cannot have a limit (storage.size): its file system has no project quotas")
+          "home \(home): cannot set a limit (storage.size): its file system has no project quotas")
       }
     }
     let before = HomeVolumes.Use(at: home)
@@ -30,18 +30,18 @@ package enum HomeQuota {
   }
 
   private static func limit(_ home: String, _ project: UInt32, _ bytes: UInt64) throws {
-    let failure = "home \(home) cannot have a limit (storage.size)"
+    let failure = "home \(home): cannot set a limit (storage.size)"
     let mount = try HostProgram.output(["findmnt", "--noheadings", "--output", "TARGET", "--target", home], failure)
     try HostProgram.run(
       ["setquota", "-P", "\(project)", "0", "\(bytes / 1024)", "0", "\(bytes / 16_384)", mount],
-      "\(failure): \(mount) keeps no project quotas (mount option prjquota)")
-    // A file system that counts and does not enforce takes the limit and says nothing.
+      "\(failure): \(mount) has no project quotas (mount option prjquota)")
+    // A file system with quota accounting but no enforcement accepts the limit without an error.
     guard let use = HomeVolumes.Use(at: home), use.limitBytes <= bytes else {
       throw StorageError(description: "\(failure): \(mount) does not enforce project quotas (mount option prjquota)")
     }
   }
 
-  /// Of the directory itself, so that no list of projects has to be kept.
+  /// Returns the project of a home, derived from the inode of the directory, so that no list of projects is needed.
   private static func project(of home: String) throws -> UInt32 {
     do throws(Errno) {
       let inode = try Descriptor.openPlain(home, [.path, .directory]).status().inode
@@ -51,7 +51,7 @@ package enum HomeQuota {
     }
   }
 
-  /// The project that the directory, and what is made in it, belongs to; nil: none.
+  /// Returns the project that the directory and new files in it belong to, or nil.
   private static func current(_ home: String) throws -> UInt32? {
     let said = (try? HostProgram.output(["lsattr", "-d", "-p", home], "")) ?? ""
     let fields = said.split(separator: " ")

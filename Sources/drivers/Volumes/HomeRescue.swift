@@ -3,14 +3,14 @@
 internal import Foundation
 internal import Linux
 
-/// Sets things in a home aside that keep a tool from its start: renamed, never deleted, with a note that says so.
+/// Sets aside files in a home that prevent a tool from starting: renames them, never deletes them, and leaves a note.
 package struct HomeRescue: Sendable {
-  /// The home, where it is on the host.
+  /// The path of the home on the host.
   private let home: String
 
   package init(home: String) { self.home = home }
 
-  /// Which of these paths, relative to the home, are there.
+  /// Returns those of these paths, relative to the home, that exist.
   package func present(_ paths: [String]) -> [String] {
     guard let root = try? Descriptor.openPlain(home, [.path, .directory]) else { return [] }
     return paths.filter { path in
@@ -20,7 +20,7 @@ package struct HomeRescue: Sendable {
     }
   }
 
-  /// Which of these are larger than `limit` bytes.
+  /// Returns those of these paths that are larger than `limit` bytes.
   package func larger(_ paths: [String], than limit: UInt64) -> [String] {
     present(paths).filter { path in
       guard let root = try? Descriptor.openPlain(home, [.path, .directory]),
@@ -30,7 +30,7 @@ package struct HomeRescue: Sendable {
     }
   }
 
-  /// Renames them and leaves a note in the home. Returns the note's name, and what each is called now; nil where nothing was there any more.
+  /// Renames the paths and leaves a note in the home. Returns the note's name and the old and new paths, or nil if none existed.
   package func setAside(_ paths: [String], why: String) throws -> (note: String, moved: [(from: String, to: String)])? {
     let stamp = HomeStore.stamp(.now)
     do throws(Errno) {
@@ -55,11 +55,11 @@ package struct HomeRescue: Sendable {
       try leave(note, text, in: root)
       return (note, moved)
     } catch {
-      throw StorageError(description: "home \(home): what is suspected cannot be set aside: \(error.sentence)")
+      throw StorageError(description: "home \(home): cannot set files aside: \(error.sentence)")
     }
   }
 
-  /// A full disk keeps no note, and that is no reason to give up.
+  /// Writes the note. A failure is ignored: on a full disk the rescue goes on without a note.
   private func leave(_ name: String, _ text: String, in root: borrowing Descriptor) throws(Errno) {
     let owner = try root.status()
     do throws(Errno) {

@@ -5,9 +5,9 @@ internal import HostPrograms
 internal import Linux
 internal import Synchronization
 
-/// The homes below the configured folder, by owner: `<owner>` or `<owner>.img`, their snapshots below `.snapshots/<owner>`, and what was
-/// removed below `.removed/<owner>`. Copies are made by cp(1), which shares blocks where the file system can, with the owner's own
-/// rights: a home may be changed while it is copied, and whatever it then leads to is the owner's to read.
+/// The homes below the configured directory, by owner: `<owner>` or `<owner>.img`, snapshots below `.snapshots/<owner>`, and removed homes
+/// below `.removed/<owner>`. cp(1) copies them, and shares blocks where the file system can. It copies a directory with the owner's own
+/// rights: the owner may change it during the copy, and cp(1) reads only what the owner can read.
 package struct HomeStore: Sendable {
   private let root: String
   private let images: HomeVolumes
@@ -17,13 +17,13 @@ package struct HomeStore: Sendable {
     self.images = images
   }
 
-  /// A copy, or a home that was set aside.
+  /// A copy of a home, or a home that was renamed to be replaced or removed.
   package struct Snapshot: Equatable, Sendable {
-    /// The time, and a label.
+    /// The time in UTC and a label.
     package let name: String
-    /// On the host.
+    /// The space used on the host.
     package let bytes: UInt64
-    /// RFC 3339.
+    /// The time in the name, as RFC 3339.
     package var created: String {
       let digits = Array(name.prefix(16))
       guard digits.count == 16 else { return "" }
@@ -41,7 +41,7 @@ package struct HomeStore: Sendable {
     return Set(homes + aside).sorted()
   }
 
-  /// Nil where there is none.
+  /// Returns whether the home is a volume file, or nil if the owner has no home.
   package func isImage(_ owner: String) -> Bool? {
     if Linux.Process.exists(path(owner) + ".img") { return true }
     return Linux.Process.exists(path(owner)) ? false : nil
@@ -63,7 +63,7 @@ package struct HomeStore: Sendable {
 
   package typealias Progress = @Sendable (UInt64) -> Void
 
-  /// A directory is copied while it may be used; an image stands still meanwhile.
+  /// Copies a home. A directory may be in use during the copy; a volume file is frozen for it.
   package func snapshot(_ owner: String, label: String, _ progress: @escaping Progress) throws -> Snapshot {
     let source = try existing(owner)
     let (name, target) = try place(".snapshots", owner, label, source)
@@ -71,7 +71,7 @@ package struct HomeStore: Sendable {
     return Snapshot(name: name, bytes: HomeStore.size(target))
   }
 
-  /// What was there becomes a snapshot by its name, at once; nothing is overwritten. Returns what it is called.
+  /// Replaces a home with a copy of a snapshot. The present home is renamed to a new snapshot, which is returned; nothing is overwritten.
   package func restore(_ owner: String, _ snapshot: String, _ progress: @escaping Progress) throws -> Snapshot? {
     let source = try find(".snapshots", owner, snapshot)
     let target = path(owner) + (source.hasSuffix(".img") ? ".img" : "")
@@ -89,7 +89,7 @@ package struct HomeStore: Sendable {
     return before
   }
 
-  /// A snapshot as the home of somebody who has none; every file then belongs to them.
+  /// Copies a snapshot to a new home of another owner, who must not have one, and changes the owner of every file.
   package func clone(_ owner: String, _ snapshot: String, to other: String, uid: UInt32, gid: UInt32, _ progress: @escaping Progress) throws
   {
     guard isImage(other) == nil else { throw StorageError(description: "home \(path(other)) is there already") }
@@ -99,19 +99,19 @@ package struct HomeStore: Sendable {
     try? FileManager.default.removeItem(atPath: temporary)
     try copy(source, to: temporary, of: owner, progress)
     do {
-      // Nobody else has it yet.
+      // chown as root is safe: the copy is not yet reachable by any owner.
       let own = ["chown", "--recursive", "--no-dereference", "\(uid):\(gid)"]
       if isImage {
         let format = try VolumeFormat.found(in: try Descriptor.openPlain(temporary, [.readOnly]), of: temporary) ?? .ext4
-        if let renaming = format.rename(temporary) { try HostProgram.run(renaming, "the copy \(temporary) cannot be renamed") }
+        if let renaming = format.rename(temporary) { try HostProgram.run(renaming, "copy \(temporary): cannot change its UUID") }
         try HostProgram.run(
           [
             "sh", "-c", HomeStore.chowning, "sh", temporary, "\(root)/.snapshots/\(owner)/.mount-\(other)", "\(uid):\(gid)",
             format.rawValue, format.mountOptions.map(\.0).joined(separator: ","),
           ],
-          "the copy \(temporary) cannot be given to \(other)")
+          "copy \(temporary): cannot change the owner to \(other)")
       } else {
-        try HostProgram.run(own + [temporary], "the copy \(temporary) cannot be given to \(other)")
+        try HostProgram.run(own + [temporary], "copy \(temporary): cannot change the owner to \(other)")
       }
       try HomeStore.move(temporary, path(other) + (isImage ? ".img" : ""))
     } catch {
@@ -140,17 +140,17 @@ package struct HomeStore: Sendable {
     do {
       if source.hasSuffix(".img") {
         try images.standingStill(path(owner), if: source == path(owner) + ".img") {
-          try HostProgram.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode", source, target], "\(source) cannot be copied")
+          try HostProgram.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode", source, target], "cannot copy \(source)")
         }
       } else {
         let status = try Descriptor.openPlain(source, [.path, .directory]).status()
         try FileManager.default.createDirectory(atPath: target, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])
         try Descriptor.openPlain(target, [.readOnly, .directory]).setOwner(status.uid, status.gid)
-        // By descriptors that are open already, since the way to them is closed to the owner.
+        // Root opens the descriptors first: the owner cannot traverse the paths.
         try HostProgram.run(
           ["sh", "-c", "cd \"$1\" && exec 9<\"$2\" && shift 2 && exec \"$@\"", "sh", source, target]
             + HostProgram.asOwner(status.uid, status.gid) + ["cp", "--archive", "--reflink=auto", ".", "/proc/self/fd/9/"],
-          "\(source) cannot be copied")
+          "cannot copy \(source)")
       }
     } catch {
       try? FileManager.default.removeItem(atPath: target)
@@ -167,15 +167,15 @@ package struct HomeStore: Sendable {
     return Snapshot(name: name, bytes: HomeStore.size(target))
   }
 
-  /// Without a name, the last.
+  /// Moves a removed home back; without a name, the one that was removed last.
   package func recover(_ owner: String, _ name: String?) throws {
-    guard isImage(owner) == nil else { throw StorageError(description: "home \(path(owner)) is there; remove or snapshot that first") }
-    guard let name = name ?? removed(owner).last?.name else { throw StorageError(description: "nothing of \(owner) was removed") }
+    guard isImage(owner) == nil else { throw StorageError(description: "home \(path(owner)): already exists; remove it first") }
+    guard let name = name ?? removed(owner).last?.name else { throw StorageError(description: "\(owner) has no removed home") }
     let source = try find(".removed", owner, name)
     try HomeStore.move(source, path(owner) + (source.hasSuffix(".img") ? ".img" : ""))
   }
 
-  /// What was removed longer ago is deleted. Returns the owners.
+  /// Deletes homes that were removed before `moment`. Returns their owners.
   package func purge(before moment: Date) -> [String] {
     let format = HomeStore.stamp(moment)
     return ((try? FileManager.default.contentsOfDirectory(atPath: root + "/.removed")) ?? []).filter { owner in
@@ -209,7 +209,7 @@ package struct HomeStore: Sendable {
 
   private func place(_ kind: String, _ owner: String, _ label: String, _ source: String) throws -> (name: String, path: String) {
     let folder = "\(root)/\(kind)/\(owner)"
-    // 0711 on the way, so that cp as the owner gets to what is its own.
+    // 0700: cp(1), which runs as the owner, gets descriptors that root has opened.
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
     let stem = HomeStore.stamp(.now) + (label.isEmpty ? "" : "-" + label)
     for number in 0..<1000 {
@@ -219,7 +219,7 @@ package struct HomeStore: Sendable {
         return (name, path + (source.hasSuffix(".img") ? ".img" : ""))
       }
     }
-    throw StorageError(description: "\(folder) is full of names")
+    throw StorageError(description: "\(folder): names \(stem) to \(stem)-999 are all in use")
   }
 
   package static func stamp(_ moment: Date) -> String {
@@ -231,11 +231,11 @@ package struct HomeStore: Sendable {
 
   private static func move(_ from: String, _ to: String) throws {
     guard Foundation.rename(from, to) == 0 else {
-      throw StorageError(description: "\(from) cannot be moved to \(to): \(String(cString: strerror(errno)))")
+      throw StorageError(description: "cannot move \(from) to \(to): \(String(cString: strerror(errno)))")
     }
   }
 
-  /// What it takes on the host, in bytes.
+  /// Returns the space used on the host, in bytes.
   static func size(_ path: String) -> UInt64 {
     guard let text = try? HostProgram.output(["du", "--summarize", "--block-size=1", "--one-file-system", path], "") else { return 0 }
     return UInt64(text.split(separator: "\n").last?.split(separator: "\t").first ?? "") ?? 0

@@ -6,22 +6,22 @@ internal import Linux
 internal import Procfs
 internal import Synchronization
 
-/// Homes that are file systems of their own: a sparse image beside the homes, `<home>.img`, mounted through a loop device while a
-/// workspace of its owner runs. Its size is a hard limit on any host, and what it fills, it fills for its owner alone.
+/// Homes that are volume files: each is a sparse file `<home>.img`, mounted through a loop device while a workspace of its owner runs.
+/// Its size is a hard limit on any host, and a full one affects its owner only.
 ///
-/// Checks and growth are left to the programs of the file system: an ext4 image is checked before it is mounted after an unclean
-/// end (XFS and btrfs mend themselves when they are mounted), and none is ever mounted twice.
+/// The programs of the file system check and grow it: e2fsck(8) checks ext4 before the mount that follows an unclean unmount (XFS and
+/// btrfs recover at mount). A volume file is never mounted twice.
 package final class HomeVolumes: Sendable {
   package struct Use: Equatable, Sendable {
     package let usedBytes: UInt64
     package let limitBytes: UInt64
     package let usedInodes: UInt64
     package let limitInodes: UInt64
-    /// Of blocks or inodes, whichever is nearer to its limit; rounded up, since a last block that fits nothing is none.
+    /// The use of blocks or inodes, whichever is nearer to its limit. Rounded up: a last block that is too small is of no use.
     package var percent: UInt64 { max(share(usedBytes, limitBytes), share(usedInodes, limitInodes)) }
     private func share(_ used: UInt64, _ limit: UInt64) -> UInt64 { limit == 0 ? 0 : (used * 100 + limit - 1) / limit }
 
-    /// Of the file system, or of the project with a quota, that a directory is on or in; nil where there is none.
+    /// Reads the use of the file system, or of the project with a quota, that contains a directory. Nil if it cannot be read.
     package init?(at path: String) {
       guard let values = try? FileManager.default.attributesOfFileSystem(forPath: path) else { return nil }
       func number(_ key: FileAttributeKey) -> UInt64 { (values[key] as? NSNumber)?.uint64Value ?? 0 }
@@ -32,14 +32,14 @@ package final class HomeVolumes: Sendable {
     }
   }
 
-  /// What is asked of a home.
+  /// The requested properties of a home.
   package struct HomeRequirements: Sendable {
     package let bytes: UInt64
-    /// Whether somebody asked for this size, or it is what the node gives; then a larger one is as good.
+    /// Whether the spec requests this size. Otherwise it is the default of the node, and a larger home is accepted.
     package let isExact: Bool
-    /// Of an image that is to be made.
+    /// The format of a new volume file.
     package let format: VolumeFormat
-    /// Whether somebody asked for this format; then another one that is there is refused.
+    /// Whether the spec requests this format; an existing volume file with another one is then refused.
     package let isFormatExact: Bool
     package let isEncrypted: Bool
     package let key: [UInt8]?
@@ -59,21 +59,21 @@ package final class HomeVolumes: Sendable {
 
   private let root: String
   private let holder: String
-  /// By mount point.
+  /// The users of each mount point.
   private let uses = Mutex<[String: Users]>([:])
 
-  /// The workspaces that use a home. Locked while it is mounted or unmounted, so that the two never cross; one home's check after an
-  /// unclean end delays no other.
+  /// The workspaces that use a home. The lock is held during mount and unmount, so that they cannot race; the check of one home after
+  /// an unclean unmount delays no other home.
   private final class Users: Sendable { let ids = Mutex<Set<String>>([]) }
 
-  /// `root`: where they are mounted; `holder`: this node's name, for whoever finds a home in use.
+  /// `root`: the directory of the mount points; `holder`: this node's name, which another node reports if a home is in use.
   package init(root: String, holder: String) throws {
     self.root = root
     self.holder = holder
     try FileManager.default.createDirectory(atPath: root, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
   }
 
-  /// Where the files of this home are while it is mounted.
+  /// Returns the path of the files of this home while it is mounted.
   package func path(_ home: String) -> String { mountPoint(home) + "/home" }
 
   private func mountPoint(_ home: String) -> String {
@@ -88,16 +88,16 @@ package final class HomeVolumes: Sendable {
     }
   }
 
-  /// Mounts a home for a workspace, making or growing it first. Blocks; may take long after an unclean end of a large one. True: it is
-  /// full, and the headroom that was kept for this was given to it.
+  /// Mounts a home for a workspace, and creates or grows it first. Returns true if the home was full and its reserve was released for
+  /// it. Blocks, for long if a large home was not unmounted cleanly.
   package func acquire(_ home: String, by workspace: String, _ wish: HomeRequirements, uid: UInt32, gid: UInt32) throws -> Bool {
     let point = mountPoint(home)
     return try users(point).ids.withLock { ids in
-      let isNew = !mounted().contains(point)
+      let isNew = try !mounted().contains(point)
       if isNew {
         try mount(home, at: point, wish)
       } else if wish.bytes > size(home + ".img") {
-        // What cannot grow while it is in use does so at the next start.
+        // A home that cannot grow while it is in use grows at the next start.
         try? growMounted(home, at: point, to: wish.bytes)
       }
       do {
@@ -112,21 +112,21 @@ package final class HomeVolumes: Sendable {
     }
   }
 
-  /// Makes a home larger: one that is in use while it is, where its file system can, any other at once.
+  /// Grows a home. A home in use is grown while mounted, if its file system can.
   package func grow(_ home: String, to bytes: UInt64) throws {
     let point = mountPoint(home)
     try users(point).ids.withLock { _ in
       let size = size(home + ".img")
       guard size > 0 else { throw StorageError(description: "there is no home \(home).img") }
       guard bytes > size else { throw StorageError(description: "home \(home).img has \(size) bytes; homes only grow") }
-      if mounted().contains(point) { return try growMounted(home, at: point, to: bytes) }
+      if try mounted().contains(point) { return try growMounted(home, at: point, to: bytes) }
       try mount(home, at: point, HomeRequirements(bytes: bytes))
       unmount(point, lock: home + ".img.lock")
     }
   }
 
-  /// Beside the home, where its owner cannot reach: a 64th of the blocks, and some inodes. A full home gets them, so that a tool finds
-  /// room to start and its owner room to tidy up; they are put back when there is room for them again.
+  /// Creates or releases the reserve of a home: a 64th of its blocks and some inodes, beside the home, where its owner cannot reach it.
+  /// A full home gets the reserve, so that a tool can start and the owner can delete files; it is created again below 90 % use.
   private func headroom(_ point: String, of bytes: UInt64, percent: UInt64) -> Bool {
     let kept = point + "/headroom"
     let manager = FileManager.default
@@ -146,60 +146,64 @@ package final class HomeVolumes: Sendable {
 
   private static let headroomInodes = 32
 
-  /// Of a workspace that an earlier agent started: its home is mounted.
+  /// Records the use by a workspace that the previous agent started, whose home is mounted.
   package func adopt(_ home: String, by workspace: String) {
-    // An agent may have ended while it stood still for a copy.
-    thaw(mountPoint(home))
     users(mountPoint(home)).ids.withLock { _ = $0.insert(workspace) }
   }
 
-  /// The last one unmounts it. May be said twice.
+  /// Unmounts the home when its last workspace releases it. Idempotent.
   package func release(_ home: String, by workspace: String) {
     let point = mountPoint(home)
     users(point).ids.withLock { ids in if ids.remove(workspace) != nil, ids.isEmpty { unmount(point, lock: home + ".img.lock") } }
   }
 
-  /// Mounts that no workspace uses: an agent ended between mounting and starting. Returns their names.
-  package func sweep() -> [String] {
-    mounted().compactMap { point in
-      users(point).ids.withLock { ids in
-        guard ids.isEmpty else { return nil }
-        let name = String(point.dropFirst(root.count + 1))
-        unmount(point, lock: "/" + name.replacing("%2F", with: "/").replacing("%25", with: "%") + ".img.lock")
-        return name
-      }
+  /// Returns the mounted homes that no workspace uses, left by an agent that exited between mount and start. `name`: the name of the mount
+  /// point below the root.
+  package func unusedMounts() throws -> [(name: String, home: String)] {
+    try mounted().filter { point in users(point).ids.withLock(\.isEmpty) }.map { point in
+      let name = String(point.dropFirst(root.count + 1))
+      return (name, "/" + name.replacing("%2F", with: "/").replacing("%25", with: "%"))
     }
   }
 
-  /// Runs `body` while nothing is written to a home's image: not by a workspace, whose writes wait, nor by another node. `concerns`:
-  /// whether it is about the image at all.
+  /// Unmounts a home unless a workspace has begun to use it. Blocks on its storage, without a time limit.
+  package func unmountUnused(_ home: String) {
+    let point = mountPoint(home)
+    users(point).ids.withLock { ids in if ids.isEmpty { unmount(point, lock: home + ".img.lock") } }
+  }
+
+  /// Runs `body` while neither a workspace, whose writes block, nor another node writes to the volume file of a home. `concerns`: whether
+  /// `body` uses the volume file at all.
   package func standingStill(_ home: String, if concerns: Bool, _ body: () throws -> Void) throws {
     guard concerns else { return try body() }
     let point = mountPoint(home)
     try users(point).ids.withLock { _ in
-      guard mounted().contains(point) else {
+      guard try mounted().contains(point) else {
         try lock(home + ".img")
         defer { try? FileManager.default.removeItem(atPath: home + ".img.lock") }
         return try body()
       }
-      try HostProgram.run(["fsfreeze", "--freeze", point], "home \(home) cannot be made to stand still")
+      try HostProgram.run(["fsfreeze", "--freeze", point], "home \(home): cannot freeze its file system")
       defer { thaw(point) }
       try body()
     }
   }
 
+  /// Thaws a home that was frozen for a copy when the previous agent exited. Blocks on its storage, without a time limit.
+  package func thaw(home: String) { thaw(mountPoint(home)) }
+
   private func thaw(_ point: String) { try? HostProgram.run(["fsfreeze", "--unfreeze", point], "") }
 
-  /// Mounts a home for a while, as it is, whoever it belongs to.
+  /// Runs `body` with a home mounted, without a change to its size or format.
   package func visit<T>(_ home: String, _ body: (String) throws -> T) throws -> T {
     let point = mountPoint(home)
     let temporaryUser = "a visit"
     try users(point).ids.withLock { ids in
-      if !mounted().contains(point) {
+      if try !mounted().contains(point) {
         try mount(home, at: point, HomeRequirements(bytes: size(home + ".img")))
         if HomeEncryption.isEncrypted(path(home)) {
           unmount(point, lock: home + ".img.lock")
-          throw StorageError(description: "home \(home) is encrypted, and can be looked into only while a workspace has it open")
+          throw StorageError(description: "home \(home) is encrypted; it can be read only while a workspace uses it")
         }
       }
       ids.insert(temporaryUser)
@@ -208,7 +212,7 @@ package final class HomeVolumes: Sendable {
     return try body(path(home))
   }
 
-  /// Nil where it is not mounted.
+  /// Returns the use of a home, or nil if it is not mounted.
   package func use(_ home: String) -> Use? { Use(at: path(home)) }
 
   // ------------------------------------------------------------------ mounting
@@ -237,12 +241,12 @@ package final class HomeVolumes: Sendable {
     }
   }
 
-  /// Through a device of the kernel's, which goes when the last mount does. By descriptors and not by mount(8), since this is what a
-  /// start waits for.
+  /// Mounts the volume file through a loop device, which the kernel removes with the last mount. Uses system calls and not mount(8),
+  /// since each start waits for this.
   private func attach(_ image: String, _ file: borrowing Descriptor, _ format: VolumeFormat, to point: String) throws {
     do throws(Errno) {
-      // An agent that ended in the middle may have left a program at work on it: not before that ends. By another descriptor than the
-      // device's, which would hold the lock as long as it is there.
+      // Waits for a program that a previous agent may have left running on the file. The lock uses a descriptor of its own: on the
+      // loop device's descriptor it would be held for as long as the device exists.
       try Descriptor.openPlain(image, [.readOnly]).lock(waiting: true)
       let loop = try LoopDevice.attach(file, named: image)
       let mount = try Mount.make(
@@ -251,7 +255,7 @@ package final class HomeVolumes: Sendable {
     } catch {
       throw StorageError(
         description: "home \(image) cannot be mounted: "
-          + (error == .noDevice ? "this kernel has no \(format.rawValue), or no loop devices" : error.sentence))
+          + (error == .noDevice ? "the kernel does not support \(format.rawValue) or loop devices" : error.sentence))
     }
   }
 
@@ -280,26 +284,26 @@ package final class HomeVolumes: Sendable {
     }
   }
 
-  /// One writer: a file beside the image names the node that has it, also where homes lie on a shared file system.
+  /// Makes this node the only writer: a lock file beside the volume file names the node, also for homes on a shared file system.
   private func lock(_ image: String) throws {
     let path = image + ".lock"
     let made = FileManager.default.createFile(
       atPath: path + ".\(holder)", contents: Data((holder + "\n").utf8), attributes: [.posixPermissions: 0o600])
     defer { try? FileManager.default.removeItem(atPath: path + ".\(holder)") }
-    // link(2) makes it whole or not at all.
+    // link(2) is atomic: the lock file never exists without its content.
     if made, (try? FileManager.default.linkItem(atPath: path + ".\(holder)", toPath: path)) != nil { return }
     let other = (try? String(contentsOfFile: path, encoding: .utf8))?.trimmingCharacters(in: .whitespacesAndNewlines) ?? "?"
     guard other == holder else { throw StorageError(description: "home \(image) is in use on node \(other) (\(path))") }
   }
 
-  /// Made, sound, and grown, as far as it can be before it is mounted.
+  /// Creates, checks and grows the file system, as far as that is possible before the mount. Returns its format.
   private func ready(_ image: String, _ file: Handle, _ wish: HomeRequirements) throws -> VolumeFormat {
     guard let format = try VolumeFormat.found(in: file.descriptor, of: image) else {
       guard wish.bytes >= wish.format.floor else {
         throw StorageError(description: "home \(image): \(wish.format.rawValue) needs at least \(wish.format.floor >> 20) MiB")
       }
       try resize(image, wish.bytes)
-      try HostProgram.run(wish.format.make(image, isEncrypted: wish.isEncrypted), on: image, "home \(image) cannot be made")
+      try HostProgram.run(wish.format.make(image, isEncrypted: wish.isEncrypted), on: image, "home \(image): cannot create the file system")
       return wish.format
     }
     let size = size(image)
@@ -310,13 +314,13 @@ package final class HomeVolumes: Sendable {
       throw StorageError(description: "home \(image) has \(size) bytes, and \(wish.bytes) were asked for; homes only grow")
     }
     guard format == .ext4 else { return format }
-    // s_state without "clean", or a journal to replay (ext4's on-disk layout).
+    // s_state is not "clean", or the journal needs a replay (ext4's on-disk layout).
     let block = try file.descriptor.read(at: 1024, upTo: 1024)
     let isUnclean = block.count < 1024 || block[58] & 1 == 0 || block[96] & 4 != 0
     let isSmall = wish.bytes > size
     if isUnclean || isSmall {
       try HostProgram.run(
-        ["e2fsck", "-p", "-f", image], on: image, "home \(image) was not left clean, and cannot be mended without a person", upTo: 1)
+        ["e2fsck", "-p", "-f", image], on: image, "home \(image): e2fsck -p cannot repair it; run e2fsck by hand", upTo: 1)
     }
     if isSmall {
       try resize(image, wish.bytes)
@@ -336,15 +340,18 @@ package final class HomeVolumes: Sendable {
   }
 
   private func unmount(_ point: String, lock: String) {
-    // What was deleted inside is given back to the host, once its deletion is on the disk.
+    // fstrim returns the blocks of deleted files to the host; sync first makes the deletions durable.
     try? HostProgram.run(["sync", "--file-system", point], "")
     try? HostProgram.run(["fstrim", point], "")
     HomeEncryption.close(point + "/home")
     try? HostProgram.run(["umount", point], "")
-    if mounted().contains(point) { try? HostProgram.run(["umount", "--lazy", point], "") }
+    if (try? mounted().contains(point)) ?? true { try? HostProgram.run(["umount", "--lazy", point], "") }
     rmdir(point)
     try? FileManager.default.removeItem(atPath: lock)
   }
 
-  private func mounted() -> [String] { (MountTable()?.points ?? []).filter { $0.hasPrefix(root + "/") } }
+  private func mounted() throws -> [String] {
+    guard let table = MountTable() else { throw StorageError(description: "homes: the table of mounts cannot be read; retry") }
+    return table.points.filter { $0.hasPrefix(root + "/") }
+  }
 }

@@ -8,12 +8,12 @@ package struct StorageError: Error, Sendable, CustomStringConvertible {
   package init(description: String) { self.description = description }
 }
 
-/// Folders of the host that are given to a workspace.
+/// Directories of the host that are mounted into a workspace.
 package enum HostDirectory {
-  /// Makes sure that a home is there and is the owner's. A missing one is created; a symlink, a file, or
-  /// somebody else's folder in its place is refused, and nothing below it is ever chowned.
+  /// Creates a home if it is missing, and checks that the owner owns it. A symlink, a file, or a directory owned by another user in its
+  /// place is refused, and nothing below it is ever chowned.
   package static func prepareHome(_ path: String, uid: UInt32, gid: UInt32) throws {
-    // The files that its owner looks for are in there.
+    // The owner's files are in the volume file: a new, empty directory would hide them.
     guard !Process.exists(path + ".img") else {
       throw refusal(path, "is an image, \(path).img, and a directory was asked for (storage.driver)")
     }
@@ -32,28 +32,28 @@ package enum HostDirectory {
       throw refusal(path, "cannot be used: \(error.sentence) (on \(fileSystem(of: path)))")
     }
     guard status.kind == .directory else {
-      throw refusal(path, "is a \(status.kind), not a directory; it is not followed")
+      throw refusal(path, "is a \(status.kind); expected a directory")
     }
     guard status.uid == uid else {
       throw refusal(path, "belongs to uid \(status.uid), not to the owner's storage uid \(uid)")
     }
   }
 
-  /// What kind of file system a path is on, for messages.
+  /// Returns the type of the file system that contains a path, for messages.
   package static func fileSystem(of path: String) -> String { MountTable()?.fileSystem(of: path) ?? "an unknown file system" }
 
-  /// Checks a dataset's folder: there, a directory, no symlink on the way.
+  /// Checks that the path of a dataset is an existing directory without a symlink in the path.
   package static func checkDataset(_ path: String) throws {
     do throws(Errno) {
       _ = try Descriptor.openPlain(path, [.path, .directory])
     } catch {
-      let why = error == .loop ? "there is a symlink in it, which is not followed" : error.sentence
+      let why = error == .loop ? "the path contains a symlink, which is not allowed" : error.sentence
       throw StorageError(description: "dataset \(path): \(why)")
     }
   }
 
-  /// Makes a folder one of a project: what is made in it belongs to the group and is writable to it, whatever mask its maker has. Its
-  /// owner has to be a member, since nobody may make anything in a folder whose owner is nobody inside.
+  /// Prepares a project folder: new files in it belong to the group and are writable by it, whatever the umask. Its owner must be a
+  /// member, since nothing can be created in a directory whose owner is not mapped in the sandbox.
   package static func prepareProject(_ path: String, gid: UInt32, members: [UInt32]) throws {
     do throws(Errno) {
       let folder = try Descriptor.openPlain(path, [.readOnly, .directory])
@@ -67,7 +67,7 @@ package enum HostDirectory {
     }
   }
 
-  /// acl(5) as the kernel keeps it: version 2, then tag, permissions and id of each entry. user::rwx group::rwx other::---
+  /// The ACL (acl(5)) in the kernel's format: version 2, then tag, permissions and id of each entry. user::rwx group::rwx other::---
   private static let projectACL: [UInt8] =
     [2, 0, 0, 0] + [(1, 7), (4, 7), (32, 0)].flatMap { [UInt8($0.0), 0, UInt8($0.1), 0, 0xFF, 0xFF, 0xFF, 0xFF] }
 

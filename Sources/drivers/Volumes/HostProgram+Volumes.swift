@@ -4,13 +4,13 @@ internal import Foundation
 internal import HostPrograms
 
 extension HostProgram {
-  /// Runs a program to its end. Programs that write to a volume file hold flock(1) on it: where an agent ended in the middle, the next one
-  /// waits for what that one began. Throws `StorageError` with `failure` where the exit status is above `tolerated`.
+  /// Runs a program to its end. A program that writes to a volume file holds flock(1) on it: if the agent exits in the meantime, the next
+  /// agent waits for that program. Throws `StorageError` with `failure` if the exit status is above `tolerated`.
   static func run(_ command: [String], on volume: String? = nil, _ failure: String, upTo tolerated: Int = 0) throws {
     _ = try output(command, on: volume, failure, upTo: tolerated)
   }
 
-  /// The same; returns what it printed, without the newline at the end.
+  /// Runs a program in the same way, and returns its output without the final newline.
   static func output(_ command: [String], on volume: String? = nil, _ failure: String, upTo tolerated: Int = 0) throws -> String {
     let (status, data): (Int, Data)
     do throws(HostProgramError) {

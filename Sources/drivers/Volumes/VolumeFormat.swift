@@ -2,21 +2,21 @@
 
 internal import Linux
 
-/// The file systems that an image of a home can hold, and the programs that know them.
+/// The file systems that the volume file of a home can contain, and their programs.
 package enum VolumeFormat: String, CaseIterable, Sendable {
   case ext4, xfs, btrfs
 
-  /// Smaller ones hold no journal, or are refused by mkfs.
+  /// The smallest size, in bytes: a smaller one has no journal, or mkfs refuses it.
   package var floor: UInt64 {
     switch self {
     case .ext4: 16 << 20
     case .xfs: 300 << 20
-    // The kernel resizes none below this.
+    // The kernel does not resize a smaller one.
     case .btrfs: 256 << 20
     }
   }
 
-  /// What an image holds, by what its kernel looks for; nil: nothing but zeros, where there is no file system yet.
+  /// Returns the format of a volume file by the magic number that the kernel checks; nil if it is all zeros: no file system yet.
   static func found(in file: borrowing Descriptor, of image: String) throws -> VolumeFormat? {
     func holds(_ bytes: [UInt8], at offset: UInt64) throws(Errno) -> Bool { try file.read(at: offset, upTo: bytes.count) == bytes }
     do throws(Errno) {
@@ -46,11 +46,11 @@ package enum VolumeFormat: String, CaseIterable, Sendable {
   }
 
   var mountOptions: [(String, String)] {
-    // A copy has the name of what it was copied from, and both may be mounted.
+    // A copy has the same UUID as its source, and both may be mounted.
     self == .xfs ? [("nouuid", "")] : []
   }
 
-  /// While it is mounted. ext4 needs CAP_SYS_RESOURCE for it.
+  /// Returns the command that grows a mounted file system. ext4 needs CAP_SYS_RESOURCE.
   func grow(_ device: String, at point: String) -> [String] {
     switch self {
     case .ext4: ["resize2fs", device]
@@ -59,6 +59,6 @@ package enum VolumeFormat: String, CaseIterable, Sendable {
     }
   }
 
-  /// Gives a copy a name of its own, where two of one name cannot be mounted at once.
+  /// Returns the command that gives a copy a UUID of its own, for a file system that cannot be mounted twice with one UUID.
   func rename(_ image: String) -> [String]? { self == .btrfs ? ["btrfstune", "-f", "-m", image] : nil }
 }

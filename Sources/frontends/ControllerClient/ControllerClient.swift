@@ -16,13 +16,13 @@ internal import Synchronization
 internal import Workspaces
 internal import WireMapping
 
-/// The call to one controller (proto/carrel/controller/v1): dialled, kept, and dialled again for as long as the agent lives.
+/// The call to one controller (proto/carrel/controller/v1). It is made again whenever it ends, for as long as the agent runs.
 package final class ControllerClient: Sendable {
   private let node: Node
   private let controller: Configuration.Controller
   private let version: String
   private let logger: Logger
-  private let state = Mutex((connected: false, problem: "not dialled yet"))
+  private let state = Mutex((connected: false, problem: "no connection attempted yet"))
 
   package init(node: Node, controller: Configuration.Controller, version: String, logger: Logger) {
     self.node = node
@@ -44,18 +44,18 @@ package final class ControllerClient: Sendable {
     }
   }
 
-  /// Until the task is cancelled.
+  /// Runs until the task is cancelled.
   package func run() async {
     var wait = Duration.milliseconds(100)
     while !Task.isCancelled {
       let begun = ContinuousClock.now
-      var problem = "the controller ended the call"
+      var problem = "the controller closed the call"
       do { try await call() } catch { problem = (error as? RPCError)?.message ?? "\(error)" }
       if state.withLock({ $0.problem }) != problem {
-        logger.notice("no controller", metadata: ["controller": "\(controller.name)", "why": "\(problem)"])
+        logger.notice("controller not connected", metadata: ["controller": "\(controller.name)", "why": "\(problem)"])
       }
       state.withLock { $0 = (false, problem) }
-      // Doubling to half a minute, and never all agents at once; a call that lasted begins anew.
+      // The backoff doubles up to 30 s and has jitter, so that agents do not retry at once; a call that lasted 30 s resets it.
       if begun.duration(to: .now) > .seconds(30) { wait = .milliseconds(100) }
       do { try await Task.sleep(for: wait * Double.random(in: 0.5...1)) } catch { return }
       wait = min(wait * 2, .seconds(30))
@@ -63,7 +63,7 @@ package final class ControllerClient: Sendable {
   }
 
   private func call() async throws {
-    // So that nobody waits for a socket where nobody listens.
+    // This connection fails at once if nothing listens, where the call would wait.
     let path = controller.socket
     try await node.services.lanes.controllers.run(within: .seconds(5)) {
       do throws(Errno) { _ = try Socket.connect(path: path) } catch {
@@ -78,7 +78,7 @@ package final class ControllerClient: Sendable {
     let hello = try await hello()
     let conversation = ControllerCall(node: node, controller: controller.name) { [self] in
       state.withLock { $0 = (true, "") }
-      logger.notice("controller", metadata: ["controller": "\(controller.name)"])
+      logger.notice("controller connected", metadata: ["controller": "\(controller.name)"])
     }
     defer { node.controllers.close(controller.name) }
     try await withGRPCClient(transport: transport) { client in
@@ -114,14 +114,14 @@ package final class ControllerClient: Sendable {
   }
 }
 
-/// One call: what the controller has said so far, and what is to be said to it.
+/// One call: what the controller has sent so far, and what is to be sent to it.
 private final class ControllerCall: Sendable {
   private struct State {
-    /// The last event sent and the last acknowledged; nil until the controller has said from where.
+    /// The last event sent, nil until `welcome` has set where to begin; and below the last one acknowledged.
     var sent: Int64?
     var acknowledged: Int64 = 0
     var window: Int64 = 256
-    /// Answers, ahead of the next event.
+    /// Replies, which are sent before the next event.
     var answers: [Carrel_Controller_V1_NodeMessage] = []
     var commands = 0
     var hasEnded = false
@@ -136,9 +136,9 @@ private final class ControllerCall: Sendable {
   private let acknowledgements: AsyncStream<Void>
   private let acknowledging: AsyncStream<Void>.Continuation
 
-  /// More commands at once are refused.
+  /// The number of commands that may be in progress; more are refused.
   private static let commandLimit = 64
-  /// A controller that asks and does not read what it is told is hung up on.
+  /// The number of replies that may wait; the call of a controller that does not read them is closed.
   private static let answerLimit = 256
 
   init(node: Node, controller: String, welcomed: @escaping @Sendable () -> Void) {
@@ -159,11 +159,11 @@ private final class ControllerCall: Sendable {
     wake.yield()
   }
 
-  // ------------------------------------------------------------------- hearing
+  // ----------------------------------------------------------------- receiving
 
   func handle(_ message: Carrel_Controller_V1_ControllerMessage, _ group: inout ThrowingDiscardingTaskGroup<any Error>) async throws {
     guard state.withLock({ $0.answers.count }) < ControllerCall.answerLimit else {
-      throw RPCError(code: .resourceExhausted, message: "\(ControllerCall.answerLimit) answers wait to be read")
+      throw RPCError(code: .resourceExhausted, message: "\(ControllerCall.answerLimit) unread replies, the limit")
     }
     switch message.message {
     case .welcome(let welcome): try await begin(welcome)
@@ -171,7 +171,7 @@ private final class ControllerCall: Sendable {
     case .snapshot: answer(try await snapshot())
     case .command(let command): perform(command, &group)
     case .given(let given): take(given)
-    case nil: refuse(.invalidArgument, "message: is of a kind that this agent does not know")
+    case nil: refuse(.invalidArgument, "message: expected a kind that this agent knows")
     }
   }
 
@@ -186,7 +186,7 @@ private final class ControllerCall: Sendable {
   }
 
   private func begin(_ welcome: Carrel_Controller_V1_Welcome) async throws {
-    guard state.withLock({ $0.sent == nil }) else { return refuse(.invalidArgument, "welcome: was said already") }
+    guard state.withLock({ $0.sent == nil }) else { return refuse(.invalidArgument, "welcome: already received; expected once") }
     guard welcome.window <= 4096 else { return refuse(.invalidArgument, "welcome.window: expected 1 to 4096, or 0") }
     let journal = node.journal
     let extent = try await journal.extent()
@@ -209,7 +209,7 @@ private final class ControllerCall: Sendable {
     wake.yield()
   }
 
-  /// Tells of what cannot be had, and how things stand instead. Returns where events go on.
+  /// Sends a gap, and a snapshot in its place. Returns the sequence after which events continue.
   private func skip(from: UInt64, to: UInt64, _ reason: String) async throws -> Int64 {
     answer(.with { $0.gap = Carrel_V1_Gap(from: from, to: to, reason: reason) })
     let snapshot = try await snapshot()
@@ -231,12 +231,12 @@ private final class ControllerCall: Sendable {
     acknowledging.yield()
   }
 
-  /// Makes acknowledgements durable, many at a time: they are cumulative, and what is not yet kept is only sent again.
+  /// Makes acknowledgements durable, many at a time: they are cumulative, and events without a stored one are only sent again.
   func keepAcknowledgements() async throws {
     for await _ in acknowledgements {
-      // Each costs an fsync, which the next event would wait for.
+      // Each one costs an fsync, which the next event would wait for.
       try await Task.sleep(for: .milliseconds(50))
-      // A disk that does not take it now takes the next one.
+      // An acknowledgement that cannot be stored now is covered by the next one.
       try? await node.acknowledge(state.withLock { $0.acknowledged }, by: controller)
     }
   }
@@ -263,14 +263,14 @@ private final class ControllerCall: Sendable {
     guard isRoom else {
       return answer(
         ControllerCall.result(
-          command.id, RPCError(code: .resourceExhausted, message: "\(ControllerCall.commandLimit) commands are in progress, the limit"), nil
+          command.id, RPCError(code: .resourceExhausted, message: "\(ControllerCall.commandLimit) commands in progress (limit); retry"), nil
         ))
     }
     group.addTask { [self] in
       var failure: RPCError?
       var workspace: Carrel_V1_Workspace?
       do {
-        // The work is the node's: it goes on where this call ends before it.
+        // The work belongs to the node, so that it continues if this call ends first.
         workspace = try await node.answer("command", within: CallLimit.stop) { [node] in
           try await ControllerCall.perform(command, RequestHandler(node: node))
         }
@@ -295,7 +295,7 @@ private final class ControllerCall: Sendable {
     case .drain(let request): _ = try await handler.handle(request)
     case .uncordon(let request): _ = try await handler.handle(request)
     case .resume(let request): _ = try await handler.handle(request)
-    case nil: throw AgentError(.invalidArgument, "command: is of a kind that this agent does not know")
+    case nil: throw AgentError(.invalidArgument, "command: expected a kind that this agent knows")
     }
     return nil
   }
@@ -315,11 +315,11 @@ private final class ControllerCall: Sendable {
     }
   }
 
-  // ------------------------------------------------------------------ speaking
+  // ------------------------------------------------------------------- sending
 
-  /// Answers as they come, and events as far as the window goes; until the call ends.
+  /// Sends replies as they come, and events as far as the window allows, until the call ends.
   func speak(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws {
-    // Before the first read, so that nothing falls between reading and waiting.
+    // The subscription precedes the first read, so that no event is missed between read and wait.
     let changes = node.feed.changes()
     try await withThrowingTaskGroup(of: Void.self) { group in
       group.addTask { [wake] in for await _ in changes { wake.yield() } }
@@ -344,14 +344,14 @@ private final class ControllerCall: Sendable {
     }
   }
 
-  /// False: there is nothing to say, or no room for it.
+  /// Sends the next events. Returns false if there are none, or if the window is full.
   private func speakEvents(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws -> Bool {
     let (sent, room) = state.withLock { ($0.sent, $0.window - (($0.sent ?? 0) - $0.acknowledged)) }
     guard let sent, room > 0 else { return false }
     let events = try await node.journal.page(after: sent, limit: Int(min(room, 256))).events
     guard let first = events.first else { return false }
     if first.sequence != sent + 1 {
-      // Trimmed since: only another controller's acknowledgement can have done that.
+      // The events were trimmed in the meantime, because another reader acknowledged them or the journal reached its limit.
       let cursor = try await skip(from: UInt64(sent + 1), to: UInt64(first.sequence - 1), "trimmed")
       state.withLock {
         $0.sent = cursor
@@ -360,7 +360,7 @@ private final class ControllerCall: Sendable {
       return true
     }
     for event in events {
-      // Before it is on its way: its acknowledgement may be faster than this call's return.
+      // This precedes the write, because the acknowledgement may arrive before the write returns.
       state.withLock { $0.sent = event.sequence }
       try await write(.with { $0.event = Carrel_V1_Event(event, stream: node.journal.streamID) })
     }

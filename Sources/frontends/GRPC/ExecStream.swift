@@ -11,12 +11,12 @@ internal import SwiftProtobuf
 internal import Workspaces
 internal import WireMapping
 
-/// One `Exec` call: the client's messages to the program, its output to the client. It returns when the program ends, and the program is
-/// hung up on when the client goes.
+/// One `Exec` call, which forwards the client's messages to the program and its output to the client. It returns when the program ends;
+/// when the client disconnects, the program is hung up.
 struct ExecStream: Sendable {
   let node: Node
   let response: RPCWriter<Carrel_V1_ExecResponse>
-  /// Who calls, as the kernel knows it.
+  /// The caller, as the kernel reports it (SO_PEERCRED).
   let by: String
 
   func run(_ request: RPCAsyncSequence<Carrel_V1_ExecRequest, any Error>) async throws {
@@ -26,7 +26,7 @@ struct ExecStream: Sendable {
       group.addTask { await forward(request, start, session) }
       defer { group.cancelAll() }
       let first = try await start.value(
-        within: CallLimit.execStart, else: AgentError(.invalidArgument, "message: the first, `start`, did not come in time"))
+        within: CallLimit.execStart, else: AgentError(.invalidArgument, "message: `start`, the first message, did not arrive in time"))
       let program = try await begin(first)
       session.fulfil(.success(program.session))
       let outcome: ExecSession.Outcome
@@ -51,7 +51,7 @@ struct ExecStream: Sendable {
     do {
       return try await node.calls.run("Exec", within: CallLimit.execStart) {
         let program = try await node.exec(start.id, request, by: by)
-        // Nobody waits for it any more.
+        // The call has already failed, and no longer waits for the program.
         if !handover.offer(program) { await program.abandon() }
         return program
       }
@@ -61,11 +61,11 @@ struct ExecStream: Sendable {
     }
   }
 
-  /// A program on its way from who started it to who asked for it, each of whom may find the other gone.
+  /// The handover of a started program to the call that requested it and may have given up.
   private final class Handover: Sendable {
     private let state = Mutex<(program: RunningProgram?, isGivenUp: Bool)>((nil, false))
 
-    /// False where it is not wanted any more.
+    /// Returns false if the call has given up.
     func offer(_ program: RunningProgram) -> Bool {
       state.withLock { state in
         if state.isGivenUp { return false }
@@ -84,8 +84,8 @@ struct ExecStream: Sendable {
 
   // -------------------------------------------------------------------- output
 
-  /// Passes output on until the program has ended and all that it wrote is read. A child that it left behind may hold its pipes open for
-  /// ever: nobody waits for that.
+  /// Forwards output until the program has ended and all that it wrote is read. It does not wait for the end of the pipes, because a
+  /// child left behind may hold them open for ever.
   private func pump(_ session: ExecSession) async throws {
     try await withThrowingTaskGroup(of: Void.self) { group in
       group.addTask {
@@ -98,16 +98,25 @@ struct ExecStream: Sendable {
     }
   }
 
+  /// Output of at least this many bytes is passed on without a pause.
+  private static let batch = 16_384
+
   private func pump(_ session: ExecSession, _ stream: Handle, _ write: ([UInt8]) async throws -> Void) async throws {
-    // A child that was left behind may go on writing for ever: as much as a pipe holds is the program's own.
+    // A child left behind may write for ever. Of what is read after the end, only as much as a pipe holds can be the program's own.
     var rest = 1 << 20
     while rest > 0 {
-      // Asked before reading: what was written before the end is then read after it.
+      // The end is checked before the read, so that everything written before the end is read.
       let hasEnded = session.hasEnded
       switch ExecSession.readNow(stream) {
       case .bytes(let bytes):
         try await write(bytes)
-        if hasEnded { rest -= bytes.count }
+        if hasEnded {
+          rest -= bytes.count
+        } else if bytes.count < ExecStream.batch {
+          // A program that writes a line at a time would otherwise keep an event loop busy with messages, and every other
+          // connection of that loop waiting.
+          try await Task.sleep(for: .milliseconds(5))
+        }
       case .end: return
       case .nothing:
         if hasEnded { return }

@@ -10,7 +10,7 @@ internal import SwiftProtobuf
 internal import Workspaces
 internal import WireMapping
 
-/// `grpc.health.v1.Health`: serving from the moment the socket answers, since recovery comes before.
+/// `grpc.health.v1.Health`. The status is always serving, because the agent serves its socket only after recovery.
 struct HealthService: Grpc_Health_V1_Health.SimpleServiceProtocol {
   private func status(_ service: String) -> Grpc_Health_V1_HealthCheckResponse.ServingStatus {
     ["", "carrel.v1.WorkspaceService", "carrel.v1.ImageService", "carrel.v1.StorageService", "carrel.v1.NodeService"].contains(service)
@@ -19,7 +19,7 @@ struct HealthService: Grpc_Health_V1_Health.SimpleServiceProtocol {
 
   func check(request: Grpc_Health_V1_HealthCheckRequest, context: ServerContext) async throws -> Grpc_Health_V1_HealthCheckResponse {
     guard status(request.service) == .serving else {
-      throw RPCError(code: .notFound, message: "service: there is no \(printable(request.service))")
+      throw RPCError(code: .notFound, message: "service: \(printable(request.service)) not found")
     }
     return .with { $0.status = .serving }
   }

@@ -6,14 +6,14 @@ internal import NIOCore
 internal import NIOHPACK
 internal import NIOHTTP2
 
-/// Who is at the other end of the socket, as the kernel knows it.
+/// The peer of a connection, as the kernel reports it.
 struct PeerCredentials: Sendable {
   let pid: Int32
   let uid: UInt32
 
   static let header = "x-carrel-peer"
 
-  /// SO_PEERCRED of a connection's channel; nil if it is no Unix socket.
+  /// Reads SO_PEERCRED of a connection's channel; nil if the option cannot be read.
   static func of(_ channel: any Channel) -> EventLoopFuture<PeerCredentials?> {
     guard let options = channel as? any SocketOptionProvider else {
       return channel.eventLoop.makeSucceededFuture(nil)
@@ -31,8 +31,8 @@ struct PeerCredentials: Sendable {
   }
 }
 
-/// First in every stream's pipeline: takes away whatever the client says under the header's name and puts the
-/// kernel's word there.
+/// The first handler in every stream's pipeline. It replaces a header that the client sent by what the kernel reports, so that a
+/// client cannot forge it.
 final class PeerHeaderHandler: ChannelInboundHandler, RemovableChannelHandler {
   typealias InboundIn = HTTP2Frame.FramePayload
   typealias InboundOut = HTTP2Frame.FramePayload
@@ -53,7 +53,7 @@ struct PeerInterceptor: ServerInterceptor {
   let allowed: Set<UInt32>
   let logger: Logger
 
-  /// Who makes the call that is being handled, as the kernel knows it.
+  /// The caller of the call in progress, as the kernel reports it.
   @TaskLocal static var caller: String?
 
   func intercept<Input: Sendable, Output: Sendable>(
@@ -73,7 +73,7 @@ struct PeerInterceptor: ServerInterceptor {
     }
     let caller = "uid \(fields[0]), pid \(fields[1])"
     let response = try await PeerInterceptor.$caller.withValue(caller) { try await next(request, context) }
-    // What a streaming call answers is made after this has returned.
+    // A streaming call produces its response after this function has returned.
     guard case .success(var contents) = response.accepted else { return response }
     let producer = contents.producer
     contents.producer = { writer in try await PeerInterceptor.$caller.withValue(caller) { try await producer(writer) } }

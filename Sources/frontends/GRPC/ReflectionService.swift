@@ -10,7 +10,7 @@ internal import SwiftProtobuf
 internal import Workspaces
 internal import WireMapping
 
-/// `grpc.reflection.v1.ServerReflection`, from the descriptors that were compiled in.
+/// `grpc.reflection.v1.ServerReflection`, from the descriptors in this binary.
 struct ReflectionService: Grpc_Reflection_V1_ServerReflection.SimpleServiceProtocol {
   private let files: [Google_Protobuf_FileDescriptorProto]
 
@@ -51,7 +51,7 @@ struct ReflectionService: Grpc_Reflection_V1_ServerReflection.SimpleServiceProto
       return .errorResponse(
         .with {
           $0.errorCode = 12
-          $0.errorMessage = "there are no extensions here"
+          $0.errorMessage = "extensions are not supported"
         })
     }
   }
@@ -63,7 +63,7 @@ struct ReflectionService: Grpc_Reflection_V1_ServerReflection.SimpleServiceProto
       return .errorResponse(
         .with {
           $0.errorCode = 5
-          $0.errorMessage = "there is no \(printable(what))"
+          $0.errorMessage = "\(printable(what)): not found"
         })
     }
     let bytes = try matching.map { try $0.serializedBytes() as Data }

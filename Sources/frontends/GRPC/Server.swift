@@ -12,10 +12,10 @@ internal import NIOCore
 internal import ServiceLifecycle
 internal import WireMapping
 
-/// The agent's socket: bound with mode 0600 in a 0700 directory, under a lock so that a second agent never takes a
-/// live one's place.
+/// The agent's socket. It is bound with mode 0600 in a 0700 directory, under a lock, so that a second agent never replaces the
+/// socket of a running one.
 package struct Server {
-  /// Asks the client of one controller how the connection stands.
+  /// Returns the state of the connection to one controller.
   package typealias ControllerStatus = @Sendable () async throws -> Carrel_V1_ControllerStatus
 
   private let node: Node
@@ -26,7 +26,7 @@ package struct Server {
   private let lock: Handle
   private let controllers: [ControllerStatus]
 
-  /// Binds. Fails if another agent serves at the same path.
+  /// Binds the socket. Fails if another agent serves at the same path.
   package init(node: Node, logger: Logger, version: String, controllers: [ControllerStatus]) throws {
     self.node = node
     self.controllers = controllers
@@ -45,7 +45,7 @@ package struct Server {
     } catch {
       throw AgentError(.failedPrecondition, "another agent serves at \(path)")
     }
-    // Ours now: what lies here is a dead agent's.
+    // The lock is held, so that a socket found here belongs to an agent that has exited.
     try? folder.remove(name)
     listener = Handle(try Socket.listen(name, in: folder, stream: true))
   }
@@ -53,7 +53,7 @@ package struct Server {
   package func run() async throws {
     var config = HTTP2ServerTransport.Posix.Config.defaults
     config.connection.flushCoalescing = nil
-    // Open watches would hold up the end for ever.
+    // Without a limit, open watches would delay the shutdown for ever.
     config.connection.maxGraceTime = .seconds(2)
     config.channelDebuggingCallbacks.onAcceptHTTP2Stream = { stream in
       guard let connection = stream.parent else { return stream.eventLoop.makeSucceededVoidFuture() }

@@ -84,7 +84,7 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
     }
   }
 
-  /// How far a copy has come, and at last what it is called.
+  /// Runs a copy: sends its progress, and at the end the snapshot that it made.
   private func relaying(
     _ call: String, _ context: ServerContext, _ response: RPCWriter<Carrel_V1_HomeProgress>,
     _ body: @escaping @Sendable (@escaping HomeStore.Progress) async throws -> HomeStore.Snapshot?

@@ -5,15 +5,15 @@ internal import Concurrency
 internal import GRPCCore
 internal import WireMapping
 
-/// Runs `body` until it ends, or until its client has gone or the server begins to shut down: gRPC tells a handler of that and does not
-/// cancel its task. `body` is then cancelled.
+/// Runs `body`, and cancels it when its client disconnects or the server begins to shut down, of which gRPC notifies a handler without
+/// cancelling its task.
 func untilCancelled(_ context: ServerContext, _ body: @escaping @Sendable () async throws -> Void) async throws {
   try await withThrowingTaskGroup(of: Void.self) { group in
     group.addTask { try await body() }
     group.addTask {
       try await context.cancellation.cancelled
-      // A client that is still there may try again: the next agent answers it.
-      throw RPCError(code: .unavailable, message: "the agent ends; retry")
+      // A client that is still connected may retry, and the next agent replies.
+      throw RPCError(code: .unavailable, message: "the agent shuts down; retry")
     }
     defer { group.cancelAll() }
     try await group.next()
@@ -21,8 +21,8 @@ func untilCancelled(_ context: ServerContext, _ body: @escaping @Sendable () asy
 }
 
 extension Node {
-  /// Runs a call that says how far it has come: what it reports goes to `write`, its result is returned. The work belongs to the node's
-  /// calls, and goes on as far as it has to where its client leaves.
+  /// Runs a call that reports progress: sends each report to `write` and the result to `finish`. The work belongs to the node's
+  /// `CallRegistry`, and continues as far as it must after its client has disconnected.
   nonisolated func relay<Progress: Sendable, Result: Sendable>(
     _ call: String, _ context: ServerContext, _ write: @escaping @Sendable (Progress) async throws -> Void,
     _ body: @escaping @Sendable (@escaping @Sendable (Progress) -> Void) async throws -> Result,
@@ -30,7 +30,7 @@ extension Node {
   ) async throws {
     do {
       try await untilCancelled(context) {
-        // What a slow client does not read is passed over.
+        // Reports that a slow client does not read are dropped, the oldest first.
         let (progress, continuation) = AsyncStream<Progress>.makeStream(bufferingPolicy: .bufferingNewest(64))
         let result = try await withThrowingTaskGroup(of: Void.self) { group in
           group.addTask { for await step in progress { try await write(step) } }

@@ -137,14 +137,14 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
       throw RPCError(code: .outOfRange, message: "cursor: \(request.cursor) is above the head, \(head)")
     }
     var cursor = Int64(request.cursor)
-    // Before the first read, so that nothing falls between reading and waiting.
+    // The subscription precedes the first read, so that no event is missed between read and wait.
     let changes = node.feed.changes()
     var iterator = changes.makeAsyncIterator()
     let workspace = request.workspace.isEmpty ? nil : request.workspace
     while !Task.isCancelled {
       while true {
         let page = try await journal.page(after: cursor, workspace: workspace, limit: 256)
-        // What goes while a slow watcher reads is as much a gap as what went before.
+        // Events that are trimmed while a slow watcher reads are a gap, as are those trimmed before.
         if cursor < page.oldest - 1 {
           try await response.write(
             .with {
@@ -181,7 +181,7 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
     let reader = try await node.log(request.id)
     var offset = request.offset
     while !Task.isCancelled {
-      // Asked before reading: what was written before the end is then read after it.
+      // The end is checked before the read, so that everything written before the end is read.
       let ended = await node.state(request.id)?.isTerminal ?? true
       while let chunk = try await node.read(reader, from: offset) {
         try await response.write(

@@ -4,22 +4,22 @@ package import Agent
 internal import Concurrency
 internal import GRPCCore
 
-/// How long calls may take, on one page. A call is answered at its limit even where what is below does not end; what goes on belongs to
-/// the node's `CallRegistry`, is counted there, and is shown by `carrel node`.
+/// The limits of calls. The caller has a reply at the limit even if the work does not end; that work belongs to the node's
+/// `CallRegistry`, which counts it, and `carrel node` shows it.
 package enum CallLimit {
   package static let standard = Duration.seconds(30)
-  /// A grace period has at most an hour.
+  /// A stop takes as long as its grace period, which is at most an hour.
   package static let stop = Duration.seconds(3660)
   /// Reads that walk over homes or the whole journal, and growth of a file system.
   package static let long = Duration.seconds(600)
   /// Copies of packages, homes and images.
   package static let copy = Duration.seconds(24 * 3600)
-  /// From the request to the start of a further program; how long it runs is its own affair.
+  /// The time from the request to the start of a program. Its run time is not limited.
   package static let execStart = Duration.seconds(15)
 }
 
 extension Node {
-  /// Runs a call within its limit, and turns its errors into gRPC's.
+  /// Runs a call within its limit, and converts its errors to gRPC's.
   package nonisolated func answer<T: Sendable>(
     _ call: String, within limit: Duration = CallLimit.standard, _ body: @escaping @Sendable () async throws -> T
   ) async throws -> T {

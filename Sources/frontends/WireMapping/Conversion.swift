@@ -10,10 +10,10 @@ package import Journal
 internal import SwiftProtobuf
 package import Workspaces
 
-// From the wire's types to the domain's and back. Nothing is decided here.
+// Conversions between the wire types and the domain types. They make no decisions.
 
 extension WorkspaceSpec {
-  /// The same checks as for YAML follow in the agent; here only what protobuf leaves open is.
+  /// Converts a spec. Only enum values, which protobuf leaves open, are checked here; the agent then validates the spec as it does YAML.
   package init(_ wire: Carrel_V1_WorkspaceSpec) throws {
     self.init(
       id: wire.id, owner: Owner(name: wire.owner.name, uid: wire.owner.uid, gid: wire.owner.gid), tool: wire.tool,
@@ -266,7 +266,7 @@ extension Carrel_V1_Gap {
 }
 
 extension Carrel_V1_SnapshotResponse {
-  /// All workspaces as the journal has them after one event.
+  /// Reads all workspaces, as they are in the journal after one event.
   package init(_ journal: Journal) async throws {
     let found = try await journal.snapshot()
     self.init()
@@ -312,7 +312,7 @@ extension Carrel_V1_Image {
 }
 
 extension RPCError {
-  /// The one place where the agent's codes become gRPC's.
+  /// Converts any error. This is the only place that maps the agent's codes to gRPC's.
   package init(_ error: any Error) {
     if let known = error as? RPCError {
       self = known
@@ -343,7 +343,7 @@ extension RPCError {
     self.init(code: code, message: known.description)
   }
 
-  /// Errors of the layers below that come up as they are.
+  /// Returns the code of an error that comes from a lower layer without a wrapper.
   private static func code(of error: any Error) -> RPCError.Code {
     switch error {
     case is DeadlineExceeded: .deadlineExceeded

@@ -6,7 +6,7 @@ package import Agent
 internal import SwiftProtobuf
 internal import Workspaces
 
-/// What can be requested of the agent on its own socket and on a controller's call alike: wire types in and out, and nothing decided.
+/// The requests that the agent's own socket and a controller's call have in common: wire types in and out, without decisions.
 package struct RequestHandler: Sendable {
   private let node: Node
 

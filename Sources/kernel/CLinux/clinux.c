@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "clinux.h"
 
-// Embedded Swift has no CommandLine: a constructor keeps what the loader passes.
+// Embedded Swift has no CommandLine: a constructor stores what the loader passes.
 static int argument_count;
 static char **arguments;
 
@@ -13,7 +13,7 @@ __attribute__((constructor)) static void clx_capture(int argc, char **argv) {
   arguments = argv;
 }
 
-// What the environment asks for at a named point of a debug build. That it got there is written down before the end.
+// Kills this process when it reaches the point that CARREL_FAULT names, in debug builds only. The log entry is written first.
 void clx_fault(const char *name) {
   static int count;
   const char *asked = getenv("CARREL_FAULT");

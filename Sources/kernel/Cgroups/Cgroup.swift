@@ -4,13 +4,13 @@
   internal import Linux
 #endif
 
-/// A limit that could not be set, or that the kernel did not take as it was written.
+/// A limit that could not be set, or that the kernel changed when it was written.
 package struct LimitsError: Error, Sendable, CustomStringConvertible {
   package let description: String
   package init(description: String) { self.description = description }
 }
 
-/// What a cgroup uses.
+/// The resource usage of a cgroup, and its limits.
 package struct Usage: Sendable {
   package var memoryBytes: UInt64 = 0
   package var memoryPeakBytes: UInt64 = 0
@@ -23,15 +23,15 @@ package struct Usage: Sendable {
   package init() {}
 }
 
-/// One cgroup, in every hierarchy that the host's layout and its resources ask for.
+/// One cgroup, in every hierarchy that the host's layout and its resources need.
 ///
-/// Each launch gets cgroups of a name that was never used before: after a write to cgroup.kill, kernel 6.18
-/// kills at birth what is later cloned into the same cgroup.
+/// Each launch gets cgroups with a name that was never used before: after a write to cgroup.kill, kernel 6.18 kills every process
+/// that is later cloned into the same cgroup.
 package struct Cgroup: Sendable {
   package let layout: CgroupLayout
-  /// Relative to each hierarchy, without a leading slash.
+  /// The path relative to the root of each hierarchy, without a leading slash.
   package let path: String
-  /// The v1 hierarchies that it is in.
+  /// The v1 controllers in whose hierarchies it exists.
   package let controllers: [String]
 
   package init(layout: CgroupLayout, path: String, controllers: [String] = CgroupLayout.controllers) {
@@ -40,7 +40,7 @@ package struct Cgroup: Sendable {
     switch layout {
     case .unified: self.controllers = []
     case .hybrid: self.controllers = controllers
-    // Where systemd keeps its units in a v1 hierarchy of its own, that is how it finds what a unit's end has to end.
+    // Where systemd has a v1 hierarchy of its own, it uses it to find the processes that end with a unit.
     case .legacy:
       self.controllers =
         controllers.contains("systemd") || !Process.exists(CgroupLayout.root + "/systemd/cgroup.procs")
@@ -56,15 +56,15 @@ package struct Cgroup: Sendable {
     }
   }
 
-  /// Its directory in the hierarchy of a v1 controller, or in the unified one of a v2 host.
+  /// Returns its directory in the hierarchy of a v1 controller, or in the unified hierarchy on a v2 host.
   package func folder(_ controller: String) -> String {
     CgroupLayout.root + (layout == .unified ? "" : "/" + controller) + "/" + path
   }
 
-  /// The directories to join.
+  /// The directories that a process must join.
   package var paths: [String] { bases.map { $0 + "/" + path } }
 
-  /// Where cgroup.kill, cgroup.freeze and cgroup.events are; nil on a legacy host.
+  /// The directory with cgroup.kill, cgroup.freeze and cgroup.events; nil on a legacy host.
   package var unifiedPath: String? {
     switch layout {
     case .unified: CgroupLayout.root + "/" + path
@@ -73,15 +73,15 @@ package struct Cgroup: Sendable {
     }
   }
 
-  // ------------------------------------------------------------- making it
+  // ------------------------------------------------------------- creation
 
-  /// Makes it for children to come, with the controllers that those need on v2.
+  /// Creates it as the parent of other cgroups, with the controllers that those need on v2.
   package func prepare(controllers wanted: [String] = ["memory", "cpu", "pids"]) throws(LimitsError) {
     try create(controllers: wanted)
     guard layout == .unified else { return }
     let folder = CgroupLayout.root + "/" + path
-    // A cgroup with children that have controllers may hold no process itself (cgroups(7), "no internal processes").
-    // What is there is the process that a delegating unit keeps: it moves to a child that no workspace is called as.
+    // A cgroup whose children have controllers must not contain a process itself (cgroups(7), "no internal processes"). A
+    // delegating unit keeps one there: it moves to a child with a name that no workspace can have.
     for pid in try Cgroup.read(folder + "/cgroup.procs").split(separator: "\n") {
       try Cgroup.makeFolder(folder + "/" + Cgroup.holder)
       try Cgroup.write(String(pid), to: folder + "/" + Cgroup.holder + "/cgroup.procs")
@@ -89,7 +89,7 @@ package struct Cgroup: Sendable {
     try Cgroup.enable(wanted, in: folder)
   }
 
-  /// Makes it and moves a process into it, on v2.
+  /// Creates it and moves a process into it, on v2 only.
   package func adopt(_ pid: Int32) throws(LimitsError) {
     guard let unifiedPath, layout == .unified else { return }
     try create()
@@ -98,10 +98,10 @@ package struct Cgroup: Sendable {
 
   private static let holder = ".holder"
 
-  /// Makes its directories, and what is missing above them.
+  /// Creates its directories and their missing parents.
   package func create(controllers wanted: [String] = []) throws(LimitsError) {
     for base in bases {
-      // Most often only the last one is missing.
+      // Usually only the last directory is missing.
       do throws(Errno) {
         try Descriptor.makeDirectory(base + "/" + path, mode: 0o755)
         if wanted.isEmpty && base != CgroupLayout.root + "/cpuset" { continue }
@@ -118,7 +118,8 @@ package struct Cgroup: Sendable {
     }
   }
 
-  /// Ancestors belong to the service manager: written only where a controller is missing.
+  /// Enables controllers for the children of a cgroup. It writes only what is missing, because ancestors belong to the service
+  /// manager.
   private static func enable(_ controllers: [String], in folder: String) throws(LimitsError) {
     let enabled = try read(folder + "/cgroup.subtree_control").split(separator: " ")
     for controller in controllers where !enabled.contains(where: { $0 == controller }) {
@@ -126,7 +127,7 @@ package struct Cgroup: Sendable {
     }
   }
 
-  /// Nothing can join a v1 cpuset that has no CPUs and no memory nodes yet (cpuset(7)).
+  /// Copies the CPUs and memory nodes of the parent: a process cannot join a v1 cpuset that has none (cpuset(7)).
   private static func inherit(_ folder: String) throws(LimitsError) {
     guard let above = folder.split(separator: "/").last.map({ String(folder.dropLast($0.count + 1)) }) else { return }
     for file in ["/cpuset.cpus", "/cpuset.mems"] where try read(folder + file).isEmpty {
@@ -136,7 +137,7 @@ package struct Cgroup: Sendable {
 
   package var exists: Bool { paths.contains { Process.exists($0) } }
 
-  /// The same with further v1 controllers, in which its processes are put as well.
+  /// Returns this cgroup with further v1 controllers, after moving its processes into those hierarchies.
   package func joining(_ further: [String]) throws(LimitsError) -> Cgroup {
     let wider = Cgroup(layout: layout, path: path, controllers: controllers + further)
     let processes = processes()
@@ -160,7 +161,7 @@ package struct Cgroup: Sendable {
       }
       let seen = try Cgroup.write(value.text, readingBack: file)
       if seen == value.text { continue }
-      // Bytes are rounded down to pages.
+      // The kernel rounds byte values down to pages.
       if let asked = UInt64(value.text), let got = UInt64(seen), asked >= got, asked - got < 4096 { continue }
       throw LimitsError(description: "\(file): wrote \(value.text), read back \(seen)")
     }
@@ -187,9 +188,9 @@ package struct Cgroup: Sendable {
     return usage
   }
 
-  // ------------------------------------------------------------- its processes
+  // ------------------------------------------------------------- processes
 
-  /// The processes in it and in every cgroup below, as this process numbers them.
+  /// Returns the pids of the processes in it and below it, as seen from this process's pid namespace.
   package func processes() -> [Int32] {
     var found: [Int32] = []
     if let first = paths.first { Cgroup.collect(first, into: &found) }
@@ -202,7 +203,7 @@ package struct Cgroup: Sendable {
     for name in children(folder) { collect(folder + "/" + name, into: &found) }
   }
 
-  /// Stops every process in it where it stands, or lets them go on; returns when that is so.
+  /// Freezes or thaws all its processes. It waits up to 500 ms until they are, then throws on v1, and returns on v2.
   package func freeze(_ frozen: Bool) throws(LimitsError) {
     if layout != .unified, controllers.contains("freezer") {
       let file = folder("freezer") + "/freezer.state"
@@ -212,14 +213,14 @@ package struct Cgroup: Sendable {
         if try Cgroup.read(file) == state { return }
         Clock.sleep(milliseconds: 1)
       }
-      throw LimitsError(description: "\(file): did not become \(state)")
+      throw LimitsError(description: "\(file): not \(state) after 500 ms")
     }
-    guard let unified = unifiedPath else { throw LimitsError(description: "no freezer in reach") }
+    guard let unified = unifiedPath else { throw LimitsError(description: "cannot freeze cgroup \(path): no v1 freezer, no v2 hierarchy") }
     try Cgroup.write(frozen ? "1" : "0", to: unified + "/cgroup.freeze")
     for _ in 0..<500 where value("frozen", in: unified + "/cgroup.events") != (frozen ? 1 : 0) { Clock.sleep(milliseconds: 1) }
   }
 
-  /// Of cgroup v1: puts a process of its own back that somebody has moved into another freezer. Frozen there, it would not end.
+  /// Moves a process back to the v1 freezer of this cgroup, if another program moved it to another: frozen there it could not exit.
   package func returnToFreezer(_ pid: Int32) throws(LimitsError) {
     guard layout != .unified, controllers.contains("freezer") else { return }
     try Cgroup.write("\(pid)", to: folder("freezer") + "/cgroup.procs")
@@ -241,7 +242,7 @@ package struct Cgroup: Sendable {
     for pid in processes() { do throws(Errno) { try Process.kill(pid, number) } catch {} }
   }
 
-  /// Removes it with everything below. False while a process still dies in it: try again.
+  /// Removes it with all cgroups below. Returns false while a process in it is still exiting; retry then.
   package func remove() -> Bool {
     var gone = true
     for folder in paths where !Cgroup.removeTree(folder) { gone = false }
@@ -275,7 +276,7 @@ package struct Cgroup: Sendable {
     return found
   }
 
-  /// Ends and removes every cgroup right below this one whose name is not known. Returns what those were called.
+  /// Kills and removes every direct child whose name is not known; returns the names of those removed.
   @discardableResult
   package func sweep(unless isKnown: (String) -> Bool) -> Set<String> {
     var swept: Set<String> = []
@@ -290,12 +291,12 @@ package struct Cgroup: Sendable {
     return swept
   }
 
-  /// Removes it where nothing is left in it.
+  /// Removes it if it has neither processes nor children.
   package func removeIfEmpty() {
     for folder in paths { do throws(Errno) { try Descriptor.removeDirectory(folder) } catch {} }
   }
 
-  /// The same in some hierarchies only, with those above it.
+  /// Removes it and its empty parents in some hierarchies.
   package func removeUpwards(in some: [String]) {
     for controller in controllers where some.contains(controller) {
       var parts = path.split(separator: "/")
@@ -323,7 +324,7 @@ package struct Cgroup: Sendable {
     do throws(Errno) {
       try Descriptor.makeDirectory(path, mode: 0o755)
     } catch {
-      if error != .exists { throw LimitsError(description: "cannot make the cgroup \(path): \(error.sentence)") }
+      if error != .exists { throw LimitsError(description: "cannot create the cgroup \(path): \(error.sentence)") }
     }
   }
 
@@ -335,7 +336,7 @@ package struct Cgroup: Sendable {
     }
   }
 
-  /// What the kernel made of a value.
+  /// Writes a value and returns what the kernel stored.
   private static func write(_ text: String, readingBack path: String) throws(LimitsError) -> String {
     do throws(Errno) {
       let file = try Descriptor.open(path, [.readWrite])

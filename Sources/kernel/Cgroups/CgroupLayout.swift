@@ -4,21 +4,21 @@
   package import Linux
 #endif
 
-/// Which cgroup hierarchies this host has.
+/// The cgroup hierarchies of this host.
 package enum CgroupLayout: String, Sendable {
-  /// cgroup v2 carries the controllers.
+  /// The controllers are on cgroup v2.
   case unified
-  /// v1 controllers, and a cgroup v2 mount beside them.
+  /// The controllers are on v1, with a cgroup v2 mount beside them.
   case hybrid
-  /// v1 only.
+  /// There is only cgroup v1.
   case legacy
 
   package static let root = "/sys/fs/cgroup"
 
-  /// The v1 controllers that every workspace is put under.
+  /// The v1 controllers that every workspace uses.
   package static let controllers = ["memory", "cpu", "cpuacct", "pids"]
 
-  /// Looks at the host.
+  /// Detects the layout of this host.
   package static func detect() throws(Errno) -> CgroupLayout {
     if try Mount.isFileSystem(try Descriptor.open(root, [.path, .directory]), FileSystemMagic.cgroup2) { return .unified }
     do throws(Errno) {
@@ -29,11 +29,11 @@ package enum CgroupLayout: String, Sendable {
     }
   }
 
-  /// The v1 hierarchies of this host with the controllers that each carries, such as `cpu,cpuacct` where systemd mounts
-  /// the two together (cgroups(7), /proc/[pid]/cgroup). Empty for cgroup v2.
+  /// The v1 hierarchies of this host, each with its controllers, such as `cpu,cpuacct` where systemd mounts the two together
+  /// (cgroups(7), /proc/[pid]/cgroup). Empty on cgroup v2.
   package var hierarchies: [String] { self == .unified ? [] : CgroupLayout.mounted }
 
-  /// Read once: a host's hierarchies stay what they are.
+  /// Read once: the hierarchies of a host do not change.
   private static let mounted: [String] = {
     do throws(Errno) {
       return hierarchies(parsing: try Descriptor.open("/proc/self/cgroup", [.readOnly]).readAll(limit: 65_536))
@@ -51,7 +51,7 @@ package enum CgroupLayout: String, Sendable {
     return found
   }
 
-  /// The hierarchies that a workspace is shown.
+  /// The hierarchies that a workspace can see.
   package var shownHierarchies: [String] {
     hierarchies.filter { hierarchy in
       hierarchy.split(separator: ",").contains { controller in CgroupLayout.controllers.contains(String(controller)) }

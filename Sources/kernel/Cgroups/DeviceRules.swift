@@ -4,12 +4,12 @@
   internal import Linux
 #endif
 
-/// Whether processes of a cgroup may open or make certain device nodes.
+/// A rule that allows or denies processes of a cgroup to open or make device nodes.
 package struct DeviceRule: Equatable, Sendable {
   package enum Kind: Sendable { case all, character, block }
   package let allows: Bool
   package let kind: Kind
-  /// Nil: any.
+  /// Nil matches any number.
   package let major: UInt32?
   package let minor: UInt32?
   package let reads: Bool
@@ -26,7 +26,7 @@ package struct DeviceRule: Equatable, Sendable {
     makes = access.utf8.contains(UInt8(ascii: "m"))
   }
 
-  /// As the files devices.allow and devices.deny of cgroup v1 take it.
+  /// The rule in the format of devices.allow and devices.deny of cgroup v1.
   var text: String {
     let letter =
       switch kind {
@@ -42,8 +42,8 @@ package struct DeviceRule: Equatable, Sendable {
 }
 
 extension Cgroup {
-  /// Sets the rules, the later winning over the earlier. What none names stays forbidden on v2, and on v1 what the parent
-  /// has, so that a list starts with a rule for all.
+  /// Sets the rules; a later rule overrides an earlier one. A device that no rule matches is denied on v2, and on v1 has the
+  /// parent's rule, so a list must start with a rule for all devices.
   package func restrict(_ rules: [DeviceRule]) throws(LimitsError) {
     guard layout == .unified else {
       let (allow, deny) = (try open("devices.allow"), try open("devices.deny"))
@@ -71,8 +71,8 @@ extension Cgroup {
   }
 }
 
-/// The rules as a BPF program of the cgroup-device kind (kernel documentation, "BPF_PROG_TYPE_CGROUP_DEVICE"): the context
-/// has the kind in the low half and the access in the high half of its first word, then major and minor.
+/// A compiler of rules to a BPF program of type cgroup-device (kernel documentation, "BPF_PROG_TYPE_CGROUP_DEVICE"). The first word
+/// of the context has the device type in its low half and the access in its high half; major and minor follow.
 enum DeviceProgram {
   private static let exit: UInt64 = 0x95
 
@@ -85,16 +85,16 @@ enum DeviceProgram {
       instruction(0x61, 4, 1, 4, 0),  // r4 = major
       instruction(0x61, 5, 1, 8, 0),  // r5 = minor
     ]
-    // The last one that matches decides: tried backwards, the first does.
+    // The last rule that matches decides, so they are tested in reverse order.
     for rule in rules.reversed() {
       let test = tests(rule)
       for (index, line) in test.enumerated() {
         let isJump = line & 0x7 == 0x5
-        // Past the other tests and the verdict.
+        // A test that fails jumps over the remaining tests and the verdict of its rule.
         program.append(isJump ? line | UInt64(test.count - index - 1 + 2) << 16 : line)
       }
       program += [instruction(0xB7, 0, 0, 0, rule.allows ? 1 : 0), exit]
-      // The kernel refuses a program with steps that nothing leads to.
+      // The kernel refuses a program with unreachable instructions.
       if test.isEmpty { return program }
     }
     return program + [instruction(0xB7, 0, 0, 0, 0), exit]
@@ -107,7 +107,7 @@ enum DeviceProgram {
     if access != 7 {
       lines.append(instruction(0xBF, 1, 3, 0, 0))  // r1 = r3
       lines.append(instruction(0x57, 1, 0, 0, UInt32(access)))  // r1 &= access
-      // An allowance covers all that is asked for; a refusal any of it.
+      // A rule that allows must cover all of the requested access; a rule that denies matches any part of it.
       lines.append(rule.allows ? instruction(0x5D, 1, 3, 0, 0) : instruction(0x15, 1, 0, 0, 0))
     }
     if let major = rule.major { lines.append(instruction(0x55, 4, 0, 0, major)) }

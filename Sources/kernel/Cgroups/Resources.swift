@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A value for one file of a cgroup.
+/// A value to write to one file of a cgroup.
 package struct CgroupValue: Equatable, Sendable {
-  /// The v1 controller whose hierarchy has the file; on v2 all are in one place.
+  /// The v1 controller whose hierarchy has the file; unused on v2.
   package let controller: String
   package let file: String
   package let text: String
-  /// Kernels without the file go without the value.
+  /// The value is skipped on kernels without the file.
   package var ifPresent = false
-  /// The file answers what was written to it.
+  /// The file can be read to see the value that the kernel stored.
   package var isReadBack = false
 
   package init(_ controller: String, _ file: String, _ text: String, ifPresent: Bool = false, isReadBack: Bool = false) {
@@ -20,12 +20,12 @@ package struct CgroupValue: Equatable, Sendable {
   }
 }
 
-/// What a cgroup may use. A value that is nil stays as it is. Bytes, microseconds; −1 is "no limit" where a field
-/// says so, as in the OCI runtime-spec (config-linux.md, "Control groups").
+/// Limits of a cgroup, in bytes and microseconds. A value that is nil does not change; −1 is "no limit" in the fields that say so,
+/// as in the OCI runtime-spec (config-linux.md, "Control groups").
 package struct Resources: Equatable, Sendable {
   /// −1: none.
   package var memory: Int64?
-  /// Memory and swap together. −1: none.
+  /// The sum of memory and swap. −1: none.
   package var memoryAndSwap: Int64?
   package var memoryReservation: Int64?
   package var swappiness: UInt64?
@@ -41,20 +41,20 @@ package struct Resources: Equatable, Sendable {
   /// −1: none.
   package var pids: Int64?
   package var blockWeight: UInt64?
-  /// Controller file's v1 name without `blkio.throttle.`, "major:minor", the rate.
+  /// Limits for each device ("major:minor"), in bytes or operations per second.
   package var blockThrottles: [BlockThrottle] = []
-  /// Page size as the kernel's files name it, such as `2MB`; bytes.
+  /// The limit in bytes for each page size, which is written as in the kernel's file names, such as `2MB`.
   package var hugePages: [(size: String, limit: UInt64)] = []
   package var networkClass: UInt32?
   package var networkPriorities: [(interface: String, priority: UInt32)] = []
-  /// A device and what of it may be used, as rdma.max takes it.
+  /// A device and its limits, in the format of rdma.max.
   package var rdma: [String] = []
-  /// "major:minor weight", the weight 10 to 1000.
+  /// "major:minor weight", with a weight from 10 to 1000.
   package var blockWeights: [String] = []
-  /// Microseconds; cgroup v1 alone has them.
+  /// Only cgroup v1 has this.
   package var realtimeRuntime: Int64?
   package var realtimePeriod: UInt64?
-  /// Files of cgroup v2, as they are.
+  /// Files of cgroup v2 and their content.
   package var unified: [(file: String, text: String)] = []
 
   package struct BlockThrottle: Equatable, Sendable {
@@ -71,7 +71,7 @@ package struct Resources: Equatable, Sendable {
 
   package init() {}
 
-  /// What a workspace gets: its memory with none in swap, so that the limit is the limit; shares of CPUs; processes.
+  /// Makes the limits of a workspace: memory without swap, so that the memory limit is exact; a CPU quota; a number of processes.
   package init(memoryBytes: UInt64, milliCPUs: UInt64, pids: UInt64) {
     memory = Int64(clamping: memoryBytes)
     memoryAndSwap = memory
@@ -84,14 +84,14 @@ package struct Resources: Equatable, Sendable {
     a.values(.unified) == b.values(.unified) && a.values(.legacy) == b.values(.legacy)
   }
 
-  /// The v1 hierarchies that the values lie in, beyond those that every cgroup is in.
+  /// The v1 controllers of the values.
   package var controllers: [String] {
     var found: [String] = []
     for value in values(.legacy) where !found.contains(value.controller) { found.append(value.controller) }
     return found
   }
 
-  /// What cannot be had on this layout, by the name that the runtime-spec has for it.
+  /// Returns a limit that this layout does not support, by its name in the runtime-spec.
   package func unsupported(_ layout: CgroupLayout) -> String? {
     if layout == .unified {
       if realtimeRuntime != nil || realtimePeriod != nil { return "cpu.realtimeRuntime (cgroup v2 has none)" }
@@ -114,17 +114,17 @@ package struct Resources: Equatable, Sendable {
     }
     if let memory {
       add("memory.max", Resources.text(memory), isReadBack: true)
-      // One process out of memory ends the process and not all: JupyterLab outlives its kernel.
+      // The OOM killer then kills one process and not all: JupyterLab outlives its kernel.
       add("memory.oom.group", "0", ifPresent: true)
     }
     if let memoryAndSwap {
-      // Swap is counted apart on v2.
+      // v2 counts swap separately.
       let swap = memoryAndSwap < 0 ? -1 : max(memoryAndSwap - max(memory ?? 0, 0), 0)
       add("memory.swap.max", Resources.text(swap), ifPresent: swap <= 0, isReadBack: true)
     }
     if let memoryReservation { add("memory.low", Resources.text(memoryReservation)) }
     if let cpuShares, cpuShares > 0 {
-      // The common conversion of 2…262144 to 1…10000.
+      // The usual conversion of 2…262144 to 1…10000.
       add("cpu.weight", "\(1 + (min(max(cpuShares, 2), 262_144) - 2) * 9999 / 262_142)")
     }
     if cpuQuota != nil || cpuPeriod != nil {
@@ -162,8 +162,8 @@ package struct Resources: Equatable, Sendable {
     func add(_ controller: String, _ file: String, _ text: String, ifPresent: Bool = false, isReadBack: Bool = false) {
       values.append(CgroupValue(controller, controller + "." + file, text, ifPresent: ifPresent, isReadBack: isReadBack))
     }
-    // The memory limit may never pass the one with swap. One that goes takes that along; where both are raised in a cgroup that has them
-    // already, whoever applies them turns the order round.
+    // The memory limit must never exceed that of memory and swap. Removing the first therefore removes the second; to raise both in
+    // a cgroup that has them already, the caller applies the values in reverse order.
     if memory == -1 && memoryAndSwap == nil { add("memory", "memsw.limit_in_bytes", "-1", ifPresent: true) }
     if let memory { add("memory", "limit_in_bytes", "\(memory)", isReadBack: memory >= 0) }
     if let memoryAndSwap {

@@ -4,20 +4,20 @@
   internal import CLinux
 #endif
 
-/// Defences that a test build can switch off one by one, to see the attack bite that each is there for. In any other build
-/// they are always on, and this is nothing.
+/// Defences that a test build can switch off one by one, to see the attack that each of them stops. In any other build they are
+/// always on and this type costs nothing.
 package enum Defence: String, Sendable {
-  /// The runtime runs from a read-only mount while it is in reach of a container with the host's root (CVE-2019-5736).
+  /// The runtime runs from a read-only mount while a container with the host's root can reach its executable (CVE-2019-5736).
   case readOnlyExecutable = "read-only-executable"
-  /// A working directory outside the root is found out (CVE-2024-21626).
+  /// A working directory outside the root is detected (CVE-2024-21626).
   case workingDirectory = "working-directory"
-  /// While a container waits for its start, nothing of the host is open in it (CVE-2024-21626).
+  /// A container that waits for its start has no descriptor of the host open (CVE-2024-21626).
   case closedDescriptors = "closed-descriptors"
-  /// Paths of a root never lead out of it (CVE-2021-30465 and its kin).
+  /// Paths inside a root never lead out of it (CVE-2021-30465 and similar).
   case resolveInRoot = "resolve-in-root"
-  /// What joins a container cannot be traced from inside (CVE-2016-9962).
+  /// A process that joins a container cannot be traced from inside (CVE-2016-9962).
   case undumpable = "undumpable"
-  /// What is read of a configuration is bounded.
+  /// The size of a configuration file that is read is bounded.
   case boundedConfiguration = "bounded-configuration"
 
   package var isOn: Bool {
@@ -29,8 +29,8 @@ package enum Defence: String, Sendable {
     #endif
   }
 
-  /// Where `undumpable` is off, what the kernel does for it is off as well, and for long enough to be looked at: as in a program that
-  /// changes no ids and has more to do before it executes another.
+  /// When `undumpable` is off, also reverts the kernel's own protection and waits 20 ms, so that an attack has time to see the
+  /// process: the state of a program that changes no ids and has more to do before it executes another.
   package static func standExposed() {
     #if WITHOUT_DEFENCES
       if undumpable.isOn { return }

@@ -2,19 +2,19 @@
 
 internal import CLinux
 
-/// An open file descriptor that closes itself. Every one is close-on-exec.
+/// An open file descriptor that closes itself. Every descriptor is close-on-exec.
 package struct Descriptor: ~Copyable, Sendable {
   package private(set) var number: Int32
 
-  /// Takes over a descriptor number that nothing else will close.
+  /// Takes ownership of a descriptor number that nothing else closes.
   package init(adopting number: Int32) { self.number = number }
 
   deinit {
-    // `discard self` is not to be had in Embedded Swift: −1 marks a released one.
+    // Embedded Swift has no `discard self`: −1 marks a released descriptor.
     if number >= 0 { _ = clx_close(number) }
   }
 
-  /// Gives the number up; the caller closes it.
+  /// Returns the number without closing it; the caller closes it.
   package consuming func release() -> Int32 {
     var me = self
     let number = me.number
@@ -26,18 +26,18 @@ package struct Descriptor: ~Copyable, Sendable {
     Descriptor(adopting: Int32(try check(clx_dup_cloexec(number, 10))))
   }
 
-  /// Reads up to `limit` bytes; an empty array is the end of the file.
+  /// Reads up to `limit` bytes; an empty array means the end of the file.
   package func read(upTo limit: Int) throws(Errno) -> [UInt8] {
     try filling(limit) { clx_read(number, $0, limit) }
   }
 
-  /// Throws `invalid` for an offset that no file can have (pread(2)).
+  /// Reads up to `limit` bytes at an offset; throws `invalid` for an offset that no file can have (pread(2)).
   package func read(at offset: UInt64, upTo limit: Int) throws(Errno) -> [UInt8] {
     guard let position = Int64(exactly: offset) else { throw .invalid }
     return try filling(limit) { clx_pread(number, $0, limit, position) }
   }
 
-  /// Reads to the end; EFBIG-like `messageTooLong` past `limit` bytes.
+  /// Reads to the end of the file; throws `messageTooLong` after more than `limit` bytes.
   package func readAll(limit: Int) throws(Errno) -> [UInt8] {
     var all: [UInt8] = []
     while true {
@@ -61,19 +61,19 @@ package struct Descriptor: ~Copyable, Sendable {
   package func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(Errno) {
     var done = 0
     while done < bytes.count {
-      // SAFETY: `done` is less than the count, so the address lies in the caller's buffer.
+      // SAFETY: `done` is less than the count, so the address is inside the caller's buffer.
       done += try retrying {
         clx_pwrite(number, bytes.baseAddress! + done, bytes.count - done, Int64(offset) + Int64(done))
       }
     }
   }
 
-  /// One write(2), which may take fewer bytes than offered; for non-blocking descriptors.
+  /// Calls write(2) once, which may write fewer bytes than it is given; for non-blocking descriptors.
   package func writeSome(_ bytes: ArraySlice<UInt8>) throws(Errno) -> Int {
     try retrying { bytes.withUnsafeBytes { clx_write(number, $0.baseAddress, bytes.count) } }
   }
 
-  /// A file in memory that holds `content` and is read from its beginning (memfd_create(2)).
+  /// Creates a file in memory with this content, positioned at its beginning (memfd_create(2)).
   package static func memory(_ name: String, _ content: [UInt8]) throws(Errno) -> Descriptor {
     let file = Descriptor(adopting: Int32(try check(name.withCString { clx_memfd_create($0) })))
     try file.write(content)
@@ -84,11 +84,11 @@ package struct Descriptor: ~Copyable, Sendable {
   package func makeNonBlocking() throws(Errno) { try check(clx_set_nonblocking(number)) }
   package func sync() throws(Errno) { try retrying { clx_fsync(number) } }
 
-  /// The path by which another call can name this descriptor's object.
+  /// The path under which another system call finds this descriptor's object.
   package var procPath: String { "/proc/self/fd/\(number)" }
 }
 
-/// A descriptor that several places hold; closed with the last of them.
+/// A descriptor with shared ownership; it is closed with its last reference.
 package final class Handle: Sendable {
   package let descriptor: Descriptor
   package init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
@@ -112,7 +112,7 @@ package enum StandardStream: Int32, Sendable {
   }
 }
 
-/// A pipe, close-on-exec at both ends.
+/// A pipe that is close-on-exec at both ends.
 package final class Pipe {
   package let reading: Handle
   package private(set) var writing: Handle?

@@ -2,7 +2,7 @@
 
 internal import CLinux
 
-/// Flags of open(2), as the kernel numbers them.
+/// Flags of open(2), with the kernel's values.
 package struct OpenFlags: OptionSet, Sendable {
   package let rawValue: Int32
   package init(rawValue: Int32) { self.rawValue = rawValue }
@@ -17,12 +17,12 @@ package struct OpenFlags: OptionSet, Sendable {
   package static let path = OpenFlags(rawValue: Int32(CLX_O_PATH))
   package static let noFollow = OpenFlags(rawValue: Int32(CLX_O_NOFOLLOW))
   package static let nonBlocking = OpenFlags(rawValue: Int32(CLX_O_NONBLOCK))
-  /// A file without a name in the folder that is named (O_TMPFILE).
+  /// Creates a file without a name in the directory at the path (O_TMPFILE).
   package static let temporary = OpenFlags(rawValue: Int32(CLX_O_TMPFILE))
   package static let noTerminal = OpenFlags(rawValue: Int32(CLX_O_NOCTTY))
 }
 
-/// How openat2(2) may walk a path.
+/// The restrictions on how openat2(2) resolves a path.
 package struct Resolution: OptionSet, Sendable {
   package let rawValue: UInt64
   package init(rawValue: UInt64) { self.rawValue = rawValue }
@@ -32,7 +32,7 @@ package struct Resolution: OptionSet, Sendable {
   package static let inRoot = Resolution(rawValue: UInt64(CLX_RESOLVE_IN_ROOT))
 }
 
-/// What fstat(2) tells, as far as Carrel asks.
+/// The fields of fstat(2) that Carrel uses.
 package struct FileStatus: Sendable {
   package enum Kind: Sendable { case regular, directory, symlink, characterDevice, blockDevice, fifo, socket }
   package let kind: Kind
@@ -58,7 +58,7 @@ extension Descriptor {
     return Descriptor(adopting: Int32(number))
   }
 
-  /// openat2(2). A race that the kernel detects answers EAGAIN; it is tried again, a bounded number of times.
+  /// Opens by openat2(2). The kernel returns EAGAIN when it detects a race; the call is then retried up to 64 times.
   package func open(_ path: String, _ flags: OpenFlags, mode: UInt32 = 0, resolving: Resolution) throws(Errno)
     -> Descriptor
   {
@@ -73,7 +73,7 @@ extension Descriptor {
     }
   }
 
-  /// What is at an absolute path, with no symlink anywhere on the way.
+  /// Opens an absolute path in which no component may be a symlink.
   package static func openPlain(_ path: String, _ flags: OpenFlags, mode: UInt32 = 0) throws(Errno) -> Descriptor {
     let relative = path.drop { $0 == "/" }
     let root = try Descriptor.open("/", [.path, .directory])
@@ -98,7 +98,7 @@ extension Descriptor {
       device: raw.device, major: raw.major, minor: raw.minor)
   }
 
-  /// At an absolute path, or one relative to the working directory; the same with `removeDirectory`.
+  /// Makes a directory at an absolute path or one relative to the working directory, as does `removeDirectory`.
   package static func makeDirectory(_ path: String, mode: UInt32) throws(Errno) {
     try check(path.withCString { clx_mkdirat(Int32(CLX_AT_FDCWD), $0, mode) })
   }
@@ -116,7 +116,7 @@ extension Descriptor {
     try check(path.withCString { p in existing.withCString { clx_linkat(from, $0, number, p) } })
   }
   package func makeNode(_ path: String, mode: UInt32, major: UInt32, minor: UInt32) throws(Errno) {
-    // Linux's encoding of a device number in the 32 bits that mknod(2) takes.
+    // mknod(2) takes a device number in Linux's 32-bit encoding.
     let device = UInt64(minor & 0xFF) | UInt64(major) << 8 | UInt64(minor & ~0xFF) << 12
     try check(path.withCString { clx_mknodat(number, $0, mode, device) })
   }
@@ -150,14 +150,14 @@ extension Descriptor {
     return String(decoding: bytes[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 
-  /// The names in this directory, which was opened for reading, without "." and "..".
+  /// Returns the names in this directory, which must be open for reading, without "." and "..".
   package func entries() throws(Errno) -> [String] {
     var names: [String] = []
     var buffer = [UInt8](repeating: 0, count: 32_768)
     while true {
       let count = try retrying { buffer.withUnsafeMutableBytes { clx_getdents(number, $0.baseAddress, 32_768) } }
       if count == 0 { return names }
-      // struct linux_dirent64 (getdents(2)): the length of the record at 16, the name from 19 to its NUL.
+      // struct linux_dirent64 (getdents(2)) has the length of the record at 16 and the name, up to a NUL, at 19.
       var at = 0
       while at + 19 < count {
         let length = Int(buffer[at + 16]) | Int(buffer[at + 17]) << 8
@@ -177,11 +177,10 @@ extension Descriptor {
     let count = try check(name.withCString { n in value.withUnsafeMutableBytes { clx_fgetxattr(number, n, $0.baseAddress, 65_536) } })
     return Array(value[..<count])
   }
-  /// Writes everything of this file system to its disk.
+  /// Writes all data of this file system to its disk.
   package func syncFileSystem() throws(Errno) { try retrying { clx_syncfs(number) } }
 
-  /// Writes a file so that a crash leaves the old one or the new one whole:
-  /// a temporary file, fsync, rename, fsync of the folder.
+  /// Writes a file so that a crash leaves the old one or the new one whole: temporary file, fsync, rename, fsync of the directory.
   package func replace(_ name: String, with bytes: [UInt8], mode: UInt32 = 0o600, durable: Bool = true) throws(Errno) {
     let temporary = ".\(name)\(Descriptor.temporarySuffix)"
     do throws(Errno) {
@@ -198,12 +197,12 @@ extension Descriptor {
 
   private static var temporarySuffix: String { ".tmp" }
 
-  /// Removes what a process that ended in the middle of `replace` has left in this folder. Nobody else may be writing to it.
+  /// Removes the temporary files of processes that ended during `replace`. No other process may write to this directory.
   package func removeTemporaries() throws(Errno) {
     for name in try entries() where name.hasPrefix(".") && name.hasSuffix(Descriptor.temporarySuffix) { try remove(name) }
   }
 
-  /// Takes an exclusive lock for as long as this descriptor is open; `again` if another process holds it and this one
-  /// does not wait.
+  /// Acquires an exclusive lock that lasts until this descriptor is closed. Without `waiting`, throws `again` if another process
+  /// holds it.
   package func lock(waiting: Bool = false) throws(Errno) { try retrying { clx_flock(number, waiting ? 2 : 2 | 4) } }
 }

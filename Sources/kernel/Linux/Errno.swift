@@ -2,13 +2,13 @@
 
 internal import CLinux
 
-/// A system call's error number (errno(3)).
+/// The error number of a system call (errno(3)).
 package struct Errno: Error, Equatable, Sendable {
   package let code: Int32
 
   package init(_ code: Int32) { self.code = code }
 
-  /// The C library's sentence for the number. Not for use inside a container root: it may load a locale.
+  /// The C library's description of the number. Do not call it inside a container root: it may load a locale from there.
   package var sentence: String { String(cString: clx_strerror(code)) }
 
   package static let perm = Errno(EPERM)
@@ -39,11 +39,11 @@ package struct Errno: Error, Equatable, Sendable {
   package static let noMemory = Errno(ENOMEM)
   package static let noBuffers = Errno(ENOBUFS)
 
-  /// Whether the same call may well succeed a moment later: the kernel was short of memory, or the other side has not read yet.
+  /// Whether a retry may succeed a moment later: the kernel was short of memory, or the other side has not read yet.
   package var isTransient: Bool { self == .again || self == .noMemory || self == .noBuffers || self == .interrupted }
 }
 
-/// Repeats a call that nothing can stand in for until the kernel has what it needs for it.
+/// Retries a call that has no fallback until the kernel has the resources for it.
 package func persisting<T>(_ call: () throws(Errno) -> T) throws(Errno) -> T {
   while true {
     do throws(Errno) { return try call() } catch { guard error.isTransient else { throw error } }
@@ -58,11 +58,11 @@ func check(_ result: Int) throws(Errno) -> Int {
   return result
 }
 
-/// What a call puts into a buffer of `limit` bytes, of which it tells how many it filled. The buffer is not cleared before:
-/// the kernel would have to find a page for every part of it that nobody uses.
+/// Returns the bytes that a call writes to a buffer of `limit` bytes; the call returns their number. The buffer is not cleared
+/// first, because the kernel would have to provide a page for each part of it, used or not.
 func filling(_ limit: Int, _ call: (UnsafeMutableRawPointer?) -> Int) throws(Errno) -> [UInt8] {
   var result = 0
-  // SAFETY: the call initialises as many bytes as it says, and no more than `limit`, which it was given by its maker.
+  // SAFETY: the call initialises as many bytes as it returns, and no more than the `limit` that its author passed to it.
   let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
     repeat { result = call(UnsafeMutableRawPointer(buffer.baseAddress)) } while result == Int(-EINTR)
     count = max(result, 0)

@@ -4,12 +4,12 @@
   internal import CLinux
 #endif
 
-/// Named points at which a debug build can be made to end itself as by `kill -9`: `CARREL_FAULT=NAME` at the first time that
-/// it gets there, `NAME:3` at the third. In a release build there are none.
+/// Named points at which a debug build kills itself as if by `kill -9`: `CARREL_FAULT=NAME` the first time it reaches the point,
+/// `NAME:3` the third time. A release build has none.
 ///
-/// Tests/Faults reads the names here and reaches each of them.
+/// Tests/Faults reads the names from this file and reaches each of them.
 package enum Fault: String {
-  // The agent. Around the commits, by the type of their event.
+  // The agent: before and after the commits, named by the type of their event.
   case beforeCreated = "before Created"
   case afterCreated = "after Created"
   case beforePreparing = "before Preparing"
@@ -30,7 +30,7 @@ package enum Fault: String {
   case afterDeleted = "after Deleted"
   case beforeDrainBegan = "before DrainBegan"
   case afterDrainBegan = "after DrainBegan"
-  // Around effects.
+  // The agent: after its effects on the host.
   case limited = "limits set"
   case spawned = "supervisor spawned"
   case entrusted = "secrets handed over"
@@ -57,7 +57,7 @@ package enum Fault: String {
   #if DEBUG
     package static func at(_ point: Fault) { point.rawValue.withCString { clx_fault($0) } }
     package static func at(_ name: String) { if let point = Fault(rawValue: name) { at(point) } }
-    /// What a child needs to have the same faults.
+    /// The environment variables that give a child process the same faults.
     package static var environment: [String] {
       ["CARREL_FAULT", "CARREL_FAULT_LOG"].compactMap { name in clx_environment(name).map { name + "=" + String(cString: $0) } }
     }

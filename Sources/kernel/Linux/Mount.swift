@@ -14,23 +14,23 @@ package struct MountAttributes: OptionSet, Sendable {
   package static let strictAccessTime = MountAttributes(rawValue: UInt64(CLX_ATTR_STRICTATIME))
   package static let noDirectoryAccessTime = MountAttributes(rawValue: UInt64(CLX_ATTR_NODIRATIME))
   package static let noSymlinks = MountAttributes(rawValue: UInt64(CLX_ATTR_NOSYMFOLLOW))
-  /// The whole field that says how access times are kept: cleared before one of its values is set.
+  /// The whole field for access times, which must be cleared before one of its values is set.
   package static let accessTimes = MountAttributes(rawValue: UInt64(CLX_ATTR_ATIME))
 }
 
-/// File system kinds by the magic number that statfs(2) reports.
+/// File system types by the magic number that statfs(2) reports.
 package enum FileSystemMagic {
   package static let proc = Int(CLX_SUPER_PROC)
   package static let devpts = Int(CLX_SUPER_DEVPTS)
   package static let cgroup2 = Int(CLX_SUPER_CGROUP2)
 }
 
-/// A mount that is attached nowhere yet, or was attached through `attach(to:)`.
+/// Operations on mounts, as descriptors that are not attached yet or were attached by `attach(to:)`.
 ///
-/// Nothing here mounts by a path that a container could have changed: sources
-/// become descriptors, targets are descriptors (CVE-2021-30465 and its kin).
+/// Nothing here mounts by a path that a container could have changed: sources become descriptors, and targets are descriptors
+/// (CVE-2021-30465 and similar).
 package enum Mount {
-  /// Clones the mount under `path`; the source is pinned from then on.
+  /// Clones the mount at `path`; the clone pins the source.
   package static func clone(
     _ folder: borrowing Descriptor, _ path: String = "", recursive: Bool = false
   ) throws(Errno) -> Descriptor {
@@ -40,19 +40,19 @@ package enum Mount {
     return Descriptor(adopting: Int32(try check(path.withCString { clx_open_tree(number, $0, flags) })))
   }
 
-  /// Clones the mount of what is at an absolute path, a file too; not of what a link there leads to.
+  /// Clones the mount of the directory or file at an absolute path; a symlink there is not followed.
   package static func clone(_ path: String) throws(Errno) -> Descriptor {
     let flags = UInt32(CLX_OPEN_TREE_CLONE | CLX_AT_SYMLINK_NOFOLLOW)
     return Descriptor(adopting: Int32(try check(path.withCString { clx_open_tree(Int32(CLX_AT_FDCWD), $0, flags) })))
   }
 
-  /// Leaves the peer group of the mount that this one was cloned from: what is mounted or unmounted below it inside does
-  /// not show outside. On hosts with systemd every mount is in such a group, and pivot_root(2) refuses one as the root.
+  /// Leaves the peer group of the mount that this one was cloned from, so that mounts and unmounts inside do not propagate to the
+  /// host. On hosts with systemd every mount is in such a group, and pivot_root(2) refuses one as the root.
   package static func leavePeerGroup(_ mount: borrowing Descriptor) throws(Errno) {
     try setAttributes(mount, [], propagation: 1 << 19, recursive: true)  // MS_SLAVE
   }
 
-  /// Makes a new file system instance. An option with an empty value is a flag.
+  /// Creates a new file system instance. An option with an empty value is a flag.
   package static func make(
     _ type: String, _ options: [(String, String)] = [], attributes: MountAttributes = []
   ) throws(Errno) -> Descriptor {
@@ -70,7 +70,8 @@ package enum Mount {
     return Descriptor(adopting: Int32(try check(clx_fsmount(number, UInt32(attributes.rawValue)))))
   }
 
-  /// `propagation`: one of MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE, or 0.
+  /// Sets and clears attributes of a mount. `propagation` is one of MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE, or 0 for no
+  /// change.
   package static func setAttributes(
     _ mount: borrowing Descriptor, _ attributes: MountAttributes, clearing cleared: MountAttributes = [], propagation: UInt64 = 0,
     recursive: Bool = false
@@ -79,7 +80,7 @@ package enum Mount {
     try check(clx_mount_setattr(mount.number, flags, attributes.rawValue, cleared.rawValue, propagation, -1))
   }
 
-  /// Shows the files of a detached mount under other ids: those that `userNamespace` maps.
+  /// Maps the ids of a detached mount's files by the id maps of `userNamespace`.
   package static func mapIDs(
     _ mount: borrowing Descriptor, by userNamespace: borrowing Descriptor, recursive: Bool = false
   ) throws(Errno) {
@@ -90,21 +91,21 @@ package enum Mount {
     try check(clx_move_mount(mount.number, target.number))
   }
 
-  /// mount(2) of an overlay. Only for paths that the caller made itself and nobody else can reach.
+  /// Mounts an overlay by mount(2). All paths must be made by the caller and be unreachable for other processes.
   package static func overlay(at target: String, options: String) throws(Errno) {
-    // nosuid, nodev
+    // 2 | 4 is MS_NOSUID | MS_NODEV.
     try check(
       target.withCString { t in
         options.withCString { o in "overlay".withCString { clx_mount($0, t, $0, 2 | 4, o) } }
       })
   }
 
-  /// Stops mount events from flowing back to where this mount namespace was copied from.
+  /// Stops mount events from propagating to the mount namespace that this one was copied from.
   package static func makeSlave() throws(Errno) {
     try check(clx_make_slave())
   }
 
-  /// pivot_root(2) with both paths ".", the old root stacked under the new one and then detached.
+  /// Changes the root by pivot_root(2) with both paths ".", which stacks the old root under the new one, and detaches the old root.
   package static func pivot(into root: borrowing Descriptor) throws(Errno) {
     try check(clx_fchdir(root.number))
     try check(".".withCString { clx_pivot_root($0, $0) })
@@ -112,15 +113,15 @@ package enum Mount {
     try check("/".withCString { clx_chdir($0) })
   }
 
-  /// Which mount a file is in, by the number that this boot gave it.
+  /// Returns the id of the mount that a file is on; ids are unique only until the next boot.
   package static func id(_ file: borrowing Descriptor) throws(Errno) -> UInt64 {
     var id: UInt64 = 0
     try check(clx_mount_id(file.number, &id))
     return id
   }
 
-  /// Takes the mount away whose root this is: at once from where it is found, and for good when nobody has anything of it open.
-  /// By the directory itself, so that no path is walked.
+  /// Unmounts the mount whose root this is: at once from its mount point, and completely when no file on it is open any more. It
+  /// goes through the directory's descriptor, so that no path is resolved.
   package static func detach(_ root: borrowing Descriptor) throws(Errno) {
     try check(clx_fchdir(root.number))
     try check(".".withCString { clx_umount2($0, Int32(CLX_MNT_DETACH)) })

@@ -16,7 +16,7 @@ package struct Namespaces: OptionSet, Sendable {
   package static let time = Namespaces(rawValue: UInt64(CLX_NEWTIME))
 }
 
-/// How a process ended.
+/// The exit status of a process.
 package enum ExitStatus: Equatable, Sendable {
   case exited(Int32)
   case signalled(Int32)
@@ -34,35 +34,35 @@ package struct Child: Sendable {
   package func signal(_ number: Int32) throws(Errno) { try Process.signal(handle.descriptor, number) }
 }
 
-/// Calls on the calling process. Those that fork need a single-threaded caller: the helper.
+/// Calls on the calling process. Those that fork need a single-threaded caller: `carrel-shim` or `carrel-runtime`.
 package enum Process {
-  /// clone3(2) into new namespaces: nil in the child, the child in the parent.
+  /// Calls clone3(2) with new namespaces; returns nil in the child and the child in the parent.
   package static func clone(into namespaces: Namespaces, cgroup: Handle? = nil) throws(Errno) -> Child? {
     var pidfd: Int32 = -1
     let pid = try check(clx_clone3(namespaces.rawValue, &pidfd, cgroup?.descriptor.number ?? -1))
     return pid == 0 ? nil : Child(pid: Int32(pid), handle: Handle(Descriptor(adopting: pidfd)))
   }
 
-  /// The same, but as a child of the caller's parent: nil in the child, its pid in the caller. For a caller that has
-  /// joined namespaces and is about to end.
+  /// Clones a child of the caller's parent; returns nil in the child and its pid in the caller. For a caller that has joined
+  /// namespaces and is about to exit.
   package static func cloneSibling(into namespaces: Namespaces, cgroup: Handle? = nil) throws(Errno) -> Int32? {
     let pid = try check(clx_clone3_sibling(namespaces.rawValue, cgroup?.descriptor.number ?? -1))
     return pid == 0 ? nil : Int32(pid)
   }
 
-  /// Joins the namespace that a file of /proc/PID/ns stands for (setns(2)).
+  /// Joins the namespace of a file in /proc/PID/ns (setns(2)).
   package static func join(_ namespace: borrowing Descriptor, _ kind: Namespaces = []) throws(Errno) {
     try check(clx_setns(namespace.number, Int32(truncatingIfNeeded: kind.rawValue)))
   }
 
-  /// A plain fork by clone(2): inside a workspace clone3 answers ENOSYS, for the sake of old C libraries.
+  /// Forks by clone(2): the filter of a workspace makes clone3 fail with ENOSYS, so that C libraries fall back to clone.
   package static func fork() throws(Errno) -> Int32 { Int32(try check(clx_fork())) }
 
   package static func unshare(_ namespaces: Namespaces) throws(Errno) {
     try check(clx_unshare(UInt(namespaces.rawValue)))
   }
 
-  /// Reaps one child that has ended; nil when none has.
+  /// Reaps one child that has exited; returns nil if none has.
   package static func reap(_ pid: Int32 = -1, wait: Bool = false) throws(Errno) -> (pid: Int32, status: ExitStatus)? {
     var status: Int32 = 0
     let ended = try retrying { clx_wait4(pid, &status, wait ? 0 : Int32(CLX_WNOHANG)) }
@@ -71,7 +71,7 @@ package enum Process {
     return (Int32(ended), signal >= 0 ? .signalled(signal) : .exited(clx_exit_code(status)))
   }
 
-  /// Whether a process has ended, by its descriptor (pidfd_open(2)).
+  /// Returns whether a process has exited, from its descriptor (pidfd_open(2)).
   package static func hasEnded(_ process: Handle) throws(Errno) -> Bool {
     var poller = Poller()
     let slot = poller.add(process)
@@ -90,15 +90,15 @@ package enum Process {
   }
   package static func exit(_ code: Int32) -> Never { clx_exit(code) }
 
-  /// For a process of a few milliseconds: memory is taken in one piece and never given back before its end.
+  /// Makes malloc get memory in large pieces and never return it: for a process that runs a few milliseconds.
   package static func keepMemory() { clx_keep_memory() }
-  /// Gives memory that is free back to the kernel: for a process that has done the most of its work and will live for long.
+  /// Returns free memory to the kernel: for a process that has done most of its work and will run for long.
   package static func trimMemory() { clx_trim_memory() }
 
   package static func setName(_ name: String) { _ = name.withCString { clx_set_process_name($0) } }
   package static func becomeUndumpable() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_DUMPABLE), 0, 0)) }
-  /// What this process holds in memory from now on goes to no swap and into no core file. Only pages that are used are locked
-  /// (MCL_ONFAULT), children and programs that are executed are not. Where the host does not let it, it does without.
+  /// Keeps the memory of this process out of swap and core files from now on. Only pages that are used are locked (MCL_ONFAULT);
+  /// children and executed programs do not inherit the lock. Where the host does not permit it, memory stays unlocked.
   package static func keepSecrets() {
     _ = clx_mlockall_on_fault()
     _ = clx_prctl(Int32(CLX_PR_SET_DUMPABLE), 0, 0)
@@ -106,7 +106,7 @@ package enum Process {
   package static func forbidNewPrivileges() throws(Errno) {
     try check(clx_prctl(Int32(CLX_PR_SET_NO_NEW_PRIVS), 1, 0))
   }
-  /// Lets set*id calls leave the capabilities alone, so that root can act under another effective id.
+  /// Makes set*id calls keep the capabilities, so that root can act under another effective id.
   package static func keepCapabilitiesAcrossSetID() throws(Errno) {
     try check(clx_prctl(Int32(CLX_PR_SET_SECUREBITS), UInt(CLX_SECBIT_NO_SETUID_FIXUP), 0))
   }
@@ -119,7 +119,7 @@ package enum Process {
     try check(clx_setresgid(gid, gid, gid))
     try check(clx_setresuid(uid, uid, uid))
   }
-  /// Lets the permitted set survive the next setresuid; execve(2) takes that back.
+  /// Keeps the permitted set across the next setresuid; execve(2) reverts that.
   package static func keepPermittedCapabilities() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_KEEPCAPS), 1, 0)) }
   package static func limitBoundingCapabilities(to kept: UInt64) throws(Errno) {
     for capability in 0..<64 where kept >> UInt64(capability) & 1 == 0 {
@@ -128,7 +128,7 @@ package enum Process {
       try check(result)
     }
   }
-  /// Those of `capabilities`, a bit each, that this process's bounding set has.
+  /// Returns the subset of `capabilities` (one bit each) that is in this process's bounding set.
   package static func boundingCapabilities(among capabilities: UInt64) -> UInt64 {
     var bits: UInt64 = 0
     // PR_CAPBSET_READ
@@ -137,7 +137,7 @@ package enum Process {
     }
     return bits
   }
-  /// Sets all sets but the bounding one; what is not in the permitted set now cannot be had.
+  /// Sets all capability sets but the bounding one. Capabilities that are not in the permitted set cannot be gained.
   package static func setCapabilities(effective: UInt64, permitted: UInt64, inheritable: UInt64, ambient: UInt64) throws(Errno) {
     try check(clx_prctl(Int32(CLX_PR_CAP_AMBIENT), 4, 0))
     try check(clx_capset(effective, permitted, inheritable))
@@ -145,13 +145,13 @@ package enum Process {
       try check(clx_prctl3(Int32(CLX_PR_CAP_AMBIENT), 2, UInt(capability), 0))
     }
   }
-  /// Orphans of the container become this process's children.
+  /// Makes orphaned descendants children of this process.
   package static func becomeSubreaper() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_CHILD_SUBREAPER), 1, 0)) }
   package static func setPersonality(_ persona: UInt64) throws(Errno) { try check(clx_personality(UInt(persona))) }
   package static func setDomainname(_ name: String) throws(Errno) {
     try check(name.withCString { clx_setdomainname($0, name.utf8.count) })
   }
-  /// sched_setattr(2); times in nanoseconds.
+  /// Sets the scheduling policy (sched_setattr(2)); times are in nanoseconds.
   package static func setScheduler(
     policy: UInt32, flags: UInt64, nice: Int32, priority: UInt32, runtime: UInt64, deadline: UInt64, period: UInt64
   ) throws(Errno) {
@@ -161,14 +161,14 @@ package enum Process {
   package static func setAffinity(_ mask: [UInt8]) throws(Errno) {
     try check(mask.withUnsafeBytes { clx_sched_setaffinity($0.baseAddress, $0.count) })
   }
-  /// Loads a filter that asks: the descriptor through which it is answered (seccomp_unotify(2)).
+  /// Loads a filter with a listener and returns the listener's descriptor (seccomp_unotify(2)).
   package static func loadAskingFilter(_ program: [UInt8], flags: UInt64) throws(Errno) -> Handle {
-    // SECCOMP_FILTER_FLAG_NEW_LISTENER; it excludes TSYNC, which does nothing for a process of one thread.
+    // Set SECCOMP_FILTER_FLAG_NEW_LISTENER; it excludes TSYNC, which has no effect in a process with one thread.
     let flags = UInt(flags & ~1 | 8)
     let number = try check(program.withUnsafeBytes { clx_seccomp_load($0.baseAddress, UInt16($0.count / 8), flags) })
     return Handle(Descriptor(adopting: Int32(number)))
   }
-  /// Loads a compiled classic BPF program, eight bytes an instruction, with the flags of seccomp(2).
+  /// Loads a compiled classic BPF program (eight bytes per instruction) with the flags of seccomp(2).
   package static func loadFilter(_ program: [UInt8], flags: UInt64) throws(Errno) {
     try check(program.withUnsafeBytes { clx_seccomp_load($0.baseAddress, UInt16($0.count / 8), UInt(flags)) })
   }
@@ -186,7 +186,8 @@ package enum Process {
   }
   package static func changeDirectory(_ path: String) throws(Errno) { try check(path.withCString { clx_chdir($0) }) }
   package static func changeDirectory(_ folder: borrowing Descriptor) throws(Errno) { try check(clx_fchdir(folder.number)) }
-  /// The kernel's own answer, which starts with "(unreachable)" outside the root (CVE-2024-21626).
+  /// Returns whether the working directory is inside the root: outside it, getcwd(2) returns a path that starts with
+  /// "(unreachable)" (CVE-2024-21626).
   package static func workingDirectoryIsInsideRoot() -> Bool {
     var bytes = [UInt8](repeating: 0, count: 4096)
     let count = bytes.withUnsafeMutableBytes { clx_getcwd($0.baseAddress!.assumingMemoryBound(to: CChar.self), 4096) }
@@ -196,12 +197,12 @@ package enum Process {
   package static func newSession() throws(Errno) { try check(clx_setsid()) }
   package static func setControllingTerminal(_ number: Int32) throws(Errno) { try check(clx_set_controlling_terminal(number)) }
   package static func place(_ number: Int32, at target: Int32) throws(Errno) { try check(clx_dup3(number, target)) }
-  /// Marks every descriptor from `first` up close-on-exec: nothing of ours leaks, whatever was opened by whom.
+  /// Marks every descriptor from `first` up close-on-exec, whichever code opened it, so that none leaks.
   package static func closeOnExec(from first: UInt32) throws(Errno) {
     try check(clx_close_range(first, .max, UInt32(CLX_CLOSE_RANGE_CLOEXEC)))
   }
 
-  /// Closes every descriptor from `first` up but these.
+  /// Closes every descriptor from `first` up except `kept`.
   package static func closeAll(from first: UInt32 = 3, except kept: [Handle]) throws(Errno) {
     var next = first
     for number in kept.map({ UInt32($0.descriptor.number) }).sorted() where number >= first {
@@ -215,26 +216,26 @@ package enum Process {
     path.withCString { clx_access(Int32(CLX_AT_FDCWD), $0, 0) } == 0
   }
 
-  /// execve(2); returns only to throw.
+  /// Calls execve(2); returns only by throwing.
   package static func execute(_ path: String, _ arguments: CStrings, _ environment: CStrings) throws(Errno) {
     try check(path.withCString { clx_execve($0, arguments.pointers, environment.pointers) })
   }
 
-  /// posix_spawn(3) with `first`, `second` and `third` at descriptors 3, 4 and 5, in a session of its own.
+  /// Starts a program by posix_spawn(3) with `first`, `second` and `third` at descriptors 3, 4 and 5, in its own session.
   package static func spawn(
     _ path: String, _ arguments: CStrings, _ environment: CStrings,
     _ first: borrowing Descriptor, _ second: borrowing Descriptor, _ third: borrowing Descriptor, errors: Int32
   ) throws(Errno) -> Int32 {
-    // Away from 3, 4 and 5: what is placed there must not overwrite what is still to be placed.
+    // Duplicate them to numbers above 5: a dup2 to 3, 4 or 5 must not overwrite a descriptor that is still to be moved.
     let (one, two, three) = (Handle(try first.duplicate()), Handle(try second.duplicate()), Handle(try third.duplicate()))
     let (a, b, c) = (one.descriptor.number, two.descriptor.number, three.descriptor.number)
     return Int32(
       try check(path.withCString { clx_spawn3($0, arguments.pointers, environment.pointers, a, b, c, errors) }))
   }
 
-  /// Starts this program anew with the same arguments from a mount of its own file that nobody can write through, unless
-  /// it runs from one already: what opens /proc/PID/exe then never gets a file that it could change (CVE-2019-5736). The
-  /// mount is attached nowhere, so that nobody can change it either.
+  /// Executes this program again with the same arguments from a read-only mount of its own file, unless it runs from one already: a
+  /// process that opens /proc/PID/exe then never gets a file that it could write to (CVE-2019-5736). The mount is not attached, so
+  /// that nothing can change it either.
   package static func executeFromReadOnlyMount() throws(Errno) {
     let own = try Descriptor.open("/proc/self/exe", [.path])
     if try Mount.isReadOnly(own) { return }
@@ -244,7 +245,7 @@ package enum Process {
     _ = try withExtendedLifetime(strings) { () throws(Errno) in try check(clx_execute_again(mount.number, strings.pointers)) }
   }
 
-  /// The variables this program was started with, as NAME=VALUE.
+  /// The environment variables that this program was started with, as NAME=VALUE.
   package static var environment: [String] {
     var found: [String] = []
     guard var entry = clx_environ() else { return found }
@@ -255,7 +256,7 @@ package enum Process {
     return found
   }
 
-  /// The arguments this program was started with.
+  /// The arguments that this program was started with.
   package static var arguments: [String] {
     (0..<clx_argument_count()).map { String(cString: clx_argument($0)) }
   }
@@ -288,13 +289,13 @@ package enum Signals {
   package static let child: Int32 = SIGCHLD
   package static let windowChange: Int32 = SIGWINCH
 
-  /// In the order of their numbers on x86-64 and arm64 (signal(7)).
+  /// Names without SIG, ordered by signal number, which is the same on x86-64 and arm64 (signal(7)).
   private static let names = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD",
     "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
   ]
 
-  /// The number of a signal by its name, with or without SIG, or by its number; nil where there is none.
+  /// Returns the number of a signal from its name (with or without SIG) or its number; nil if it does not exist.
   package static func number(_ text: String) -> Int32? {
     if let number = Int32(text) { return (1...64).contains(number) ? number : nil }
     let name = text.utf8.starts(with: "SIG".utf8) ? String(text.dropFirst(3)) : text
@@ -320,6 +321,6 @@ package enum Clock {
   package static func sleep(milliseconds: Int) { clx_sleep(milliseconds) }
   package static var realtime: Int64 { clx_clock(Int32(CLX_CLOCK_REALTIME)) }
   package static var monotonic: Int64 { clx_clock(Int32(CLX_CLOCK_MONOTONIC)) }
-  /// Nanoseconds since boot, suspension included.
+  /// Nanoseconds since boot, including time in suspend.
   package static var boottime: Int64 { clx_clock(Int32(CLX_CLOCK_BOOTTIME)) }
 }

@@ -2,20 +2,20 @@
 
 internal import CLinux
 
-/// epoll(7): which of many descriptors can be read or written.
+/// A queue that reports which of many descriptors are readable or writable (epoll(7)).
 package struct ReadinessQueue: ~Copyable, Sendable {
   private let epoll: Descriptor
 
   package init() throws(Errno) { epoll = Descriptor(adopting: Int32(try check(clx_epoll_create()))) }
 
   package func add(_ file: borrowing Descriptor, writing: Bool) throws(Errno) {
-    // EPOLLOUT is 4, EPOLLIN 1; hang-up and error are always reported.
+    // EPOLLOUT is 4 and EPOLLIN is 1; the kernel always reports hang-up and error.
     try check(clx_epoll_add(epoll.number, file.number, writing ? 4 : 1))
   }
 
   package func remove(_ file: borrowing Descriptor) { _ = clx_epoll_remove(epoll.number, file.number) }
 
-  /// Waits, and returns the numbers of the descriptors that are ready.
+  /// Waits, then returns the numbers of the ready descriptors.
   package func wait() throws(Errno) -> [Int32] {
     var ready = [clx_ready](repeating: clx_ready(), count: 64)
     let count = try retrying { ready.withUnsafeMutableBufferPointer { clx_epoll_wait(epoll.number, $0.baseAddress, 64) } }

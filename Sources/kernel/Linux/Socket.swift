@@ -14,7 +14,7 @@ package enum Socket {
     package let descriptors: [Handle]
   }
 
-  /// The largest message that the helper's protocols carry, in bytes.
+  /// The largest message of the shim and init protocols, in bytes.
   package static let messageLimit = 131_072
 
   package static func pair() throws(Errno) -> (Handle, Handle) {
@@ -23,33 +23,34 @@ package enum Socket {
     return (Handle(Descriptor(adopting: ends[0])), Handle(Descriptor(adopting: ends[1])))
   }
 
-  /// Binds and listens at `name` in `folder`; by descriptor, because a path of over 107 bytes does not fit an address.
+  /// Listens at `name` in `folder`. It binds through the descriptor's path, because a socket address holds at most 107 bytes.
   package static func listen(_ name: String, in folder: borrowing Descriptor, stream: Bool = false) throws(Errno) -> Descriptor {
     let type = stream ? Int32(CLX_SOCK_STREAM) : Int32(CLX_SOCK_SEQPACKET)
     let socket = Descriptor(adopting: Int32(try check(clx_socket(type | Int32(CLX_SOCK_NONBLOCK)))))
     let number = socket.number
     let path = "\(folder.procPath)/\(name)"
-    // 0600 from the first moment: a mode set after bind would leave a gap. Set on the socket itself, from which the
-    // kernel takes the file's mode; umask would be everybody's in this process.
+    // The mode must be 0600 from the start: chmod after bind would leave a gap. The kernel takes the file's mode from the socket
+    // itself; umask would change it for every thread of this process.
     try check(clx_fchmod(number, 0o600))
     try check(path.withCString { clx_bind(number, $0) })
     try check(clx_listen(number, 128))
     return socket
   }
 
-  /// Listens at 127.0.0.1 in the network namespace of this thread.
+  /// Listens on 127.0.0.1 in the network namespace of this thread.
   package static func listen(loopback port: UInt16) throws(Errno) -> Descriptor {
     let socket = Descriptor(adopting: Int32(try check(clx_bind_loopback(port))))
     try check(clx_listen(socket.number, 128))
     return socket
   }
 
-  /// Connects to a port of 127.0.0.1.
+  /// Connects to a port on 127.0.0.1.
   package static func connect(loopback port: UInt16) throws(Errno) -> Descriptor {
     Descriptor(adopting: Int32(try check(clx_connect_loopback(port))))
   }
 
-  /// `wait`: until there is room in the listener's queue; else `again` where there is none.
+  /// Connects to the socket `name` in `folder`. With `wait` it waits while the listener's queue is full; without, it throws
+  /// `again`.
   package static func connect(
     _ name: String, in folder: borrowing Descriptor, stream: Bool = false, wait: Bool = true
   ) throws(Errno) -> Descriptor {
@@ -69,7 +70,7 @@ package enum Socket {
     return socket
   }
 
-  /// Makes an inherited listening socket this process's own, for SO_PEERCRED.
+  /// Calls listen(2) again on an inherited socket, so that SO_PEERCRED reports this process to clients.
   package static func relisten(_ number: Int32) throws(Errno) { try check(clx_listen(number, 128)) }
 
   package static func accept(_ listener: borrowing Descriptor) throws(Errno) -> Descriptor {
@@ -97,7 +98,7 @@ package enum Socket {
     }
   }
 
-  /// Nil when the other side has closed.
+  /// Receives one message; returns nil when the other side has closed.
   package static func receive(_ socket: borrowing Descriptor, wait: Bool = true) throws(Errno) -> Message? {
     let number = socket.number
     var passed: [Int32] = [-1, -1, -1, -1]
@@ -113,8 +114,8 @@ package enum Socket {
     do throws(Errno) {
       bytes = try once()
     } catch {
-      // The other side ended with a message of ours unread (unix(7)). That is reported once, ahead of what it sent
-      // before its end, which must not be lost.
+      // The other side closed with a message of ours unread (unix(7)). The kernel reports that once, ahead of the messages that the
+      // other side sent before; those must not be lost.
       guard error == .connectionReset else { throw error }
       bytes = try once()
     }
@@ -124,7 +125,7 @@ package enum Socket {
   }
 }
 
-/// poll(2) over a set of descriptors.
+/// A wait for a set of descriptors (poll(2)).
 package struct Poller {
   private var entries: [pollfd] = []
 
@@ -132,13 +133,14 @@ package struct Poller {
 
   package mutating func removeAll() { entries.removeAll(keepingCapacity: true) }
 
-  /// Returns the index to ask `isReady` with. `changes`: a file of the kernel whose changes are waited for, not its content.
+  /// Adds a descriptor and returns its index for `isReady`. `changes`: wait for changes of a kernel file (POLLPRI) instead of data
+  /// to read.
   package mutating func add(_ handle: Handle, changes: Bool = false) -> Int {
     entries.append(pollfd(fd: handle.descriptor.number, events: Int16(changes ? CLX_POLLPRI : CLX_POLLIN), revents: 0))
     return entries.count - 1
   }
 
-  /// Waits until one is ready, or for so long; -1: for ever.
+  /// Waits until a descriptor is ready or the time has passed; −1 waits without a limit.
   package mutating func wait(milliseconds: Int32 = -1) throws(Errno) {
     let result = entries.withUnsafeMutableBufferPointer { clx_poll($0.baseAddress, UInt($0.count), milliseconds) }
     if result == Int(-EINTR) {
@@ -152,15 +154,15 @@ package struct Poller {
 }
 
 extension Descriptor {
-  /// A counter that the kernel can be asked to raise (eventfd(2)); reading takes it back to 0 and never waits.
+  /// Creates a counter that the kernel increments (eventfd(2)); a read resets it to 0 and never waits.
   package static func counter() throws(Errno) -> Descriptor { Descriptor(adopting: Int32(try check(clx_eventfd()))) }
 
-  /// Ends a connection in both directions, whoever else holds it.
+  /// Shuts a connection down in both directions, also for other processes that have it open.
   package func shutDown() { _ = clx_shutdown(number) }
 }
 
 package enum Terminal {
-  /// A new pseudo-terminal of the devpts that `ptmx` belongs to.
+  /// Opens a new pseudo-terminal in the devpts of `ptmx`.
   package static func open(_ ptmx: String) throws(Errno) -> (master: Handle, slave: Handle) {
     let master = try Descriptor.open(ptmx, [.readWrite, .noTerminal])
     try check(clx_terminal_unlock(master.number))
@@ -168,7 +170,7 @@ package enum Terminal {
     return (Handle(master), Handle(slave))
   }
 
-  /// Of the terminal at a descriptor number; nil where there is none.
+  /// Returns the size of the terminal at a descriptor number; nil if there is no terminal.
   package static func size(_ number: Int32) -> (rows: UInt16, columns: UInt16)? {
     var (rows, columns): (UInt16, UInt16) = (0, 0)
     return clx_terminal_size(number, &rows, &columns) >= 0 ? (rows, columns) : nil
@@ -179,11 +181,11 @@ package enum Terminal {
   }
 }
 
-/// How a terminal treats what is typed (termios(3)).
+/// The saved mode of a terminal (termios(3)).
 package struct TerminalMode: Sendable {
   private let saved: clx_terminal_mode
 
-  /// Makes the terminal at a descriptor number pass every key on; nil where there is none.
+  /// Switches the terminal at a descriptor number to raw mode; returns its previous mode, or nil if there is no terminal.
   package static func makeRaw(_ number: Int32) -> TerminalMode? {
     var saved = clx_terminal_mode()
     return clx_terminal_make_raw(number, &saved) >= 0 ? TerminalMode(saved: saved) : nil

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Moments as text.
+/// Points in time as text.
 package enum Timestamp {
   package static var now: String { text(Clock.realtime) }
   package static func text(_ nanoseconds: Int64) -> String { String(decoding: bytes(nanoseconds), as: UTF8.self) }
 
-  /// RFC 3339 in UTC, from nanoseconds since 1970. No C library call: those read locale and zone files.
+  /// Formats nanoseconds since 1970 as RFC 3339 in UTC. It calls no C library function, since those read locale and zone files.
   package static func bytes(_ now: Int64) -> [UInt8] {
     let (days, second) = (now / 86_400_000_000_000, now / 1_000_000_000 % 86_400)
     let date = civil(days)
@@ -29,7 +29,7 @@ package enum Timestamp {
     return text
   }
 
-  /// The proleptic Gregorian date of a day number since 1970-01-01, by counting in years that begin in March.
+  /// Returns the proleptic Gregorian date of a day number since 1970-01-01; it counts in years that begin in March.
   private static func civil(_ days: Int64) -> (year: Int64, month: Int64, day: Int64) {
     let shifted = days + 719_468
     let era = shifted / 146_097

@@ -2,20 +2,20 @@
 
 internal import Linux
 
-/// The kernel's log, as far as it reports processes that were OOM-killed.
+/// The reports of OOM-killed processes in the kernel log.
 package enum KernelLog {
   package struct OOMKill: Equatable, Sendable {
-    /// As the host numbers it.
+    /// The host pid.
     package let pid: Int32
     package let name: String
-    /// The resident memory that it had: anonymous, of files, and shared.
+    /// Its resident memory: anonymous, file and shared.
     package let residentBytes: UInt64
-    /// The number of the record in the log.
+    /// The sequence number of the record in the log.
     package let record: UInt64
   }
 
-  /// The last process of this cgroup or one below it that was OOM-killed in a record after `seen`; nil where the log cannot be read or
-  /// has none. The kernel leaves some out when there are many.
+  /// Returns the last process in or below this cgroup that was OOM-killed in a record after `seen`; nil if the log has none or
+  /// cannot be read. The kernel omits records when there are many.
   package static func lastKill(in cgroup: String, after seen: UInt64) -> OOMKill? {
     do throws(Errno) {
       let file = try Descriptor.open("/dev/kmsg", [.readOnly, .nonBlocking])
@@ -24,7 +24,7 @@ package enum KernelLog {
         do throws(Errno) {
           scan.read(String(decoding: try file.read(upTo: 8192), as: UTF8.self))
         } catch {
-          // EPIPE: records were overwritten during the read; the next read goes on behind them. EAGAIN: the end.
+          // EPIPE: records were overwritten during the read; the next read continues after them. EAGAIN is the end.
           if error != .brokenPipe { return scan.found }
         }
       }
@@ -33,7 +33,7 @@ package enum KernelLog {
     }
   }
 
-  /// What was found in the records so far.
+  /// The state of a search through the records.
   package struct Scan {
     private let cgroup: String
     private let seen: UInt64
@@ -45,14 +45,14 @@ package enum KernelLog {
       self.seen = seen
     }
 
-    /// One record: "priority,number,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg).
+    /// Reads one record: "priority,number,microseconds,flags;text" (Documentation/ABI/testing/dev-kmsg).
     package mutating func read(_ line: String) {
       guard let record = line.split(separator: ",").dropFirst().first.flatMap({ UInt64($0) }), record > seen else { return }
       if let pid = Scan.victim(line, cgroup) { victim = pid }
       if let victim, let kill = Scan.kill(line, victim, record) { found = kill }
     }
 
-    /// "oom-kill:constraint=CONSTRAINT_MEMCG,…,task_memcg=/carrel/x,task=python,pid=7,uid=1000"
+    /// Returns the pid in "oom-kill:constraint=CONSTRAINT_MEMCG,…,task_memcg=/carrel/x,task=python,pid=7,uid=1000".
     private static func victim(_ line: String, _ cgroup: String) -> Int32? {
       guard line.firstRange(of: "oom-kill:") != nil, let path = field("task_memcg=", line, until: ","),
         path == "/" + cgroup || path.hasPrefix("/\(cgroup)/")
@@ -60,7 +60,7 @@ package enum KernelLog {
       return field(",pid=", line, until: ",").flatMap { Int32($0) }
     }
 
-    /// "Memory cgroup out of memory: Killed process 7 (python) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB, …"
+    /// Parses "Memory cgroup out of memory: Killed process 7 (python) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB, …".
     private static func kill(_ line: String, _ pid: Int32, _ record: UInt64) -> OOMKill? {
       guard let start = line.firstRange(of: "Killed process \(pid) ("), let end = line.firstRange(of: ") total-vm:"),
         start.upperBound <= end.lowerBound

@@ -2,7 +2,7 @@
 
 internal import Linux
 
-/// The mounts of a process's mount namespace (proc_pid_mountinfo(5)). Reading it asks no file system.
+/// The mounts of a process's mount namespace (proc_pid_mountinfo(5)). Reading it calls no file system.
 package struct MountTable: Sendable {
   package struct Entry: Equatable, Sendable {
     package let point: String
@@ -12,13 +12,13 @@ package struct MountTable: Sendable {
 
   package let entries: [Entry]
 
-  /// The mounts of a process, by default of this one; nil where the table cannot be read.
+  /// Reads the mounts of a process, by default of this one; nil if the table cannot be read.
   package init?(of pid: Int32? = nil) {
     let path = pid.map { "/proc/\($0)/mountinfo" } ?? "/proc/self/mountinfo"
     do throws(Errno) { self.init(parsing: try Descriptor.open(path, [.readOnly]).readAll(limit: 16 << 20)) } catch { return nil }
   }
 
-  /// Lines that are not of the format are left out.
+  /// Parses a table; malformed lines are skipped.
   package init(parsing bytes: [UInt8]) {
     entries = bytes.split(separator: 0x0A).compactMap { line in
       let fields = line.split(separator: 0x20)
@@ -31,14 +31,14 @@ package struct MountTable: Sendable {
 
   package var points: [String] { entries.map(\.point) }
 
-  /// The type of the file system that a path is on; nil where the table does not say.
+  /// Returns the type of the file system that a path is on; nil if the table has no mount for it.
   package func fileSystem(of path: String) -> String? {
-    // Of mounts at the same point the last covers the others, and max(by:) keeps the first of equals.
+    // The last mount at a mount point covers the others, and max(by:) returns the first of equals.
     entries.reversed().filter { $0.point == "/" || path == $0.point || path.hasPrefix($0.point + "/") }
       .max { $0.point.utf8.count < $1.point.utf8.count }?.fileSystem
   }
 
-  /// The kernel writes space, tab, newline and backslash as a backslash and three octal digits.
+  /// Decodes a field: the kernel writes space, tab, newline and backslash as a backslash and three octal digits.
   private static func unescaped(_ field: ArraySlice<UInt8>) -> String {
     guard field.contains(0x5C) else { return String(decoding: field, as: UTF8.self) }
     let bytes = Array(field)

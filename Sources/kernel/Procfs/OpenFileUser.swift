@@ -2,15 +2,17 @@
 
 internal import Linux
 
-/// A process that has something of a mount open. Its texts are the process's own: they are made printable before they are shown.
+/// A process that has a file of a mount open. The process chooses these texts, so they must be made printable before they are
+/// shown.
 package struct OpenFileUser: Equatable, Sendable {
-  /// As the host numbers it.
+  /// The host pid.
   package let pid: Int32
   package let name: String
-  /// A path as the process would see it, or what else it is.
+  /// The path of a file as the process sees it, or another use of the mount.
   package let what: String
 
-  /// The users of open files, mapped files, working and root directories. A mount is known by its number, which no path can hide.
+  /// Finds processes that use a mount by an open or mapped file, their working directory or their root. It compares mount ids,
+  /// which no path can hide.
   package static func find(_ mount: UInt64, among pids: [Int32]) -> [OpenFileUser] {
     pids.compactMap { pid in
       use(of: mount, by: pid).map { OpenFileUser(pid: pid, name: ProcessDirectory(pid).name ?? "?", what: $0) }
@@ -45,7 +47,7 @@ package struct OpenFileUser: Equatable, Sendable {
     do throws(Errno) { return try Mount.id(try Descriptor.open(path, [.path])) == mount } catch { return false }
   }
 
-  /// Sends a signal through a descriptor of the process, and only if it still has the name that it was found with.
+  /// Signals the process through a pidfd, and only if its name has not changed since it was found.
   package func signal(_ number: Int32) {
     do throws(Errno) {
       let process = try Process.open(pid: pid)

@@ -4,10 +4,10 @@
   internal import Linux
 #endif
 
-/// What /proc/PID/stat tells (proc_pid_stat(5)).
+/// Fields of /proc/PID/stat (proc_pid_stat(5)).
 package struct ProcessStat {
   package let isDead: Bool
-  /// When it started, in clock ticks since boot: with the pid it names a process for good.
+  /// The start time in clock ticks since boot: with the pid it identifies a process uniquely.
   package let start: UInt64
 
   package static func read(_ pid: Int32) -> ProcessStat? {
@@ -19,7 +19,7 @@ package struct ProcessStat {
   }
 
   package init?(parsing bytes: [UInt8]) {
-    // The name may hold anything, a bracket too: the fields follow the last one.
+    // The name may contain any character, also a bracket: the other fields follow the last one.
     guard let end = bytes.lastIndex(of: UInt8(ascii: ")")) else { return nil }
     let fields = bytes[(end + 1)...].split(separator: UInt8(ascii: " "))
     guard fields.count > 19, let start = UInt64(String(decoding: fields[19], as: UTF8.self)) else { return nil }

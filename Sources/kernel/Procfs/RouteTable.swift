@@ -4,7 +4,7 @@ internal import Linux
 
 /// The IPv4 routes of this network namespace (`/proc/net/route`).
 package enum RouteTable {
-  /// The links that default routes go through.
+  /// Returns the links of the default routes.
   package static func uplinks() -> Set<String> {
     do throws(Errno) {
       return uplinks(parsing: try Descriptor.open("/proc/net/route", [.readOnly]).readAll(limit: 1 << 20))

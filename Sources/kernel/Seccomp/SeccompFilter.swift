@@ -6,12 +6,12 @@ internal import CSeccomp
   internal import Linux
 #endif
 
-/// A filter being put together by libseccomp.
+/// A filter under construction by libseccomp.
 ///
-/// Tree-shaped: loading and running such a filter costs an eighth of a linear one (seccomp_attr_set(3),
+/// It is compiled to a tree: loading and running that costs an eighth of a linear filter (seccomp_attr_set(3),
 /// SCMP_FLTATR_CTL_OPTIMIZE).
 package final class SeccompFilter {
-  /// What happens to a call, as libseccomp numbers it.
+  /// The action for a system call, with libseccomp's values.
   package struct Action: Equatable, Sendable {
     let number: UInt32
     package static let allow = Action(number: cseccomp_allow())
@@ -26,7 +26,7 @@ package final class SeccompFilter {
 
   package enum Comparison: Equatable, Sendable { case notEqual, less, lessOrEqual, equal, greaterOrEqual, greater, maskedEqual }
 
-  /// A condition on one argument of a call. For `maskedEqual` the mask is `first`, the value `second`.
+  /// A condition on one argument of a system call. For `maskedEqual`, `first` is the mask and `second` the value.
   package struct Condition: Equatable, Sendable {
     let argument: UInt32
     let comparison: Comparison
@@ -46,11 +46,11 @@ package final class SeccompFilter {
 
   private let context: scmp_filter_ctx
   private let fallback: Action
-  /// The highest number of a call, on this machine's own architecture, that a rule names.
+  /// The highest system call number of this machine's architecture that a rule names.
   private var newest: Int32 = -1
 
   package init(fallback: Action) throws(Failure) {
-    guard let context = seccomp_init(fallback.number) else { throw Failure(message: "libseccomp: no context for a filter") }
+    guard let context = seccomp_init(fallback.number) else { throw Failure(message: "libseccomp: cannot create a filter") }
     self.context = context
     self.fallback = fallback
     try succeed(seccomp_attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, 2), "set the optimisation")
@@ -58,21 +58,21 @@ package final class SeccompFilter {
 
   deinit { seccomp_release(context) }
 
-  /// What happens to calls by the numbers of an architecture that was not added.
+  /// Sets the action for system calls of architectures that were not added.
   package func setActionForOtherArchitectures(_ action: Action) throws(Failure) {
     try succeed(seccomp_attr_set(context, SCMP_FLTATR_ACT_BADARCH, action.number), "set the action for other architectures")
   }
 
-  /// By the name that libseccomp has for it: `x86_64`, `x86`, `x32`, `aarch64` …
+  /// Adds an architecture by libseccomp's name for it: `x86_64`, `x86`, `x32`, `aarch64` …
   package func add(architecture name: String) throws(Failure) {
     let token = name.withCString { seccomp_arch_resolve_name($0) }
-    guard token != 0 else { throw Failure(message: "libseccomp knows no architecture \(name)") }
+    guard token != 0 else { throw Failure(message: "libseccomp: unknown architecture \(name)") }
     let result = seccomp_arch_add(context, token)
     if result != -Errno.exists.code { try succeed(result, "add the architecture \(name)") }
   }
 
-  /// False: this libseccomp does not know the call, so it stays at the fallback. A rule that says the same as the
-  /// fallback is left out; libseccomp refuses it.
+  /// Adds a rule. Returns false if this libseccomp does not know the system call, which then has the default action. A rule with
+  /// the default action is left out, because libseccomp refuses it.
   @discardableResult
   package func add(_ action: Action, _ name: String, _ conditions: [Condition] = []) throws(Failure) -> Bool {
     let number = name.withCString { seccomp_syscall_resolve_name($0) }
@@ -99,9 +99,9 @@ package final class SeccompFilter {
     return true
   }
 
-  /// Classic BPF, eight bytes an instruction.
+  /// Compiles the filter to classic BPF, eight bytes per instruction.
   package func program() throws(Failure) -> [UInt8] {
-    // By a file in memory: the filter of several architectures can be more than a pipe takes.
+    // libseccomp exports to a file in memory, because a filter for several architectures can exceed the capacity of a pipe.
     do throws(Errno) {
       let file = try Descriptor.memory("filter", [])
       let result = seccomp_export_bpf(context, file.number)
@@ -117,18 +117,18 @@ package final class SeccompFilter {
     }
   }
 
-  /// What comes before the filter: a call that is newer than all that its author knew does not exist (ENOSYS), so that a C library
-  /// falls back to what he did know, where "not permitted" would make it give up. Other architectures, and filters that let
-  /// through what they do not know, are as they were.
+  /// Instructions before the filter that make a system call newer than all those in the profile fail with ENOSYS, so that a C
+  /// library falls back to an older call; on EPERM it would give up. Other architectures, and filters that allow unknown calls, are
+  /// unchanged.
   private var stub: [UInt8] {
     let lets = [Action.allow, .log, .notify].contains(fallback) || fallback.number & 0xFFFF_0000 == Action.trace(0).number
     guard newest >= 0, !lets else { return [] }
     func instruction(_ code: UInt16, _ ifTrue: UInt8, _ ifFalse: UInt8, _ value: UInt32) -> [UInt8] {
       [UInt8(code & 0xFF), UInt8(code >> 8), ifTrue, ifFalse] + (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
     }
-    // Classic BPF over struct seccomp_data: the number at 0, the architecture at 4 (seccomp(2)).
+    // struct seccomp_data has the system call number at 0 and the architecture at 4 (seccomp(2)).
     return instruction(0x20, 0, 0, 4) + instruction(0x15, 0, 4, seccomp_arch_native()) + instruction(0x20, 0, 0, 0)
-      // Numbers of x32 have this bit.
+      // System call numbers of x32 have this bit set.
       + instruction(0x35, 2, 0, 0x4000_0000) + instruction(0x25, 0, 1, UInt32(newest)) + instruction(0x06, 0, 0, 0x0005_0000 | 38)
   }
 

@@ -15,7 +15,7 @@ package struct Features: Sendable {
   let limits: LimitsFeature
   let rescue: RescueFeature
 
-  /// Over the real drivers of this host.
+  /// Creates the features with the real drivers of this host.
   init(_ services: NodeServices) throws {
     let configuration = services.configuration
     let network = try NetworkDriver(
@@ -33,17 +33,17 @@ package struct Features: Sendable {
     rescue = RescueFeature(services: services, home: home)
   }
 
-  /// In the order in which they are asked, with the reasons for it.
+  /// The features in the order of their hooks, with the reasons for it.
   var list: [any WorkspaceFeature] {
     [
       home,
-      // Below the home.
+      // Datasets may be mounted below the home.
       datasets,
-      // What it sets aside and makes is in the home, which has to be there.
+      // A rescue renames and creates files in the home, which has to exist.
       rescue,
       packages,
       credentials,
-      // After the storage, which may take long: until then there is nothing to limit.
+      // Storage may take long, and until it is ready there is nothing to limit.
       limits,
       // The broker listens in the network namespace, whether or not the network is connected; a provider that is slow must not delay
       // the address.
@@ -57,7 +57,7 @@ package struct Features: Sendable {
   }
 }
 
-/// What each feature's state is decoded as: those of `list` that have one, which `RecordTests.states` checks.
+/// The type that each feature's state is decoded as: one for each feature in `list` that has a state, which `RecordTests.states` checks.
 let featureStates: [String: any FeatureState.Type] = [
   HomeFeature.name: HomeFeature.State.self,
   DatasetsFeature.name: DatasetsFeature.State.self,

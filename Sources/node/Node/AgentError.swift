@@ -3,7 +3,7 @@
 package import Images
 package import Workspaces
 
-/// What a caller hears: a code that gRPC knows, and a sentence that names the object and what was expected.
+/// An error as a caller gets it: a gRPC code, and a sentence that names the object and what was expected.
 package struct AgentError: Error, Equatable, Sendable, CustomStringConvertible {
   package enum Code: Sendable {
     case invalidArgument, notFound, alreadyExists, failedPrecondition, resourceExhausted, outOfRange, dataLoss

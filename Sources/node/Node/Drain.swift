@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Concurrency
 internal import Configuration
 internal import Foundation
 internal import Journal
@@ -7,11 +8,11 @@ internal import Linux
 internal import Logging
 internal import Workspaces
 
-/// That the node takes no new workspaces. Kept over restarts until somebody ends it.
+/// A drain of the node, which accepts no launches. It persists across restarts until the node is uncordoned.
 package struct Drain: Codable, Equatable, Sendable {
   package let by: String
   package let began: String
-  /// When what still runs is stopped, in nanoseconds since the boot `bootID`; nil: never.
+  /// The time at which what still runs is killed, in nanoseconds since the boot `bootID`; nil: never.
   let deadline: Int64?
   let bootID: String
 }
@@ -19,15 +20,25 @@ package struct Drain: Codable, Equatable, Sendable {
 extension Node {
   static let drainSetting = "drain"
 
-  /// Refuses launches from now on. With `seconds`, what runs gets SIGTERM now and SIGKILL when they are over. Returns how
-  /// many run.
+  /// Refuses launches from now on. With `seconds`, what runs gets SIGTERM now and SIGKILL after that time. Returns the number of workspaces
+  /// that have not ended.
   package func drain(seconds: UInt32?, by: String) async throws -> Int {
+    try await whileDrainIsHeld { try await self.beginDrain(seconds, by) }
+  }
+
+  /// Serializes changes of the drain, so that the drain in memory and the one on disk are the same.
+  private nonisolated func whileDrainIsHeld<T: Sendable>(_ body: @Sendable () async throws -> T) async throws -> T {
+    try await draining.whileHeld(
+      within: .seconds(30), else: AgentError(.unavailable, "drain: another change of it is in progress; retry"), body)
+  }
+
+  private func beginDrain(_ seconds: UInt32?, _ by: String) async throws -> Int {
     let drain = Drain(
       by: by, began: wallTime(), deadline: seconds.map { Clock.boottime + Int64($0) * 1_000_000_000 }, bootID: facts.bootID)
     let text = try encodedText(drain)
     var attributes = ["by": by]
     if let seconds { attributes["deadlineSeconds"] = "\(seconds)" }
-    // In memory first: a launch that comes while this is written is refused too.
+    // The drain is set in memory first, so that launches are refused while it is written.
     let before = self.drain
     self.drain = drain
     do {
@@ -42,7 +53,9 @@ extension Node {
     return workspaces.values.count { !$0.record.state.isTerminal }
   }
 
-  package func uncordon(by: String) async throws {
+  package func uncordon(by: String) async throws { try await whileDrainIsHeld { try await self.endDrain(by) } }
+
+  private func endDrain(_ by: String) async throws {
     guard drain != nil else { return }
     try await services.recordWhateverHappens(.drainEnded, ["by": by], .setting(Node.drainSetting, to: nil))
     drain = nil
@@ -50,7 +63,7 @@ extension Node {
     logger.notice("no longer draining", metadata: ["by": "\(by)"])
   }
 
-  /// Stops what runs, by the drain's deadline; also when an agent comes back in the middle of one.
+  /// Stops what runs, by the drain's deadline; also after a restart of the agent during a drain.
   func evict() {
     guard let drain, let deadline = drain.deadline else { return }
     let left = drain.bootID == facts.bootID ? max(0, deadline - Clock.boottime + 999_999_999) / 1_000_000_000 : 0
@@ -63,7 +76,7 @@ extension Node {
 
   // ----------------------------------------------------------------- retention
 
-  /// Takes an acknowledgement of a caller that pulls, where no controller is configured to do that.
+  /// Records the acknowledgement of a caller that pulls events. Refused if a controller is configured to acknowledge.
   package func acknowledge(_ sequence: Int64) async throws {
     if let owner = configuration.owner {
       throw AgentError(.failedPrecondition, "the controller \(owner.name) acknowledges this node's events")
@@ -81,15 +94,15 @@ extension Node {
     trimming.yield()
   }
 
-  /// Not for every acknowledgement: each trim is a transaction of its own.
+  /// Trims at most every 200 ms, because each trim is a transaction of its own.
   func trimWhenAcknowledged() async {
     for await _ in trims {
       guard (try? await Task.sleep(for: .milliseconds(200))) != nil else { return }
-      do { try await trim() } catch { logger.error("the journal cannot be trimmed", metadata: ["error": "\(error)"]) }
+      do { try await trim() } catch { logger.error("cannot trim the journal", metadata: ["error": "\(error)"]) }
     }
   }
 
-  /// What may go, goes: what the owner of the acknowledgement has; where nobody owns it and the limit is near, the oldest.
+  /// Removes events that the owner of the acknowledgement has; without an owner, over the limit, also the older half.
   func trim() async throws {
     let kept = Int64(configuration.journalKeep)
     if let acknowledged = try await journal.acknowledged(by: configuration.acknowledger) {
@@ -99,10 +112,10 @@ extension Node {
     guard configuration.owner == nil else { return }
     let extent = try await journal.extent()
     guard extent.bytes > journalRoom else { return }
-    logger.warning("the journal has reached its limit and nobody acknowledges: the older half of its events goes")
+    logger.warning("the journal reached its limit without an acknowledgement; removing the older half of the events")
     try await journal.trim(through: extent.oldest + (extent.head - extent.oldest) / 2, keeping: kept)
   }
 
-  /// What may be used before launches are refused: a tenth is reserved for ends and deletions, which cannot be refused.
+  /// The journal size up to which launches are accepted: a tenth is reserved for ends and deletions, which cannot be refused.
   nonisolated var journalRoom: UInt64 { (Quantity.whole(configuration.journalLimit) ?? 0) / 10 * 9 }
 }

@@ -2,8 +2,8 @@
 
 internal import Synchronization
 
-/// Tells watchers that the journal has grown. They read the events themselves: the disk is the queue, so a slow
-/// watcher costs no memory and slows nobody.
+/// Notifies watchers that the journal has grown. They read the events themselves: the disk is the queue, so a slow watcher costs no memory
+/// and delays no other.
 package final class EventFeed: Sendable {
   private struct State {
     var next = 0
@@ -15,7 +15,7 @@ package final class EventFeed: Sendable {
     for watcher in state.withLock({ Array($0.watchers.values) }) { watcher.yield() }
   }
 
-  /// A sequence with an element whenever there may be something new; several at once are one.
+  /// Returns a stream with an element whenever there may be something new; several notifications merge into one.
   package func changes() -> AsyncStream<Void> {
     let (stream, continuation) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
     let id = state.withLock { state in

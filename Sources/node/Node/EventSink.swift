@@ -7,15 +7,15 @@ internal import Linux
 internal import Logging
 internal import Synchronization
 
-/// Where events and records are made durable.
+/// The component that makes events and records durable.
 protocol EventSink: Sendable {
-  /// Kept when the entries are on disk: all of them, or none. They get there in the order in which they are submitted.
-  /// `insists`: tried again until the disk takes it; what has happened to a workspace cannot be refused any more, only told late.
+  /// Returns a promise that is fulfilled when the entries are on disk: all of them, or none. They are written in the order of submission.
+  /// `insists`: retried until the disk accepts them, because what has happened to a workspace cannot be refused, only reported late.
   func submit(_ entries: [Journal.Entry], insists: Bool) -> Promise<Void>
 }
 
-/// Commits to the journal: what comes while the disk is busy shares the next transaction, and with it the fsync, which is what a
-/// commit costs.
+/// Commits to the journal. Entries that arrive while the disk is busy share the next transaction, and with it the fsync, which is the cost
+/// of a commit.
 final class JournalSink: EventSink {
   private struct Commit: Sendable {
     let entries: [Journal.Entry]
@@ -28,17 +28,17 @@ final class JournalSink: EventSink {
   private let logger: Logger
   private struct State {
     var waiting: [Commit] = []
-    /// How many are being committed, and since when.
+    /// The number of commits in progress, and when they began.
     var committing = 0
     var since: ContinuousClock.Instant?
   }
 
   private let state = Mutex(State())
-  /// More that may be refused are refused.
+  /// Above this number of waiting commits, those that may be refused are refused.
   private static let limit = 10_000
   private let wakes: AsyncStream<Void>
   private let wake: AsyncStream<Void>.Continuation
-  /// Kept when the journal cannot be trusted any more.
+  /// Fails when the journal cannot be trusted any more.
   private let failure = Promise<Void>()
 
   init(_ journal: Journal, _ feed: EventFeed, _ logger: Logger) {
@@ -48,7 +48,7 @@ final class JournalSink: EventSink {
     (wakes, wake) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
   }
 
-  /// What waits for the disk: how many commits, and for how long, in seconds. Nil where nothing has waited for long.
+  /// The number of commits that wait for the disk, and for how long, in seconds. Nil if none has waited for more than 2 s.
   var congestion: (commits: Int, seconds: Int64)? {
     state.withLock { state in
       guard let since = state.since, since.duration(to: .now) > .seconds(2) else { return nil }
@@ -70,8 +70,8 @@ final class JournalSink: EventSink {
     return commit.done
   }
 
-  /// Commits until the task is cancelled, and then what was submitted by then. Throws where the journal's disk failed: only a new
-  /// process that reads the file again knows what is in it.
+  /// Commits until the task is cancelled, and then what was submitted by then. Throws if the journal's disk failed: only a new process,
+  /// which reads the file again, knows what is in it.
   func run() async throws {
     for await _ in wakes { try await commitWaiting() }
     try await commitWaiting()
@@ -96,7 +96,7 @@ final class JournalSink: EventSink {
     } catch let error as JournalFailed {
       throw error
     } catch {
-      // Whoever may be refused is refused alone.
+      // Each commit is retried alone, so that only the one at fault is refused.
       for commit in together { try await commitAlone(commit) }
     }
   }
@@ -110,7 +110,7 @@ final class JournalSink: EventSink {
         throw error
       } catch {
         guard commit.insists else { return commit.done.fulfil(.failure(error)) }
-        logger.critical("the journal does not take an event; retrying", metadata: ["error": "\(error)"])
+        logger.critical("cannot write an event to the journal; retrying", metadata: ["error": "\(error)"])
         try await Task.sleep(for: .seconds(1))
       }
     }
@@ -118,7 +118,7 @@ final class JournalSink: EventSink {
 
   private func put(_ entries: [Journal.Entry]) async throws {
     do {
-      // The end of the agent cancels what waits for this, not what the disk is asked to take.
+      // The end of the agent cancels the tasks that wait for this, not the write itself.
       _ = try await uncancelled { [journal] in try await journal.commit(entries) }
     } catch  where Journal.isFatal(error) {
       logger.critical("the journal's disk failed; the agent ends, for a new start to read what is there", metadata: ["error": "\(error)"])
@@ -129,7 +129,7 @@ final class JournalSink: EventSink {
   }
 }
 
-/// The journal's disk failed under a commit.
+/// A failure of the journal's disk during a commit.
 package struct JournalFailed: Error, CustomStringConvertible {
   package let description = "the journal's disk failed"
 }

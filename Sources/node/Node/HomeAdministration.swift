@@ -8,7 +8,7 @@ internal import Linux
 package import Volumes
 package import Workspaces
 
-/// What platform engineers do with homes, and with the packages in them.
+/// The administration of homes, and of the packages in them, for platform engineers.
 package struct HomeAdministration: Sendable {
   let services: NodeServices
   let store: HomeStore
@@ -63,7 +63,7 @@ package struct HomeAdministration: Sendable {
     }
   }
 
-  /// Returns what it is called now, and until when it can be recovered.
+  /// Removes a home. Returns what it is called now, and until when it can be recovered.
   package func remove(_ owner: String, again: String) async throws -> (HomeStore.Snapshot, until: String) {
     guard owner == again else { throw AgentError(.invalidArgument, "again: expected the owner's name once more, \(printable(owner))") }
     let removed = try await closing(owner) { [store] in try store.remove(owner) }
@@ -74,7 +74,7 @@ package struct HomeAdministration: Sendable {
     try await closing(owner) { [store] in try store.recover(owner, name) }
   }
 
-  /// Returns its size now, in bytes.
+  /// Grows a home volume. Returns its new size in bytes.
   package func grow(_ owner: String, to size: String) async throws -> UInt64 {
     try validate(owner: owner, "owner")
     guard let bytes = Quantity.whole(size), Configuration.homeSizes.contains(bytes) else {
@@ -90,7 +90,7 @@ package struct HomeAdministration: Sendable {
     }
   }
 
-  /// Once an hour: what was removed long ago is deleted.
+  /// Deletes, once an hour, homes that were removed more than `removedHomesDays` days ago.
   func purge() async {
     while !Task.isCancelled {
       let moment = Date.now.addingTimeInterval(-Double(services.configuration.removedHomesDays) * 86_400)
@@ -115,7 +115,7 @@ package struct HomeAdministration: Sendable {
     case restore(String)
   }
 
-  /// Of one image's packages. Returns the name of the snapshot that was made.
+  /// Changes the packages of one image. Returns the name of the snapshot that was made.
   package func changePackages(_ owner: String, _ image: String, _ change: PackagesChange) async throws -> String {
     let all = try await listPackages(owner)
     let chosen = all.filter { image.isEmpty || $0.entry.key == image || $0.image == image || HomePackages.key(image) == $0.entry.key }
@@ -152,11 +152,11 @@ package struct HomeAdministration: Sendable {
     }
   }
 
-  /// Work on a home that no workspace may use meanwhile.
+  /// Runs work on a home that no workspace may use in the meantime.
   private func closing<T: Sendable>(_ owner: String, _ body: @escaping @Sendable () throws -> T) async throws -> T {
     try validate(owner: owner, "owner")
     let path = store.path(owner)
-    guard registry.close(path) else { throw AgentError(.unavailable, "home \(path) is being changed by another call; retry") }
+    guard registry.close(path) else { throw AgentError(.unavailable, "home \(path): another call is changing it; retry later") }
     do {
       try await ensureUnused(path)
     } catch {
@@ -164,25 +164,25 @@ package struct HomeAdministration: Sendable {
       throw error
     }
     do {
-      // Opened when the work has ended, which it does also where its caller has left.
+      // The home is opened again when the work has ended, which it does even if its caller has left.
       return try await copying { [registry] in
         defer { registry.open(path) }
         return try body()
       }
     } catch let error as LaneError {
-      // It was not begun.
+      // The lane did not begin the work.
       registry.open(path)
       throw error
     }
   }
 
   private func ensureUnused(_ path: String) async throws {
-    // Closed first, so that none begins to use it between the look and the work.
+    // The home is closed before this check, so that no workspace begins to use it between the check and the work.
     for workspace in await workspaces() where registry.home(workspace.spec) == path {
       guard workspace.record.state.isTerminal else {
         throw AgentError(.failedPrecondition, "home \(path) is in use by workspace \(workspace.id); stop it first")
       }
-      // One that has ended may not have given it back yet.
+      // A workspace that has ended may not have released its home yet.
       try await workspace.released.value
     }
   }

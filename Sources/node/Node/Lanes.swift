@@ -4,18 +4,18 @@ package import Concurrency
 internal import Foundation
 internal import Procfs
 
-/// Where work that may block is done. Nothing that touches a disk, cgroupfs or a registry file runs on an actor.
+/// The lanes for work that may block. Nothing that touches a disk, cgroupfs or a registry file runs on an actor.
 ///
-/// | lane | width | what waits there |
+/// | lane | width | work |
 /// |---|---|---|
 /// | launch | 4 | sandbox folders, cgroups, links: milliseconds each |
-/// | cleanup | 4 | giving back what an attempt held |
-/// | images | 1 | imports and removals, which take minutes and all of a disk |
-/// | providers | 4 | credential providers, which are not ours |
-/// | inspect | 2 | /proc and cgroups of workspaces, looked at now and then |
-/// | controllers | 4 | whether somebody listens at a controller's socket |
-/// | storage | 4 for each file system | homes, datasets, packages: a dead export stops only itself |
-/// | volumes | 4 for each file system | homes in images, whose check has no limit |
+/// | cleanup | 4 | release of what an attempt held |
+/// | images | 1 | imports and removals, which take minutes and saturate a disk |
+/// | providers | 4 | calls of credential providers, which are programs of others |
+/// | inspect | 2 | occasional reads of /proc, of the cgroups of workspaces, and of small files |
+/// | controllers | 4 | checks whether a controller listens on its socket |
+/// | storage | 4 for each file system | homes, datasets, packages: a dead export blocks only itself |
+/// | volumes | 4 for each file system | home volumes, whose check (fsck) has no time limit |
 /// | copies | 2 for each file system | snapshots and other copies of homes |
 package struct Lanes: Sendable {
   let launch = Lane("launch", width: 4, queue: 1024)
@@ -28,7 +28,7 @@ package struct Lanes: Sendable {
   private let volumes: FileSystemLanes
   private let copies: FileSystemLanes
 
-  /// Operations on a directory that take longer count against its file system.
+  /// The time after which an operation on a directory counts against its file system.
   static let patience = Duration.seconds(10)
 
   init() {
@@ -38,12 +38,12 @@ package struct Lanes: Sendable {
     copies = FileSystemLanes("copies", width: 2, queue: 64, patience: nil, mountPoints: points)
   }
 
-  /// For directories of users: `path` is what the work is about.
+  /// Runs work on a directory of a user. `path`: the directory, which selects the lane.
   func onStorage<T: Sendable>(_ path: String, within limit: Duration? = nil, _ body: @escaping @Sendable () throws -> T) async throws -> T {
     try await run(storage, path, within: limit, body)
   }
 
-  /// For homes in images: `path` is the image's.
+  /// Runs work on a home volume. `path`: the volume file.
   func onVolume<T: Sendable>(_ path: String, _ body: @escaping @Sendable () throws -> T) async throws -> T {
     try await run(volumes, path, within: nil, body)
   }

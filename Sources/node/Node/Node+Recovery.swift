@@ -13,8 +13,8 @@ internal import Volumes
 internal import ShimClient
 internal import Workspaces
 
-/// What a new agent does first: reconciles the journal, the sandbox directories and the cgroup tree. Each workspace then goes on by
-/// itself (`Workspace.live`).
+/// Reconciles the journal, the sandbox directories and the cgroup tree when a new agent starts. Each workspace then continues by itself
+/// (`Workspace.live`).
 extension Node {
   func recover() async throws {
     if let text = try await journal.setting(Node.drainSetting) { drain = try? JSONDecoder().decode(Drain.self, from: Data(text.utf8)) }
@@ -36,7 +36,7 @@ extension Node {
       await features.datasets.adopt(workspace)
     }
     try await sweep()
-    // The firewall rules are loaded first: a sandbox that runs is never unfiltered, and keeps its connections.
+    // The firewall rules are loaded first: a running sandbox is never unfiltered, and keeps its connections.
     let attachments = workspaces.values.map(\.record).filter(\.state.mayRun).map { features.network.attachment($0) }
     let network = features.network.driver
     try await services.lanes.launch.run { try network.prepare(running: attachments) }
@@ -44,7 +44,7 @@ extension Node {
     evict()
   }
 
-  /// Where a start that an agent of commit 7ede341 was in the middle of stands: only the folder's copy of the record says.
+  /// Returns the copy of the record in the workspace's folder, which alone says how far a start of commit 7ede341 had come.
   private func legacyCopy(_ record: WorkspaceRecord) async -> WorkspaceRecord? {
     let path = HostSandboxes.folder(configuration.state, record.spec.id)
     return WorkspaceRecord(copy: (try? await services.lanes.launch.run { (try? SandboxDirectory(path: path))?.record }) ?? nil)
@@ -52,10 +52,10 @@ extension Node {
 
   // --------------------------------------------------------------- what is lost
 
-  /// Sandboxes whose workspaces the journal does not know. What runs, and after the loss of a journal all, is brought back by its own
-  /// copy of the record; what has none is set aside untouched.
+  /// Recovers sandboxes whose workspaces the journal does not know. Running ones, and after the loss of a journal all, are restored from
+  /// their own copies of the record; those without one are quarantined.
   private func recoverLost() async throws {
-    // Only until it has been done once: what a folder says later may have been deleted in the meantime.
+    // The loss of a journal is handled only once: what a folder says later may have been deleted in the meantime.
     let done = try await journal.setting(Node.recoveredSetting) != nil
     let afterLoss = journal.loss != nil && !done
     // One that has ended needs its sandbox only for another start after a rescue.
@@ -75,7 +75,7 @@ extension Node {
     if afterLoss { try await journal.set(Node.recoveredSetting, to: wallTime()) }
   }
 
-  /// After the loss of a journal: workspaces that had ended, by the copies of their records beside their output.
+  /// Recovers, after the loss of a journal, workspaces that had ended, from the copies of their records beside their output.
   private func recoverEnded() async throws {
     let state = configuration.state
     let copies = try await services.lanes.launch.run {
@@ -95,7 +95,7 @@ extension Node {
     try FileManager.default.contentsOfDirectory(atPath: "\(state)/\(kind)").map { "\(kind)/\($0)" }
   }
 
-  /// What `quarantine` has set aside.
+  /// Returns the names of what `quarantine` has moved.
   private static func setAside(_ state: String) -> [String] {
     (try? FileManager.default.contentsOfDirectory(atPath: state + "/quarantine")) ?? []
   }
@@ -121,7 +121,7 @@ extension Node {
     } else if launched && record.map({ workspaces[$0.spec.id] == nil }) ?? true || afterLoss && record == nil {
       try await quarantine(folder, name, runs)
     } else {
-      // Its launch was not accepted, or its workspace has ended, has another sandbox or was deleted: only this was left.
+      // Its launch was not accepted, or its workspace has ended, has another sandbox or was deleted: only this is left.
       logger.notice("removing a sandbox that no workspace occupies", metadata: ["sandbox": "\(name)"])
       try? link?.send(.kill)
       try? link?.send(.release)
@@ -129,7 +129,7 @@ extension Node {
       link?.close()
       await services.sandboxes.removeCgroup(place)
       await services.sandboxes.remove(place)
-      try await services.record(.swept, ["folder": name])
+      await recordSwept(["folder": name])
     }
   }
 
@@ -140,18 +140,18 @@ extension Node {
       try FileManager.default.moveItem(atPath: path, toPath: "\(place)/\(name)-\(Int(Date.now.timeIntervalSince1970))")
     }
     logger.error(
-      "a folder that no record knows is set aside", metadata: ["folder": "\(name)", "running": "\(runs)", "in": "\(place)"])
+      "quarantined a folder that has no record", metadata: ["folder": "\(name)", "running": "\(runs)", "in": "\(place)"])
     try await services.record(.quarantined, ["folder": name, "running": "\(runs)"])
   }
 
   // ------------------------------------------------------------------ sweeping
 
-  /// What is left of workspaces and sandboxes that are no more: output, mounts of homes and datasets, cgroups.
+  /// Removes what is left of workspaces and sandboxes that no longer exist: output, mounts of homes and datasets, cgroups.
   private func sweep() async throws {
     let state = configuration.state
     let known = Set(workspaces.keys)
     let outputs = try await services.lanes.launch.run { () -> [String] in
-      // A sandbox that was set aside still writes its output, and whose it is no record says.
+      // A quarantined sandbox still writes its output, and no record says which output that is.
       let isAside = !Node.setAside(state).isEmpty
       for name in known { try? WorkspaceDirectory(path: HostSandboxes.folder(state, name)).removeTemporaries() }
       return try Node.folders(state, "workspaces").map { String($0.split(separator: "/")[1]) }.filter { name in
@@ -160,33 +160,56 @@ extension Node {
       }
     }
     for name in outputs.sorted() {
-      logger.notice("removing the rest of a workspace", metadata: ["folder": "\(name)"])
+      logger.notice("removing what is left of a workspace", metadata: ["folder": "\(name)"])
       _ = try? await services.lanes.cleanup.run { try FileManager.default.removeItem(atPath: HostSandboxes.folder(state, name)) }
-      try await services.record(.swept, ["folder": name])
+      await recordSwept(["folder": name])
     }
-    let (volumes, datasets) = (features.home.volumes, features.datasets.images)
-    let mounts = try await services.lanes.cleanup.run { volumes.sweep() + datasets.sweep() }
-    for name in mounts { try await services.record(.swept, ["mount": name]) }
+    let datasets = features.datasets.images
+    for name in try await services.lanes.cleanup.run({ datasets.sweep() }) { await recordSwept(["mount": name]) }
+    try await sweepHomes()
     try await sweepCgroups()
+  }
+
+  /// Unmounts unused homes and thaws the others, each in the lane of its file system: storage that hangs delays neither the start of the
+  /// agent nor another home. A launch that needs the home waits for this.
+  private func sweepHomes() async throws {
+    let (services, volumes) = (services, features.home.volumes)
+    for (name, home) in try await services.lanes.cleanup.run({ try volumes.unusedMounts() }) {
+      begin {
+        guard (try? await services.lanes.onVolume(home + ".img") { volumes.unmountUnused(home) }) != nil else { return }
+        await self.recordSwept(["mount": name])
+      }
+    }
+    for workspace in workspaces.values where workspace.record.state.mayRun && workspace.record[HomeFeature.self].kind.isVolume {
+      let home = features.home.home(workspace.record.spec)
+      begin { _ = try? await services.lanes.onVolume(home + ".img") { volumes.thaw(home: home) } }
+    }
+  }
+
+  /// Records what was swept if the journal has capacity for it; the agent starts without the event too.
+  private func recordSwept(_ attributes: [String: String]) async {
+    do { try await services.record(.swept, attributes) } catch {
+      logger.error("an event of a sweep cannot be recorded", metadata: ["swept": "\(attributes)", "error": "\(error)"])
+    }
   }
 
   private func sweepCgroups() async throws {
     let occupied = Set(workspaces.values.map(\.record).filter { !$0.state.isTerminal }.compactMap(\.sandbox?.cgroup))
     let (layout, parent, state) = (facts.layout, configuration.cgroupParent, configuration.state)
     let swept = try await services.lanes.cleanup.run {
-      // As it was named there: id, dash, seconds.
+      // Names in the quarantine are an id, a dash and seconds.
       let aside = Node.setAside(state).compactMap { name in
         name.lastIndex(of: "-").map { String(name[..<$0]) }
       }
       return Cgroup(layout: layout, path: parent).sweep { name in
-        // A sandbox's cgroup is called after it; those of commit 7ede341 after the workspace, with a number.
+        // The cgroup of a sandbox has the sandbox's name; at commit 7ede341 it had the workspace's, with a number.
         occupied.contains(name) || aside.contains { name == $0 || name.hasPrefix($0 + "-") }
       }
     }
-    for name in swept.sorted() { try await services.record(.swept, ["cgroup": name]) }
+    for name in swept.sorted() { await recordSwept(["cgroup": name]) }
   }
 
-  /// The orderly end of an agent. What runs goes on; where nothing runs, its firewall table and its cgroups go too.
+  /// Ends the agent in an orderly way. Running workspaces continue; if none runs, the firewall table and the cgroups are removed too.
   package func retire() async {
     guard !workspaces.values.contains(where: { $0.record.state.mayRun }) else { return }
     let (layout, parent, network) = (facts.layout, configuration.cgroupParent, features.network.driver)

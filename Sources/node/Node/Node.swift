@@ -16,15 +16,14 @@ package import Procfs
 package import ShimClient
 package import Workspaces
 
-/// The node behind every wire format: which workspaces there are, and whether another has room. What happens to one of them is its
-/// own affair (`Workspace`).
+/// The node behind every wire format: which workspaces exist, and whether another fits. `Workspace` has what happens to one of them.
 package actor Node {
   package nonisolated let services: NodeServices
   package nonisolated let journal: Journal
   package nonisolated let images: ImageStore
   package nonisolated let feed: EventFeed
   package nonisolated let features: Features
-  /// The calls of all front ends.
+  /// The calls in flight of all front ends.
   package nonisolated let calls = CallRegistry(limit: 1024)
   package nonisolated let started = wallTime()
   nonisolated let sink: JournalSink
@@ -32,23 +31,24 @@ package actor Node {
   /// Work that begins while the node runs, such as the lives of workspaces: each is a child task of `run`.
   private nonisolated let beginnings: AsyncStream<@Sendable () async -> Void>
   private nonisolated let beginning: AsyncStream<@Sendable () async -> Void>.Continuation
-  /// Kept when the state that an earlier agent left has been taken over.
+  /// Fulfilled when the state that a previous agent left has been recovered.
   private nonisolated let recovered = Promise<Void>()
-  /// Acknowledgements have come, and something may be trimmed.
+  /// Wakes the trimming of events after acknowledgements.
   nonisolated let trims: AsyncStream<Void>
   nonisolated let trimming: AsyncStream<Void>.Continuation
-  /// Every workspace that has a record, or is being accepted.
+  /// Every workspace that has a record or is being accepted.
   private(set) var workspaces: [String: Workspace] = [:]
-  /// Launches and deletions under way, for those who ask for the same at once.
+  /// The launches and deletions in progress, for which later calls with the same id wait.
   private var accepting: [String: Promise<Void>] = [:]
   package internal(set) var drain: Drain?
+  nonisolated let draining = AsyncLock()
 
   package nonisolated var configuration: Configuration { services.configuration }
   package nonisolated var controllers: ControllerProvider { features.broker.controllers }
   package nonisolated var facts: NodeFacts { services.facts }
   nonisolated var logger: Logger { services.logger }
 
-  /// The node of this host, with its real drivers.
+  /// Creates the node of this host, with its real drivers.
   package init(configuration: Configuration, logger: Logger) throws {
     let facts = try NodeFacts(name: configuration.nodeName)
     for folder in [configuration.state, configuration.state + "/workspaces", configuration.state + "/sandboxes", configuration.homes] {
@@ -73,7 +73,7 @@ package actor Node {
     self.init(services, journal, sink, feed, images, try Features(services), lock)
   }
 
-  /// A node over these drivers. `lock`: what keeps another agent from its state.
+  /// Creates a node with these drivers. `lock`: keeps another agent from using its state.
   init(
     _ services: NodeServices, _ journal: Journal, _ sink: JournalSink, _ feed: EventFeed, _ images: ImageStore, _ features: Features,
     _ lock: StateLock?
@@ -91,7 +91,7 @@ package actor Node {
 
   private static func makeVault() throws -> SecretVault {
     do throws(Errno) { return try SecretVault() } catch {
-      throw AgentError(.internal, "no file system in memory for secrets can be made: \(error.sentence)")
+      throw AgentError(.internal, "secrets: cannot create a file system in memory: \(error.sentence)")
     }
   }
 
@@ -111,8 +111,8 @@ package actor Node {
 
   // ------------------------------------------------------------------ running
 
-  /// Takes over what an earlier agent left, and then runs the lives of all workspaces and what the node does by itself, until the
-  /// task is cancelled. Workspaces go on without it. Throws where the state cannot be taken over, or the journal's disk fails.
+  /// Recovers what a previous agent left, and then runs the lives of all workspaces and the node's own work until the task is cancelled.
+  /// Workspaces continue without it. Throws if the state cannot be recovered, or if the journal's disk fails.
   package func run() async throws {
     defer { calls.cancelAll() }
     try await withThrowingTaskGroup(of: Void.self) { group in
@@ -127,16 +127,16 @@ package actor Node {
       }
       group.addTask { await self.homes.purge() }
       group.addTask { await self.trimWhenAcknowledged() }
-      // None of them ends by itself: the first that does ends all.
+      // None of these tasks ends by itself: the first that ends cancels the others.
       defer { group.cancelAll() }
       try await group.next()
     }
   }
 
-  /// Throws when the journal's disk has failed: what is in it only a new process knows, which reads the file again.
+  /// Throws when the journal's disk has failed: only a new process, which reads the file again, knows what is in it.
   package nonisolated func untilJournalFails() async throws { try await sink.untilFailure() }
 
-  /// Returns when `run` has taken over what an earlier agent left; throws where it cannot.
+  /// Returns when `run` has recovered what a previous agent left; throws if it cannot.
   package nonisolated func untilRecovered() async throws { try await recovered.value }
 
   nonisolated func runLives() async {
@@ -151,13 +151,13 @@ package actor Node {
 
   // ---------------------------------------------------------------- launching
 
-  /// Accepts a workspace: when this returns it is durable, and its supervisor has what came with the request. The same spec again
+  /// Accepts a workspace: when this returns, it is durable and its supervisor has the secrets of the request. Idempotent: the same spec
   /// returns the same workspace.
   package func launch(
     _ asked: WorkspaceSpec, credentials: [Credential], homeKey: [UInt8]? = nil
   ) async throws -> (record: WorkspaceRecord, created: Bool) {
     let spec = asked.naming(credentials)
-    // First, so that what is there is found whatever has changed since it was launched.
+    // This comes first, so that an existing workspace is found whatever has changed since its launch.
     while let other = accepting[spec.id] { try await other.value }
     if let present = workspaces[spec.id] {
       let record = present.record
@@ -176,7 +176,7 @@ package actor Node {
     do throws(InvalidField) { try spec.validate(homeKey: homeKey) } catch { throw AgentError(error) }
     try await checkJournal()
     let image = try await services.images.find(spec.image)
-    // From here to where it is in memory nothing suspends: two launches never take the same room.
+    // Nothing suspends from here until the workspace is in memory: two launches never get the same capacity.
     try admit(amounts)
     let request = LaunchRequest(spec: spec, tool: tool, credentials: credentials)
     let record = try newRecord(request, amounts, slot: try freeSlot(), digest: image.digest)
@@ -185,7 +185,7 @@ package actor Node {
     do {
       let token = tool.tokenFile.map { ($0, NodeServices.freshToken()) }
       let secrets = LaunchSecrets(credentials: credentials, token: token, homeKey: homeKey)
-      // Not given up where the caller leaves: what has been begun is accepted or taken back.
+      // Continues if the caller is cancelled: a launch that has begun is either accepted or undone.
       let link = try await uncancelled { try await workspace.accept(secrets) }
       begin { await workspace.live(link.map { .accepted($0) } ?? .recovered) }
     } catch {
@@ -195,7 +195,7 @@ package actor Node {
     return (workspace.record, true)
   }
 
-  /// Everything that can be wrong with a request, before anything is done for it.
+  /// Checks everything that can be wrong with a request, before anything is done for it.
   private func check(_ spec: WorkspaceSpec, _ credentials: [Credential]) async throws -> (Tool, ResourceLimits) {
     do {
       try spec.validate()
@@ -204,10 +204,10 @@ package actor Node {
         throw InvalidField("tool", "there is no tool \(spec.tool); known: \(services.tools.keys.sorted().joined(separator: ", "))")
       }
       guard !tool.arguments.isEmpty || !spec.command.isEmpty else {
-        throw InvalidField("command", "is missing; the tool \(tool.name) runs what the spec says")
+        throw InvalidField("command", "is missing; the tool \(tool.name) has no command of its own")
       }
       guard tool.arguments.isEmpty || spec.command.isEmpty else {
-        throw InvalidField("command", "is not for the tool \(tool.name), which has its own")
+        throw InvalidField("command", "must be empty for the tool \(tool.name), which has a command of its own")
       }
       for feature in features.list { try await feature.validate(spec, tool) }
       var defaults = tool.resources
@@ -223,7 +223,7 @@ package actor Node {
 
   private func checkJournal() async throws {
     guard journal.bytesInUse > journalRoom else { return }
-    // Where no controller owns the acknowledgement, events need not wait for one.
+    // If no controller owns the acknowledgement, events need not wait for one.
     if configuration.owner == nil { try await trim() }
     let used = try await journal.extent().bytes
     guard used <= journalRoom else {
@@ -242,7 +242,7 @@ package actor Node {
     let records = workspaces.values.map(\.record)
     let launching = records.count { $0.state == .pending || $0.state == .preparing }
     guard launching < configuration.maxLaunching else {
-      throw AgentError(.resourceExhausted, "launches: \(launching) are in progress, which is the limit; retry later")
+      throw AgentError(.resourceExhausted, "launches: \(launching) in progress (limit \(configuration.maxLaunching)); retry later")
     }
     let reserve = Quantity.whole(configuration.reservedMemory) ?? 0
     let used = records.filter { !$0.state.isTerminal }.reduce(0) { $0 + $1.amounts.memoryBytes }
@@ -250,11 +250,11 @@ package actor Node {
     guard amounts.memoryBytes <= room else {
       throw AgentError(
         .resourceExhausted,
-        "memory: asked \(Quantity.describe(bytes: amounts.memoryBytes)), free \(Quantity.describe(bytes: room)) of \(Quantity.describe(bytes: facts.memoryBytes))"
+        "memory: requested \(Quantity.describe(bytes: amounts.memoryBytes)), free \(Quantity.describe(bytes: room)) of \(Quantity.describe(bytes: facts.memoryBytes))"
       )
     }
     guard records.count < configuration.maxWorkspaces else {
-      throw AgentError(.resourceExhausted, "workspaces: \(records.count) of \(configuration.maxWorkspaces); delete stopped ones")
+      throw AgentError(.resourceExhausted, "workspaces: \(records.count) exist (limit \(configuration.maxWorkspaces)); delete stopped ones")
     }
   }
 
@@ -271,18 +271,18 @@ package actor Node {
   private func freeSlot() throws -> Int {
     let used = Set(workspaces.values.map(\.record.slot))
     guard let slot = (0..<configuration.maxWorkspaces).first(where: { !used.contains($0) }) else {
-      throw AgentError(.resourceExhausted, "no id range and address is free")
+      throw AgentError(.resourceExhausted, "slots: no id range and address is free; delete stopped workspaces")
     }
     return slot
   }
 
-  /// The launch plan that a spec would get, compiled with the first id range.
+  /// Returns the launch plan for a spec, compiled with the first id range.
   package func plan(_ spec: WorkspaceSpec) async throws -> [String] {
     let (tool, amounts) = try await check(spec, [])
     let image = try await services.images.find(spec.image)
     let request = LaunchRequest(spec: spec, tool: tool, credentials: [])
     var record = try newRecord(request, amounts, slot: 0, digest: image.digest)
-    // What else `prepare` finds out.
+    // Adds what else `prepare` would find out.
     try await features.datasets.describe(&record)
     await features.network.readResolver()
     return Workspace(record, services, features.list, isOnRecord: false).compile(record, tool, image).operations.map(\.description)
@@ -338,12 +338,12 @@ package actor Node {
     }
   }
 
-  /// The next whole lines of a workspace's output.
+  /// Returns the next whole lines of a workspace's output.
   package nonisolated func read(_ reader: LogReader, from offset: UInt64) async throws -> LogReader.Chunk? {
     try await services.lanes.inspect.run { try reader.read(from: offset) }
   }
 
-  /// What is slow or stuck just now, a sentence each.
+  /// Describes what is slow or stuck now, one sentence each.
   package nonisolated var congestion: [String] {
     let calls = calls.gauge
     let journal = sink.congestion.map { ["journal: \($0.commits) events wait for the disk, for up to \($0.seconds) s"] } ?? []
@@ -360,7 +360,7 @@ package actor Node {
 
   // --------------------------------------------------------- acting on one
 
-  /// One that is not being accepted or removed just now.
+  /// Returns a workspace that is not being accepted or deleted.
   private func findSettled(_ id: String) async throws -> Workspace {
     while let other = accepting[id] { try await other.value }
     return try find(id)
@@ -370,10 +370,10 @@ package actor Node {
     try await findSettled(id).stop(grace: grace, by: by, verdict: verdict)
   }
 
-  /// Removes a workspace that has stopped. Its home and datasets stay, its output goes.
+  /// Deletes a workspace that has stopped, and its output. Its home and datasets remain.
   package func delete(_ id: String) async throws {
     let workspace = try await findSettled(id)
-    // Until its output is gone, another of the same id would have its own there.
+    // Another workspace with this id would have its output in the same directory, so it waits until that is removed.
     let removed = Promise<Void>()
     accepting[id] = removed
     defer {
@@ -386,14 +386,14 @@ package actor Node {
     Fault.at(.folderRemoved)
   }
 
-  /// The workspace is deleted already: what cannot be removed now goes when the next agent starts.
+  /// Removes the output of a workspace that is already deleted. What cannot be removed now is swept when the next agent starts.
   private func removeOutput(_ id: String) async {
     let path = HostSandboxes.folder(configuration.state, id)
     for attempt in 1...10 {
       do {
         return try await services.lanes.cleanup.run { try FileManager.default.removeItem(atPath: path) }
       } catch {
-        logger.error("the output of a deleted workspace cannot be removed", metadata: ["attempt": "\(attempt)", "error": "\(error)"])
+        logger.error("cannot remove the output of a deleted workspace", metadata: ["attempt": "\(attempt)", "error": "\(error)"])
         try? await Task.sleep(for: .milliseconds(100))
       }
     }
@@ -421,7 +421,7 @@ package actor Node {
 
   // ------------------------------------------------------------------- images
 
-  /// Runs work on images in their lane, which has no limit of time.
+  /// Runs work on images in their lane, without a time limit.
   package nonisolated func imageWork<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
     do {
       return try await services.lanes.images.run { [images] in try body(images) }
@@ -430,7 +430,7 @@ package actor Node {
     }
   }
 
-  /// The same for what only reads.
+  /// Runs work that only reads images, in the lane for short reads.
   package nonisolated func readImages<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
     do {
       return try await services.lanes.inspect.run { [images] in try body(images) }
@@ -458,7 +458,7 @@ package actor Node {
   func insert(_ workspace: Workspace) { workspaces[workspace.id] = workspace }
 }
 
-/// What a workspace uses and may use.
+/// The resources that a workspace uses, and their limits.
 package struct WorkspaceUsage: Sendable {
   package let memoryBytes: UInt64
   package let memoryPeakBytes: UInt64
@@ -468,7 +468,7 @@ package struct WorkspaceUsage: Sendable {
   package let pids: UInt64
   package let pidsLimit: UInt64
   package let outOfMemoryKills: UInt64
-  /// Of a home with a limit of its own.
+  /// The usage of a home that has a limit of its own.
   package let home: HomeVolumes.Use?
 
   init(_ usage: Usage, milliCPUs: UInt64, home: HomeVolumes.Use?) {

@@ -5,7 +5,7 @@ internal import Foundation
 internal import Cgroups
 internal import Linux
 
-/// What this host is and what it lacks, looked at once when the agent starts.
+/// The properties of this host, and what it lacks, detected once when the agent starts.
 package struct NodeFacts: Sendable {
   package let name: String
   package let kernel: String
@@ -15,7 +15,7 @@ package struct NodeFacts: Sendable {
   let shownHierarchies: [String]
   package let memoryBytes: UInt64
   package let milliCPUs: UInt64
-  /// What is missing and what follows, a sentence each.
+  /// The missing capabilities and their consequences, one sentence each.
   package let degraded: [String]
 
   package init(name: String) throws {

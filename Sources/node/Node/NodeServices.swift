@@ -11,7 +11,7 @@ internal import Networking
 internal import Volumes
 package import Workspaces
 
-/// What the workspaces of a node share: its drivers, its lanes, and how what happens is made durable.
+/// The parts that the workspaces of a node share: its drivers, its lanes, and the sink that makes events durable.
 package struct NodeServices: Sendable {
   package let configuration: Configuration
   package let facts: NodeFacts
@@ -21,21 +21,21 @@ package struct NodeServices: Sendable {
   let events: any EventSink
   let sandboxes: any SandboxDriver
   let images: any ImageLookup
-  /// The path of `carrel-shim`, with no link in its path.
+  /// The path of `carrel-shim`, without symlinks.
   let helper: String
   /// The compiled default profile.
   let seccomp: [UInt8]
-  /// Makes the files in which secrets are passed to supervisors.
+  /// The vault whose files pass secrets to supervisors.
   let vault: any SecretFiles
 
   func tool(of spec: WorkspaceSpec) -> Tool? { tools[spec.tool] }
 
-  /// 192 bits from the system's generator.
+  /// Returns a token of 192 bits from the system's random number generator.
   static func freshToken() -> String {
     (0..<24).map { _ in UInt8.random(in: .min ... .max) }.map { byte in (byte < 16 ? "0" : "") + String(byte, radix: 16) }.joined()
   }
 
-  /// An event of the node itself, as the journal takes it.
+  /// Creates an event of the node itself, as the journal stores it.
   func nodeEvent(_ type: EventType, _ attributes: [String: String]) throws -> JournalEvent {
     JournalEvent(
       type: type.rawValue, workspace: "", state: "", previous: nil, generation: 0, reason: nil, attributes: try encodedText(attributes),
@@ -50,7 +50,7 @@ package struct NodeServices: Sendable {
     try await events.submit([Journal.Entry(event)], insists: false).value
   }
 
-  /// The same with the setting that it is about, for a caller that has to know whether it is on disk.
+  /// Records an event with the setting that it is about. Waits even if cancelled, because the caller has to know whether it is on disk.
   func recordWhateverHappens(_ type: EventType, _ attributes: [String: String], _ change: Journal.Entry.Change) async throws {
     let event = try nodeEvent(type, attributes)
     Fault.at("before \(type.rawValue)")
@@ -71,18 +71,18 @@ package struct NodeServices: Sendable {
   }
 }
 
-/// Files in memory for secrets that travel to supervisors.
+/// In-memory files that carry secrets to supervisors.
 protocol SecretFiles: Sendable {
   func file(_ content: [UInt8]) throws(Errno) -> Handle
 }
 
 extension SecretVault: SecretFiles {}
 
-/// Where workspaces find the image that they are to run.
+/// The lookup of the images that workspaces run.
 protocol ImageLookup: Sendable {
-  /// By name, by name without its tag `latest`, or by digest.
+  /// Finds an image by name, by name without its tag `latest`, or by digest.
   func find(_ reference: String) async throws -> StoredImage
-  /// Directories of an image's layers, the topmost first.
+  /// Returns the directories of an image's layers, the topmost first.
   func layerPaths(_ image: StoredImage) -> [String]
 }
 

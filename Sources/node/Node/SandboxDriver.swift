@@ -9,33 +9,35 @@ internal import ShimProtocol
 internal import Procfs
 internal import ShimClient
 
-/// What the life of a workspace needs of sandboxes. Each call does its blocking work in a lane.
+/// The operations on sandboxes that the life of a workspace needs. Each call does its blocking work in a lane.
 protocol SandboxDriver: Sendable {
-  /// Makes a sandbox for a workspace's next attempt: its folder, and a supervisor that waits for a plan.
+  /// Creates a sandbox for a workspace's next attempt: its directory, and a supervisor that waits for a plan.
   func create(_ place: SandboxPlace, for workspace: String) async throws -> any SandboxLink
-  /// Connects to the supervisor of a sandbox; nil where there is none any more.
+  /// Connects to the supervisor of a sandbox; nil if it has exited.
   func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)?
-  /// Whether its supervisor may have been told to launch.
+  /// Returns whether the sandbox has a plan: its supervisor may then have been requested to launch.
   func hasPlan(_ place: SandboxPlace) async throws -> Bool
-  /// Puts a plan, and a copy of the workspace's record, where the supervisor and another agent find them.
+  /// Writes a plan, and a copy of the workspace's record, where the supervisor and the next agent find them.
   func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws
-  /// A copy of a workspace's record beside its output.
+  /// Stores a copy of a workspace's record beside its output.
   func keep(_ record: String, of workspace: String) async
-  /// How its tool ended; nil where that is not on record.
+  /// Returns how the tool ended; nil if that is not on record.
   func exitRecord(_ place: SandboxPlace) async throws -> ExitRecord?
   func usage(_ place: SandboxPlace) async -> Usage
-  /// SIGKILL to all that runs in it. Returns when its cgroup is empty, or false after a while.
+  /// Sends SIGKILL to everything in the sandbox. Returns true when its cgroup is empty, false if it is not within about 1 s.
   func kill(_ place: SandboxPlace) async -> Bool
-  /// Takes away its cgroup. What is left in it is ended.
+  /// Sends SIGKILL to a supervisor that does not reply.
+  func killSupervisor(_ place: SandboxPlace) async
+  /// Removes the cgroup, and kills what is left in it.
   func removeCgroup(_ place: SandboxPlace) async
-  /// Takes away its folder, the last thing that is left of it.
+  /// Removes the sandbox directory, the last part that is left of a sandbox.
   func remove(_ place: SandboxPlace) async
 }
 
 /// The sandboxes of this host.
 struct HostSandboxes: SandboxDriver {
   let state: String
-  /// The path of `carrel-shim`, with no link in it.
+  /// The path of `carrel-shim`, without symlinks.
   let helper: String
   let layout: CgroupLayout
   let cgroupParent: String
@@ -45,12 +47,12 @@ struct HostSandboxes: SandboxDriver {
 
   func cgroup(_ place: SandboxPlace) -> Cgroup { Cgroup(layout: layout, path: place.cgroupPath(below: cgroupParent)) }
 
-  /// A workspace's directory, which its output is in.
+  /// Returns a workspace's directory, which has its output.
   static func folder(_ state: String, _ workspace: String) -> String { "\(state)/workspaces/\(workspace)" }
 
   static func logs(_ state: String, _ workspace: String) -> String { folder(state, workspace) + "/log" }
 
-  /// How long a supervisor may take for its first message.
+  /// The time limit for a supervisor's hello.
   private static let helloLimit = Duration.seconds(10)
 
   func create(_ place: SandboxPlace, for workspace: String) async throws -> any SandboxLink {
@@ -76,16 +78,16 @@ struct HostSandboxes: SandboxDriver {
           throw error
         }
       } catch {
-        throw AgentError(.internal, "sandbox \(path) cannot be made: \(error.sentence)")
+        throw AgentError(.internal, "sandbox \(path): cannot create it: \(error.sentence)")
       }
     }
     do {
       guard case .hello(let link) = try await ShimConnection.greet(connection, within: HostSandboxes.helloLimit) else {
-        throw AgentError(.failedPrecondition, "\(helper) is of a release before this agent's; install both from one package")
+        throw AgentError(.failedPrecondition, "\(helper): older than this agent; install both from one package")
       }
       return link
     } catch {
-      // Nobody will connect to it again.
+      // No other caller will connect to this supervisor.
       try? Process.signal(process.descriptor, Signals.kill)
       throw error
     }
@@ -102,7 +104,7 @@ struct HostSandboxes: SandboxDriver {
       }
     }
     guard let connection else { return nil }
-    // What fails from here on is no end of anything: where the supervisor has gone, the next connection is refused.
+    // An error from here on does not mean that the sandbox has ended: if the supervisor has exited, the next connection is refused.
     switch try await ShimConnection.greet(connection, within: HostSandboxes.helloLimit) {
     case .hello(let link): return link
     case .legacy(let first):
@@ -116,7 +118,12 @@ struct HostSandboxes: SandboxDriver {
 
   func hasPlan(_ place: SandboxPlace) async throws -> Bool {
     let path = path(place)
-    return try await lanes.launch.run { (try? SandboxDirectory(path: path))?.hasPlan ?? false }
+    return try await lanes.launch.run {
+      do throws(Errno) { return try SandboxDirectory(path: path).hasPlan } catch {
+        guard error == .noEntry else { throw error }
+        return false
+      }
+    }
   }
 
   func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws {
@@ -165,9 +172,21 @@ struct HostSandboxes: SandboxDriver {
       }) ?? false
   }
 
+  func killSupervisor(_ place: SandboxPlace) async {
+    let path = path(place)
+    _ = try? await lanes.launch.run {
+      let folder = try SandboxDirectory(path: path)
+      let pid = try Socket.peer(folder.connect().descriptor).pid
+      let process = try Linux.Process.open(pid: pid)
+      // The pid was not reused: the same process listens now as before its descriptor was opened.
+      guard try Socket.peer(folder.connect().descriptor).pid == pid else { return }
+      try Linux.Process.signal(process, Signals.kill)
+    }
+  }
+
   func removeCgroup(_ place: SandboxPlace) async {
     let cgroup = cgroup(place)
-    // Dying processes leave a cgroup a little late; what does not leave is ended. Between the looks nobody waits for this.
+    // Dying processes leave a cgroup a little late; from the sixth attempt on the rest is killed. No lane is occupied between attempts.
     for attempt in 0..<50 {
       if (try? await lanes.cleanup.run { cgroup.remove() }) ?? true { return }
       if attempt >= 5 { _ = try? await lanes.cleanup.run { cgroup.signal(Signals.kill) } }
@@ -178,10 +197,10 @@ struct HostSandboxes: SandboxDriver {
   func remove(_ place: SandboxPlace) async {
     let path = path(place)
     let isLegacy = place.isLegacy
-    // What cannot be removed after a while goes when the next agent starts.
+    // What cannot be removed within about 1 s is swept when the next agent starts.
     for _ in 0..<10 {
       let isGone = try? await lanes.cleanup.run {
-        // That release had the output in the same folder, where it stays.
+        // Commit 7ede341 had the output in the same folder, where it remains.
         let names = isLegacy ? ((try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []).filter { $0 != "log" } : []
         let gone = isLegacy ? names.map { "\(path)/\($0)" } : [path]
         for entry in gone { try? FileManager.default.removeItem(atPath: entry) }

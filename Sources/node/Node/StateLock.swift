@@ -2,11 +2,11 @@
 
 internal import Linux
 
-/// Held by the one agent that owns a state directory, for as long as it lives.
+/// The lock of the one agent that owns a state directory, held as long as the agent lives.
 final class StateLock: Sendable {
   private let file: Handle
 
-  /// Fails with the holder's pid where there is one.
+  /// Locks the directory; fails with the owner's pid if another agent has it.
   init(_ folder: String) throws {
     let file = Handle(try Descriptor.open(folder + "/lock", [.readWrite, .create, .noFollow], mode: 0o600))
     do throws(Errno) {
@@ -16,7 +16,7 @@ final class StateLock: Sendable {
       let holder = String(decoding: line.prefix { $0 != 0x0A }, as: UTF8.self)
       throw AgentError(.failedPrecondition, "another agent, pid \(holder.isEmpty ? "unknown" : holder), owns \(folder)")
     }
-    // Never shorter than what stood there: it is written over.
+    // The padding keeps the text at least as long as an earlier pid: the file is overwritten, not truncated.
     try file.descriptor.write(Array("\(Process.id)".utf8) + Array(repeating: 0x0A, count: 16))
     self.file = file
   }

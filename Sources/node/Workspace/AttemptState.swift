@@ -3,17 +3,17 @@
 internal import Concurrency
 internal import ShimProtocol
 
-/// What lives as long as one attempt in this process.
+/// The state of one attempt that lives only in this process.
 struct AttemptState {
   var clock = PhaseTimer()
-  /// Where the features that read them get the supervisor's reports.
+  /// The streams of the features that read the supervisor's reports.
   var reports: [AsyncStream<ShimReport>.Continuation] = []
-  /// Who ends the tool when its grace period is over, by the time it is given.
+  /// The grace periods; the tool is killed when one of them is over.
   var graces: AsyncStream<Duration>.Continuation?
-  /// What makes the attempt ready, as long as it does: a stop cancels it.
+  /// Cancels the preparation of the attempt while it is in progress, for a stop.
   var cancelPreparation: (@Sendable () -> Void)?
-  /// How the tool ended, as its supervisor reported it.
+  /// The end of the tool as its supervisor reported it.
   var reported: ExitRecord?
-  /// Ends the pause before the next attempt.
+  /// The pause before the next attempt; fulfilling it ends the pause.
   var pause: Promise<Void>?
 }

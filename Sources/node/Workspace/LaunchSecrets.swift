@@ -5,30 +5,30 @@ internal import ShimProtocol
 internal import ShimClient
 internal import Workspaces
 
-/// What comes with a launch and is kept nowhere but with the sandbox's supervisor (docs/secrets.md): credential files, the token that
-/// the agent makes for the tool, and the key of an encrypted home.
+/// The secrets of a launch, which only the sandbox's supervisor retains (docs/secrets.md): credential files, the token that the agent makes
+/// for the tool, and the key of an encrypted home.
 struct LaunchSecrets: Sendable {
   var credentials: [Credential] = []
   var token: (name: String, content: String)?
   var homeKey: [UInt8]?
 
-  /// What the supervisor calls the key of the home.
+  /// The name under which the supervisor holds the key of the home.
   static let homeKeyName = "home-key"
 
   var isEmpty: Bool { credentials.isEmpty && token == nil && homeKey == nil }
 
-  /// Entrusts all of it to a supervisor that waits for its plan. It is then safe from the end of this agent.
+  /// Hands all secrets to a supervisor that waits for its plan. They then survive the end of this agent.
   func entrust(to link: any SandboxLink, _ vault: any SecretFiles) async throws {
     var files = credentials.map { (name: $0.name, content: $0.content) }
     if let token { files.append((token.name, Array(token.content.utf8))) }
-    // Sent together and then waited for together: each reply is a wake-up of a process.
+    // All requests are sent before the first reply is awaited, because each reply wakes a process.
     try await withThrowingTaskGroup(of: Void.self) { group in
       for file in files {
         group.addTask {
           do {
             try await link.request(.putSecret(name: file.name, content: []), passing: [try vault.file(file.content)])
           } catch {
-            throw AgentError(.internal, "credential \(file.name) cannot be handed over: \(describe(error))")
+            throw AgentError(.internal, "credential \(file.name): cannot hand it to the supervisor: \(describe(error))")
           }
         }
       }
@@ -37,7 +37,7 @@ struct LaunchSecrets: Sendable {
           do {
             try await link.request(.hold(name: LaunchSecrets.homeKeyName), passing: [try vault.file(homeKey)])
           } catch {
-            throw AgentError(.internal, "the key of the home cannot be handed over: \(describe(error))")
+            throw AgentError(.internal, "key of the home: cannot hand it to the supervisor: \(describe(error))")
           }
         }
       }
@@ -45,8 +45,8 @@ struct LaunchSecrets: Sendable {
     }
   }
 
-  /// Gets back from a supervisor what an earlier agent entrusted to it for `spec`; nil where it says that it has less than that. Throws
-  /// where it does not say.
+  /// Gets back from a supervisor what a previous agent handed to it for `spec`; nil if the supervisor replies that something is missing.
+  /// Throws if it does not reply.
   static func recover(from link: any SandboxLink, for spec: WorkspaceSpec, tokenName: String?) async throws -> LaunchSecrets? {
     var secrets = LaunchSecrets()
     do {
@@ -69,5 +69,5 @@ struct LaunchSecrets: Sendable {
   }
 }
 
-/// An error of a layer below as a part of a sentence.
+/// Describes an error of a lower layer as part of a sentence.
 func describe(_ error: any Error) -> String { (error as? Errno)?.sentence ?? "\(error)" }

@@ -3,7 +3,7 @@
 internal import ShimClient
 internal import Workspaces
 
-/// A record as an agent of commit 7ede341 wrote it. It goes with the legacy adapter (`LegacyShimConnection`).
+/// A record as an agent of commit 7ede341 wrote it. Remove it together with the legacy adapter (`LegacyShimConnection`).
 struct LegacyRecord: Decodable {
   private let spec: WorkspaceSpec
   private let state: WorkspaceState
@@ -38,11 +38,11 @@ struct LegacyRecord: Decodable {
     record.attempt = attempt
     record.phases = phases
     record.bootID = bootID
-    // Where it had come to a cgroup, its sandbox is named as that release named it; where not, it had none.
+    // A record with a cgroup has a sandbox with the name that commit 7ede341 gave it; a record without one has no sandbox.
     record.sandbox = cgroup.isEmpty ? nil : SandboxPlace(legacyWorkspace: spec.id, cgroup: cgroup)
     record.startedNanoseconds = startedNanoseconds
     record.outOfMemoryKills = outOfMemoryKills
-    // Its grace period was never on record: it begins again.
+    // The grace period was never on record, so it begins again.
     record.stop = stopRequestedBy.map { WorkspaceRecord.StopRequest(by: $0, killAt: 0, bootID: "") }
     for (name, message) in (conditions ?? [:]).sorted(by: { $0.key < $1.key }) {
       if let kind = Condition.Kind(rawValue: name) { record.setCondition(kind, message) }

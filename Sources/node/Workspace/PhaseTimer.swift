@@ -4,7 +4,7 @@
 struct PhaseTimer: Sendable {
   private var last = ContinuousClock.now
 
-  /// The phase that ends now.
+  /// Ends the current phase and returns it.
   mutating func finish(_ name: String) -> WorkspaceRecord.Phase {
     let now = ContinuousClock.now
     let elapsed = last.duration(to: now).components

@@ -10,12 +10,12 @@ internal import ShimProtocol
 internal import ShimClient
 internal import Workspaces
 
-/// How a workspace is stopped, and what follows its end.
+/// Stops a workspace, and finishes an attempt that has ended.
 extension Workspace {
   // ----------------------------------------------------------------- stopping
 
-  /// SIGTERM, and after the grace period SIGKILL to everything. Returns when the workspace has ended. The signal waits for nothing,
-  /// least of all for the disk.
+  /// Sends SIGTERM to the tool, and after the grace period SIGKILL to everything. Returns when the workspace has ended. The signal waits
+  /// for nothing, not even for the disk.
   func stop(grace: UInt32?, by: String, verdict: Reason? = nil) async throws -> WorkspaceRecord {
     if let step = try await requestStop(grace: grace, by: by, verdict: verdict) { await arrive(step) }
     try await end.value
@@ -28,18 +28,19 @@ extension Workspace {
     let request = WorkspaceRecord.StopRequest(
       by: by, killAt: Clock.boottime + Int64(seconds) * 1_000_000_000, bootID: services.facts.bootID)
     if record.state.isTerminal {
-      // A stop of a workspace between two attempts ends the attempts, also for the next agent.
+      // A stop between two attempts prevents the next one, also after a restart of the agent.
       if record.stop == nil, aftermath() != .none {
         update {
           $0.stop = request
           $0[RescueFeature.self].isPending = false
         }
         endPause()
+        decideAgain()
         try await commit(.restartsEnded, ["by": by])
       }
       return nil
     }
-    // Before the start there is no tool that could be asked.
+    // Before the start there is no tool to signal.
     if seconds > 0, record.startedNanoseconds != nil { try? link?.send(.signal(Signals.terminate)) }
     let isFirst = record.state != .stopping
     update {
@@ -59,7 +60,7 @@ extension Workspace {
     return step
   }
 
-  /// Ends the tool for a reason of the agent's own.
+  /// Kills the tool for a reason that the agent decided.
   func condemn(_ reason: Reason) {
     update { $0.verdict = $0.verdict ?? reason }
     attempt.graces?.yield(.zero)
@@ -67,22 +68,22 @@ extension Workspace {
 
   private var gracePeriodSeconds: UInt32 { spec.lifecycle.gracePeriodSeconds ?? services.tool(of: spec)?.gracePeriodSeconds ?? 10 }
 
-  /// How long after now SIGKILL is due.
+  /// Returns the time until SIGKILL is due.
   func killDelay(_ stop: WorkspaceRecord.StopRequest) -> Duration {
-    // On record since another boot, or not at all: the whole period of the tool.
+    // A deadline of another boot, or none on record, cannot be used: the tool gets its whole grace period.
     guard stop.bootID == services.facts.bootID else {
       return .seconds(gracePeriodSeconds)
     }
     return .nanoseconds(max(0, stop.killAt - Clock.boottime))
   }
 
-  /// Kills when a grace period is over, again and again until the end of the attempt cancels this.
+  /// Kills the sandbox when a grace period is over, and again every second until the end of the attempt cancels this.
   func endAfterGrace(_ graces: AsyncStream<Duration>) async {
     await withDiscardingTaskGroup { group in
       for await grace in graces {
         group.addTask {
           var attempts = 0
-          // A supervisor that does nothing, having been stopped perhaps, is not waited for: first its sandbox is killed, then itself.
+          // A supervisor that is stuck, perhaps by SIGSTOP, does not block a stop: later attempts kill its sandbox, then itself.
           do {
             try await Task.sleep(for: grace)
             while true {
@@ -105,7 +106,7 @@ extension Workspace {
 
   // ------------------------------------------------------------------- ending
 
-  /// From what the sandbox left to the last event, and everything given back.
+  /// Finishes an attempt: reads what the sandbox left, commits the last event and releases everything.
   func settle(_ failure: Reason?) async {
     Fault.at(.exitSeen)
     let place = record.sandbox
@@ -113,7 +114,7 @@ extension Workspace {
     var exit: ExitRecord?
     if let place {
       usage = await services.sandboxes.usage(place)
-      // Until it can be read or is known not to be there: nothing takes the place of a known status.
+      // Retries until the exit record is read or known to be absent: no guess may replace a known status.
       while !Task.isCancelled {
         do {
           exit = try await services.sandboxes.exitRecord(place)
@@ -130,29 +131,29 @@ extension Workspace {
     var reason = certificate.reason
     if reason.code == .outOfMemory { reason.killed = await OutOfMemoryFeature.lastKill(record, services)?.process }
     reason = await complete(reason)
-    // What a feature finds out, or sets aside, it does before anything is given back.
+    // Features examine the end, and set files aside, before anything is released.
     for feature in features.reversed() { await feature.ended(reason, self) }
     let isFailedStart = certificate.isFailedStart
     let follows = record[RescueFeature.self].isPending
     if !follows {
-      // A restart by the policy has the same token, by which its owner's browser knows it.
+      // A restart by the policy has the same token, because the owner's browser uses it.
       let token = spec.lifecycle.restartPolicy == .never ? nil : secrets.token
       secrets = LaunchSecrets()
       secrets.token = token
     }
     let step = enter(isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
-    // To its end also where this agent ends meanwhile: what is begun to be given back is given back.
+    // A release that has begun is completed even if this agent ends in the meantime.
     async let giving: Void = uncancelled { await self.release(place, keepsSupervisor: follows) }
-    // For the case that the journal is lost.
+    // The copy restores the record if the journal is lost.
     if let copy = try? record.encoded() { await services.sandboxes.keep(copy, of: id) }
     if let step { await arrive(step) } else { end.fulfil(.success(())) }
     await giving
-    // The exit record goes last: until the end is on disk, it is what tells of it.
+    // The sandbox directory is removed last: until the end is on disk, its exit record is the only evidence of it.
     if let place, !follows, !Task.isCancelled { await services.sandboxes.remove(place) }
     released.fulfil(.success(()))
   }
 
-  /// Gives back what the attempt held on the host. Every part may be gone already.
+  /// Releases what the attempt holds on the host. Idempotent: any part may be absent already.
   private func release(_ place: SandboxPlace?, keepsSupervisor: Bool) async {
     if !keepsSupervisor {
       try? link?.send(.release)
@@ -165,7 +166,7 @@ extension Workspace {
     Fault.at(.cleaned)
   }
 
-  /// The reason with what is common to all ends.
+  /// Returns the reason with the fields that every end has.
   private func complete(_ reason: Reason) async -> Reason {
     let record = record
     let folder = HostSandboxes.logs(services.configuration.state, id)

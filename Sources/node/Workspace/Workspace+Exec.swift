@@ -8,7 +8,7 @@ internal import ShimProtocol
 package import ShimClient
 internal import Workspaces
 
-/// A further program as a caller asks for it.
+/// A further program, as a caller requests it.
 package struct ExecAsked: Sendable {
   let command: [String]
   let environment: [String: String]
@@ -39,19 +39,19 @@ package struct ExecAsked: Sendable {
   }
 }
 
-/// A further program that runs, and who records its end.
+/// A further program that runs, and what is needed to record its end.
 package struct RunningProgram: Sendable {
   package let session: ExecSession
   fileprivate let workspace: Workspace
   fileprivate let attributes: [String: String]
   fileprivate let began: ContinuousClock.Instant
 
-  /// Its client has gone: hangs up on it, and records how it ended. Goes on where the task that calls is cancelled.
+  /// Hangs up on the program because its client has left, and records how it ended. Continues if the calling task is cancelled.
   package func abandon() async {
     await uncancelled { await ended(await session.abandon(), clientLeft: true) }
   }
 
-  /// To be called once, unless it is abandoned: how it ended; nil where that is not known.
+  /// Records how the program ended; nil if that is not known. Call it once, unless the program is abandoned.
   package func ended(_ outcome: ExecSession.Outcome?, clientLeft: Bool = false) async {
     var attributes = attributes
     if clientLeft { attributes["client"] = "left; the program was hung up on" }
@@ -68,15 +68,14 @@ package struct RunningProgram: Sendable {
 }
 
 extension Workspace {
-  /// Starts a further program beside the tool. Who asked for it is an event, with the program's name and the number of its arguments,
-  /// never those.
+  /// Starts a further program beside the tool. Its event names the caller, the program and the number of arguments, never the arguments.
   func exec(_ asked: ExecAsked, by: String) async throws -> RunningProgram {
-    let record = try requireUp("programs run in one that is ready")
+    let record = try requireUp("programs can only run in a running workspace")
     do throws(InvalidField) { try asked.validate() } catch { throw AgentError(error) }
     guard let tool = services.tool(of: record.spec), let image = try? await services.images.find(record.imageDigest) else {
-      throw AgentError(.failedPrecondition, "workspace \(id): its image or tool is gone")
+      throw AgentError(.failedPrecondition, "workspace \(id): its image or tool no longer exists")
     }
-    guard let link else { throw AgentError(.unavailable, "workspace \(id): its supervisor cannot be reached just now; retry") }
+    guard let link else { throw AgentError(.unavailable, "workspace \(id): cannot reach its supervisor; retry later") }
     var variables: [String: String] = asked.terminal ? ["TERM": "xterm-256color"] : [:]
     variables.merge(draft(record, tool, image).variables(record.spec)) { _, new in new }
     variables.merge(asked.environment) { _, new in new }

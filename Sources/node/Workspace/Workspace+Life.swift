@@ -12,7 +12,7 @@ internal import ShimProtocol
 internal import ShimClient
 internal import Workspaces
 
-/// How a workspace is brought up, followed to its end, and brought up again.
+/// Starts a workspace, follows it to its end, and restarts it.
 ///
 /// ```
 /// live ─► attempt: prepare ─► follow: created → connect · waiting → start · started → features run · ended ─► settle
@@ -20,16 +20,16 @@ internal import Workspaces
 ///   └──────────────────────────────── next attempt (restart policy, rescue) ◄─────────────────────────────────┘
 /// ```
 ///
-/// A new agent enters at `recover` (`Workspace+Recovery.swift`), from which it goes on at whatever step the sandbox stands.
+/// A new agent enters at `recover` (`Workspace+Recovery.swift`) and continues at the step that the sandbox has reached.
 extension Workspace {
   enum Beginning: Sendable {
-    /// This agent has accepted it: its sandbox waits for a plan and has what came with the launch.
+    /// This agent accepted the launch: the sandbox waits for a plan, and its supervisor has the secrets of the request.
     case accepted(any SandboxLink)
-    /// As the record says, which an earlier agent wrote.
+    /// A previous agent wrote the record, which says how far the workspace has come.
     case recovered
   }
 
-  /// Attempts, one after another, as long as one follows. A cancelled task leaves the sandbox as it is.
+  /// Runs attempts, one after another, as long as one follows. A cancelled task leaves the sandbox as it is.
   func live(_ beginning: Beginning) async {
     var quickEnds: UInt32 = 0
     var begun = ContinuousClock.now
@@ -37,21 +37,38 @@ extension Workspace {
     case .accepted(let link): await attempt(link, isAdopted: false)
     case .recovered: await recover()
     }
+    func count() { quickEnds = begun.duration(to: .now) > .seconds(Aftermath.settledSeconds) ? 0 : min(quickEnds + 1, 10) }
+    count()
     while !Task.isCancelled {
-      quickEnds = begun.duration(to: .now) > .seconds(Aftermath.settledSeconds) ? 0 : min(quickEnds + 1, 10)
+      let decision = decision
       switch aftermath(quickEnds) {
-      case .none: return await giveUpRescue()
+      case .none:
+        guard isUndecided else { return await giveUpRescue() }
+        guard (try? await decision.value) != nil else { return }
+        continue
       case .rescue: break
       case .restart(let seconds):
-        guard await pause(seconds), aftermath(quickEnds) != .none else { return await giveUpRescue() }
+        // The event that ended the pause is part of the next decision.
+        guard await pause(seconds) else { continue }
       }
       begun = .now
-      guard let link = await nextAttempt() else { return }
-      await attempt(link, isAdopted: false)
+      switch await nextAttempt() {
+      case .begun(let link):
+        await attempt(link, isAdopted: false)
+        count()
+      case .failed: quickEnds = min(quickEnds + 1, 10)
+      case .given: return
+      }
     }
   }
 
-  /// A supervisor that has waited for another start, to which it did not come, goes with what it was entrusted with.
+  /// Whether an attempt may still follow: after a deletion in progress, which may fail, or a drain, which may end.
+  private var isUndecided: Bool {
+    guard record.state.isTerminal, record.stop == nil, !record[RescueFeature.self].isPending else { return false }
+    return isDeleting || !isDeleted && isDraining && aftermath(despiteDrain: true) != .none
+  }
+
+  /// Ends a supervisor that was retained for a rescue attempt that does not follow; the secrets that it holds end with it.
   private func giveUpRescue() async {
     guard !Task.isCancelled, record.state.isTerminal, let kept = link else { return }
     link = nil
@@ -65,11 +82,11 @@ extension Workspace {
     await discard(record.sandbox)
   }
 
-  func aftermath(_ quickEnds: UInt32 = 1) -> Aftermath {
+  func aftermath(_ quickEnds: UInt32 = 1, despiteDrain: Bool = false) -> Aftermath {
     let record = record
     var facts = Aftermath.Facts()
-    facts.isStopRequested = record.stop != nil || isDeleting
-    facts.isDraining = isDraining
+    facts.isStopRequested = record.stop != nil || isDeleting || isDeleted
+    facts.isDraining = isDraining && !despiteDrain
     facts.needsSecrets = record.spec.needsSecrets
     facts.isRescuePending = record[RescueFeature.self].isPending
     facts.policy = record.spec.lifecycle.restartPolicy
@@ -77,7 +94,7 @@ extension Workspace {
     return Aftermath.decide(record.state, record.reason, facts)
   }
 
-  /// Waits ahead of another attempt; false where somebody ended the pause.
+  /// Waits before another attempt. Returns false if the pause was ended or the task cancelled.
   private func pause(_ seconds: UInt32) async -> Bool {
     let pause = Promise<Void>()
     attempt.pause = pause
@@ -91,14 +108,14 @@ extension Workspace {
 
   // ---------------------------------------------------------------- sandboxes
 
-  /// Makes another sandbox for this workspace, which does not occupy it yet.
+  /// Creates another sandbox for this workspace, which does not occupy it yet.
   func newSandbox() async throws -> (SandboxPlace, any SandboxLink) {
     let place = SandboxPlace(id: SandboxPlace.freshID())
     if let name = services.tool(of: spec)?.tokenFile, secrets.token == nil { secrets.token = (name, NodeServices.freshToken()) }
     return (place, try await newSandbox(place))
   }
 
-  /// Makes a sandbox, and entrusts its supervisor with what the attempt needs.
+  /// Creates a sandbox and hands the secrets of the attempt to its supervisor.
   func newSandbox(_ place: SandboxPlace) async throws -> any SandboxLink {
     var found: (any SandboxLink)?
     do {
@@ -112,14 +129,14 @@ extension Workspace {
     }
   }
 
-  /// Takes back a sandbox in which nothing was started.
+  /// Removes a sandbox in which nothing was started.
   func end(_ link: (any SandboxLink)?, _ place: SandboxPlace) async {
     if let link { await endSupervisor(link, place) }
     await discard(place)
   }
 
-  /// Ends a supervisor that has started nothing, over another connection where this one is broken. Returns when its process has ended,
-  /// or when it does not reply: the sandbox's directory then stays for another agent to sweep.
+  /// Ends a supervisor that has started nothing, over another connection if this one is broken. Returns when its process has exited, or
+  /// after at most 2 s on each connection.
   func endSupervisor(_ link: any SandboxLink, _ place: SandboxPlace?) async {
     try? link.send(.kill)
     if await link.hasEnded(within: .seconds(2)) == true { return }
@@ -135,18 +152,25 @@ extension Workspace {
     await services.sandboxes.remove(place)
   }
 
-  /// Everything as before the first attempt; nil where there can be no other.
-  private func nextAttempt() async -> (any SandboxLink)? {
+  private enum Next {
+    case begun(any SandboxLink)
+    /// No attempt began; `live` decides again.
+    case failed
+    /// No attempt follows: what was held for it is released, or the task was cancelled.
+    case given
+  }
+
+  /// Resets the workspace for another attempt, in a new sandbox.
+  private func nextAttempt() async -> Next {
     let old = (place: record.sandbox, link: link)
     let isRescue = record[RescueFeature.self].isPending
     do {
       if isRescue { try await recoverSecrets(old.place) }
       let (place, found) = try await newSandbox()
-      // A stop, a drain or a deletion may have come meanwhile.
+      // A stop, a drain or a deletion may have arrived in the meantime.
       guard aftermath() != .none else {
         await end(found, place)
-        await giveUpRescue()
-        return nil
+        return .failed
       }
       update {
         $0.occupy(place, services.facts.bootID)
@@ -162,25 +186,27 @@ extension Workspace {
         }
       }
       await transition(.restartDecided)
-      // Only now: until the new one is on record, what the old supervisor was entrusted with is all there is.
+      // The old supervisor is released only now: until the new sandbox is on record, the next agent finds the secrets nowhere else.
       if isRescue {
         try? old.link?.send(.release)
         await discard(old.place)
       }
       await transition(.preparationBegan)
-      return found
+      return .begun(found)
     } catch {
-      guard !Task.isCancelled else { return nil }
-      logger.error("no further attempt", metadata: ["workspace": "\(id)", "error": "\(describe(error))"])
+      guard !Task.isCancelled else { return .given }
+      logger.error("an attempt cannot begin", metadata: ["workspace": "\(id)", "error": "\(describe(error))"])
+      // A host without capacity for another process may have it after the next pause.
+      guard isRescue else { return .failed }
       update { $0[RescueFeature.self].isPending = false }
       try? old.link?.send(.release)
       await discard(old.place)
       try? await commit(.restartsEnded, ["by": "the agent", "why": describe(error)])
-      return nil
+      return .given
     }
   }
 
-  /// For another start after a rescue: from memory, or from the supervisor of the attempt before, which has waited for this.
+  /// Restores the secrets for a rescue attempt, from memory or from the supervisor of the previous attempt, which was retained for this.
   private func recoverSecrets(_ place: SandboxPlace?) async throws {
     guard secrets.credentials.isEmpty, secrets.homeKey == nil, spec.needsSecrets, let place else { return }
     if link == nil { link = try await services.sandboxes.connect(place) }
@@ -193,10 +219,10 @@ extension Workspace {
 
   func attempt(_ first: any SandboxLink, isAdopted: Bool) async {
     link = first
-    released = Promise()
+    holdResources()
     attempt = AttemptState()
     guard !record.state.isTerminal else {
-      // It was stopped before anything was prepared.
+      // The workspace was stopped before anything was prepared.
       await endSupervisor(first, record.sandbox)
       await discard(record.sandbox)
       link = nil
@@ -205,7 +231,7 @@ extension Workspace {
     var failure: Reason?
     let streams = features.map { _ in AsyncStream<ShimReport>.makeStream() }
     for (feature, stream) in zip(features, streams) {
-      // What nobody reads is not kept.
+      // Reports are buffered only for features that read them.
       if type(of: feature).readsReports { attempt.reports.append(stream.continuation) } else { stream.continuation.finish() }
     }
     var first = first
@@ -229,8 +255,8 @@ extension Workspace {
     await settle(failure)
   }
 
-  /// A stop ends the preparation at once, whatever it waits for. Returns the connection over which the launch was requested; nil where the
-  /// supervisor has gone before that.
+  /// Prepares the attempt so that a stop ends it at once, whatever it waits for. Returns the connection over which the launch was
+  /// requested; nil if the supervisor exited before that.
   private func prepareCancellably(_ link: any SandboxLink) async throws(Refusal) -> (any SandboxLink)? {
     let preparation = Task { try await prepare(link) }
     attempt.cancelPreparation = { preparation.cancel() }
@@ -246,7 +272,7 @@ extension Workspace {
   }
 
   private var requested: Refusal? {
-    record.stop.map { Refusal(.requested, "stopped by \($0.by) before it was started") }
+    record.stop.map { Refusal(.requested, "stopped by \($0.by) before the tool started") }
   }
 
   private func prepare(_ link: any SandboxLink) async throws -> (any SandboxLink)? {
@@ -272,7 +298,7 @@ extension Workspace {
     return launched
   }
 
-  /// Over another connection where this one is broken; nil where the supervisor has gone.
+  /// Requests the launch, over another connection if this one is broken. Returns nil if the supervisor has exited.
   private func requestLaunch(_ link: any SandboxLink, _ place: SandboxPlace) async throws -> (any SandboxLink)? {
     do throws(SupervisorError) {
       try link.send(.launch)
@@ -289,7 +315,7 @@ extension Workspace {
   private func image() async throws(Refusal) -> StoredImage {
     let record = record
     do {
-      // By what it was when the launch was accepted; an image that has been replaced since is found by its name.
+      // The digest from the launch is looked up first; an image that was replaced since is found by its name.
       if !record.imageDigest.isEmpty, let image = try? await services.images.find(record.imageDigest) { return image }
       return try await services.images.find(record.spec.image)
     } catch {
@@ -302,7 +328,7 @@ extension Workspace {
     update { $0.phases.append(phase) }
   }
 
-  /// From a record, its tool and its image to the launch plan.
+  /// Compiles the launch plan from a record, its tool and its image.
   nonisolated func compile(_ record: WorkspaceRecord, _ tool: Tool, _ image: StoredImage) -> Plan {
     var draft = draft(record, tool, image)
     draft.sandbox.layers = services.images.layerPaths(image)
@@ -316,7 +342,7 @@ extension Workspace {
 
   // ---------------------------------------------------------------- following
 
-  /// How far the sandbox has come with this agent.
+  /// The progress of the sandbox as this agent has followed it.
   private struct Progress {
     var isConnected = false
     var isConnecting = false
@@ -327,7 +353,7 @@ extension Workspace {
     var failure: Reason?
   }
 
-  /// Follows a sandbox from where it is to its confirmed end. Returns why its start failed, if it did.
+  /// Follows a sandbox from its current state to its confirmed end. Returns the reason if its start failed.
   private func follow(_ first: any SandboxLink, _ streams: [AsyncStream<ShimReport>], isAdopted: Bool) async -> Reason? {
     await withTaskGroup(of: Void.self) { group in
       let (graces, continuation) = AsyncStream<Duration>.makeStream()
@@ -342,7 +368,7 @@ extension Workspace {
         // The request to launch was lost with the last connection.
         if isAnother, link.status.state == .awaitingPlan { try? link.send(.launch) }
         isAnother = true
-        // What was asked to stop while there was no connection has not heard of it.
+        // A stop that was requested while there was no connection has not been signalled to the tool.
         if let stop = record.stop, link.status.state.isStarted, killDelay(stop) > .zero { try? link.send(.signal(Signals.terminate)) }
         await handle(.state(link.status.state), &progress, streams, &group, isAdopted)
         if !progress.isOver {
@@ -362,11 +388,11 @@ extension Workspace {
     }
   }
 
-  /// The connection has ended, which is not the end of the sandbox: that is its process's. Nil where that has ended.
+  /// Connects again: a sandbox ends with the exit of its supervisor, not with a connection. Returns nil if the supervisor has exited.
   private func reconnect(_ link: any SandboxLink) async -> (any SandboxLink)? {
     if await link.hasEnded(within: .seconds(2)) == true { return nil }
     guard !Task.isCancelled, let place = record.sandbox else { return nil }
-    logger.warning("the connection to a supervisor ended", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)"])
+    logger.warning("supervisor connection closed; reconnecting", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)"])
     return try? await reach(place)
   }
 
@@ -381,20 +407,20 @@ extension Workspace {
     switch state {
     case .awaitingPlan, .preparing: break
     case .created, .waiting:
-      // The request to kill it may have been lost with the last connection.
+      // The kill request may have been lost with the last connection.
       if progress.failure != nil { return await killTool() }
       if case .waiting = state, !progress.isWaiting {
         progress.isWaiting = true
         finishPhase("isolation")
       }
-      // Whichever of the two comes first: a quick child waits before this connection was accepted.
+      // Connects at `created` or `waiting`, whichever arrives first: a quick child may wait before this connection was accepted.
       if !progress.isConnecting {
         progress.isConnecting = true
         do throws(Refusal) {
           try await connect()
           progress.isConnected = true
         } catch {
-          // Where this agent ends, the next one connects.
+          // If this agent ends here, the next one connects.
           guard !Task.isCancelled else { return }
           progress.failure = error.reason
           try? link?.send(.kill)
@@ -402,7 +428,7 @@ extension Workspace {
       }
       if progress.isWaiting, progress.isConnected {
         if record.stop != nil { return await killTool() }
-        // What cannot be sent closes the connection; over the next one it comes to this again.
+        // A failed send closes the connection; the next connection reaches this line again.
         try? link?.send(.start)
         Fault.at(.released)
         if !progress.isReleased { finishPhase("secrets") }
@@ -411,7 +437,7 @@ extension Workspace {
     case .started:
       guard !progress.isRunning else { return }
       progress.isRunning = true
-      // What has come to its start with this agent is adopted from nobody.
+      // A sandbox that this agent itself brought to its start is not adopted.
       let isAdopted = isAdopted && !progress.isConnecting
       await started(isAdopted)
       for (feature, reports) in zip(features, streams) {
@@ -428,7 +454,7 @@ extension Workspace {
   }
 
   private func connect() async throws(Refusal) {
-    guard let process = link?.process else { throw Refusal(.isolation, "its supervisor did not name PID 1") }
+    guard let process = link?.process else { throw Refusal(.isolation, "supervisor did not report PID 1") }
     Fault.at(.entrusted)
     for feature in features { try await feature.connect(self, process) }
     finishPhase("network")
@@ -446,7 +472,7 @@ extension Workspace {
     await transition(.launched)
   }
 
-  /// The tool serves, or has no way to tell: what it was launched with is needed no more.
+  /// Records that the tool is ready, or has no readiness probe. The secrets of the launch are no longer needed.
   func becameReady() async {
     guard record.state == .starting else { return }
     finishPhase("ready")
@@ -462,7 +488,7 @@ extension Workspace {
 }
 
 extension Reason {
-  /// A step of the start that failed.
+  /// Creates the reason for a failed step of a start.
   init(_ failure: StepFailure) {
     let isProgram = failure.step.hasPrefix("execute") || failure.step.hasPrefix("find the")
     self.init(isProgram ? .executable : .isolation, explain(failure))

@@ -8,9 +8,9 @@ internal import ShimProtocol
 internal import ShimClient
 internal import Workspaces
 
-/// How a workspace goes on that another agent brought up, or whose supervisor was lost.
+/// Continues a workspace that another agent started, or whose supervisor was lost.
 extension Workspace {
-  /// One workspace that the journal says has not ended, or that may have another attempt before it.
+  /// Recovers a workspace that has not ended; `live` decides about one that has.
   func recover() async {
     let record = record
     guard !record.state.isTerminal else { return }
@@ -21,14 +21,14 @@ extension Workspace {
     } catch {
       return  // This agent ends.
     }
-    // No supervisor: what it left behind decides, here and nowhere else.
+    // There is no supervisor: the files that it left decide, here and nowhere else.
     link = nil
     let (exit, hasPlan): (ExitRecord?, Bool)
     do {
       exit = try await services.sandboxes.exitRecord(place)
       hasPlan = try await services.sandboxes.hasPlan(place)
     } catch {
-      logger.error("a sandbox cannot be read", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
+      logger.error("cannot read a sandbox", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
       guard (try? await Task.sleep(for: .seconds(1))) != nil else { return }
       return await recover()
     }
@@ -37,13 +37,13 @@ extension Workspace {
     let mayHaveStarted = record.state != .pending && (hasPlan || !isSameBoot)
     if exit == nil, record.state == .pending || record.state == .preparing, !mayHaveStarted { return await launchAgain() }
     if isSameBoot { _ = await services.sandboxes.kill(place) }
-    released = Promise()
+    holdResources()
     await settle(nil)
   }
 
-  /// Connects to the supervisor of a sandbox that lives, however long it takes it to reply; nil where there is none.
+  /// Connects to the supervisor of a sandbox, however long it takes to reply; nil if it has exited.
   func reach(_ place: SandboxPlace) async throws -> (any SandboxLink)? {
-    var failures = 0
+    let began = ContinuousClock.now
     while true {
       do {
         let found = try await services.sandboxes.connect(place)
@@ -52,30 +52,31 @@ extension Workspace {
         return found
       } catch {
         try Task.checkCancellation()
-        failures += 1
-        // One that has just ended closes its connections first.
-        if failures < 5 {
+        // A supervisor that has just ended closes its connections first.
+        if began.duration(to: .now) < .milliseconds(100) {
           try await Task.sleep(for: .milliseconds(20))
           continue
         }
         if record.condition(.supervisorUnreachable) == nil {
           logger.error("supervisor unreachable", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
-          setCondition(.supervisorUnreachable, "its supervisor lives and does not reply (\(describe(error)))")
+          setCondition(.supervisorUnreachable, "its supervisor is alive and does not reply (\(describe(error)))")
         }
-        // What was asked to stop is ended without it.
-        if let stop = record.stop, killDelay(stop) <= .zero { _ = await services.sandboxes.kill(place) }
+        // A stop that is due ends the workspace without its supervisor: first what runs in the sandbox, then the supervisor itself.
+        if let stop = record.stop, killDelay(stop) <= .zero, await services.sandboxes.kill(place) {
+          await services.sandboxes.killSupervisor(place)
+        }
         try await Task.sleep(for: .seconds(1))
       }
     }
   }
 
-  /// Goes on with a sandbox whose supervisor an earlier agent started.
+  /// Continues with a sandbox whose supervisor a previous agent started.
   private func resume(_ found: any SandboxLink) async {
     let spec = spec
     if record.sandbox?.isLegacy == true, record.startedNanoseconds == nil, record.state == .pending || record.state == .preparing,
       !found.status.state.isStarted
     {
-      // That release entrusted its supervisors with nothing ahead of the start: it begins again with one of today's.
+      // Commit 7ede341 gave its supervisors no secrets before the start: the launch begins again with a current supervisor.
       try? found.send(.kill)
       _ = await found.hasEnded(within: .seconds(5))
       found.close()
@@ -87,7 +88,7 @@ extension Workspace {
       do {
         known = try await LaunchSecrets.recover(from: found, for: spec, tokenName: tokenName)
       } catch {
-        // It is asked again over another connection.
+        // The secrets are requested again over another connection.
         found.close()
         guard (try? await Task.sleep(for: .milliseconds(200))) != nil else { return }
         return await recover()
@@ -95,12 +96,12 @@ extension Workspace {
       guard let entrusted = known else {
         await endSupervisor(found, record.sandbox)
         link = found
-        released = Promise()
+        holdResources()
         return await settle(Workspace.credentialsLost)
       }
       secrets = entrusted
       if let tokenName, secrets.token == nil {
-        // The launch was not answered yet: nobody was told another.
+        // The launch has had no reply yet, so no caller has another token.
         secrets.token = (tokenName, NodeServices.freshToken())
         var token = LaunchSecrets()
         token.token = secrets.token
@@ -120,10 +121,10 @@ extension Workspace {
   private static let credentialsLost = Reason(
     .credentialsLost, "its supervisor was lost before the tool started, and with it the credentials of the launch; launch it again")
 
-  /// A start whose supervisor is gone before it had anything to start.
+  /// Launches again if the supervisor was lost before it had anything to start.
   func launchAgain() async {
     guard !spec.needsSecrets, record.supervisorsLost < 5 else {
-      released = Promise()
+      holdResources()
       return await settle(
         spec.needsSecrets
           ? Workspace.credentialsLost : Reason(.internal, "its supervisor was lost \(record.supervisorsLost) times before the tool started")
@@ -142,8 +143,8 @@ extension Workspace {
       await attempt(found, isAdopted: false)
     } catch {
       guard !Task.isCancelled else { return }
-      released = Promise()
-      await settle(Reason(.internal, "no other supervisor could be started: \(describe(error))"))
+      holdResources()
+      await settle(Reason(.internal, "cannot start another supervisor: \(describe(error))"))
     }
   }
 }

@@ -12,31 +12,33 @@ internal import ShimClient
 internal import Synchronization
 package import Workspaces
 
-/// One workspace: its record, its state machine, and the attempt that is under way. What an attempt needs is contributed by features
-/// (`WorkspaceFeature`); how it goes is in `Workspace+Life.swift`.
+/// One workspace: its record, its state machine and its current attempt. Features (`WorkspaceFeature`) contribute what an attempt needs;
+/// `Workspace+Life.swift` has the course of an attempt.
 package actor Workspace {
   package nonisolated let id: String
   nonisolated let services: NodeServices
   nonisolated let features: [any WorkspaceFeature]
-  /// What everybody may read at any time without waiting for this actor.
+  /// The record that callers outside this actor read, at any time and without waiting.
   private nonisolated let published: Mutex<WorkspaceRecord>
-  /// The state that the last event told.
+  /// The state in the last event; nil before the first event.
   private var reported: WorkspaceState?
-  /// No event follows, and no attempt.
-  private var isDeleted = false
+  /// Whether the workspace is deleted: no event and no attempt follows.
+  private(set) var isDeleted = false
   private(set) var isDeleting = false
-  /// Kept when the record changes next.
+  /// Fulfilled at the next change of the record.
   private var change = Promise<Void>()
-  /// Kept when the workspace has ended and that is on disk; a new one for each attempt.
+  /// Fulfilled when the workspace has ended and its last event is on disk; replaced for each attempt.
   private(set) var end = Promise<Void>()
-  /// Kept when what the last attempt held has been given back.
+  /// Fulfilled when everything that the last attempt held on the host is released.
   var released = Promise<Void>(())
-  /// The connection to the supervisor of the attempt that is under way.
+  /// Fulfilled when the decision about a next attempt must be made again.
+  private(set) var decision = Promise<Void>()
+  /// The connection to the supervisor of the current attempt.
   var link: (any SandboxLink)?
   var secrets = LaunchSecrets()
-  /// The streams and signals of the attempt that is under way.
+  /// The state of the current attempt that lives only in this process.
   var attempt = AttemptState()
-  /// The node takes no launches and stops what runs: no attempt follows.
+  /// Whether the node is draining: no further attempt follows.
   var isDraining = false
 
   package init(_ record: WorkspaceRecord, _ services: NodeServices, _ features: [any WorkspaceFeature], isOnRecord: Bool) {
@@ -54,7 +56,7 @@ package actor Workspace {
   nonisolated var spec: WorkspaceSpec { record.spec }
   nonisolated var logger: Logger { services.logger }
 
-  /// Changes the record in memory; it is on disk with the next event.
+  /// Changes the record in memory. The next event makes the change durable.
   package func update(_ body: (inout WorkspaceRecord) -> Void) {
     published.withLock { body(&$0) }
     let changed = change
@@ -64,10 +66,10 @@ package actor Workspace {
 
   func setCondition(_ type: Condition.Kind, _ message: String?) { update { $0.setCondition(type, message) } }
 
-  /// Kept when the record changes next: to be taken before the record is read for what is waited for.
+  /// The next change of the record. Get it before reading the record, so that no change in between is missed.
   var nextChange: Promise<Void> { change }
 
-  /// Waits for such a change, at most until `moment` (wall time, seconds since 1970). Throws when the task is cancelled.
+  /// Waits for `next`, at most until `moment` (wall time, seconds since 1970). Throws when the task is cancelled.
   nonisolated func wait(for next: Promise<Void>, until moment: Double?) async throws {
     guard let moment else { return try await next.value }
     let pause = moment - Date.now.timeIntervalSince1970
@@ -78,9 +80,9 @@ package actor Workspace {
 
   // ------------------------------------------------------------------- events
 
-  /// The record as it is now, and its event.
+  /// Returns an event together with the record as it is now.
   private func entry(_ type: EventType, _ attributes: [String: String] = [:]) throws -> Journal.Entry {
-    // What comes late must not bring the record of a deleted workspace back.
+    // A late event must not restore the record of a deleted workspace.
     guard !isDeleted else { throw AgentError.noWorkspace(id) }
     let record = record
     let event = try services.event(type, record, after: reported, attributes)
@@ -89,27 +91,27 @@ package actor Workspace {
     return Journal.Entry(event, .record(try record.journalRecord()))
   }
 
-  /// Records an event with the record as it is. Without `insists`, a disk that is full or fails is the caller's to tell of.
+  /// Records an event with the current record. Without `insists` it throws if the disk is full or fails, for the caller to report.
   package func commit(_ type: EventType, _ attributes: [String: String] = [:], insists: Bool = true) async throws {
     let done = services.events.submit([try entry(type, attributes)], insists: insists)
     defer { Fault.at("after \(type.rawValue)") }
     try await done.value
   }
 
-  /// The same without waiting for the disk.
+  /// Records an event without waiting for the disk.
   package func submit(_ type: EventType, _ attributes: [String: String] = [:]) {
     guard let entry = try? entry(type, attributes) else { return }
     _ = services.events.submit([entry], insists: true)
   }
 
-  /// A transition that is made in memory and on its way to the disk.
+  /// A transition that is applied in memory and in flight to the disk.
   struct Step: Sendable {
     let event: EventType
     let done: Promise<Void>
   }
 
-  /// Applies an occurrence by the state machine. Nil if the state does not allow it: it was overtaken, and the one that overtook it
-  /// stands. What comes after it acts on the new state, and is told after it.
+  /// Applies an occurrence with the state machine. Returns nil if the state does not allow it, because another transition came first and
+  /// holds. What follows acts on the new state, and its events come after this one.
   @discardableResult
   func enter(_ occurrence: Occurrence, _ attributes: [String: String] = [:]) -> Step? {
     guard !isDeleted, let (event, entry) = try? advance(occurrence, attributes) else { return nil }
@@ -146,15 +148,15 @@ package actor Workspace {
     return (next.event, try entry(next.event, attributes))
   }
 
-  /// Accepts a new workspace: a sandbox whose supervisor has what came with the request, and the first two events in one transaction.
-  /// Returns the connection to the supervisor; nil where it was accepted and failed at once.
+  /// Accepts a new workspace: creates its sandbox, hands the secrets of the request to the supervisor, and commits the first two events in
+  /// one transaction. Returns the connection to the supervisor; nil if the workspace was accepted and its sandbox could not be created.
   func accept(_ entrusted: LaunchSecrets) async throws -> (any SandboxLink)? {
     secrets = entrusted
     let place = SandboxPlace(id: SandboxPlace.freshID())
     update { $0.occupy(place, services.facts.bootID) }
     var link: (any SandboxLink)?
     var failure: (any Error)?
-    // What cannot be had again is with the supervisor before there is a record that needs it; else the two do not wait for each other.
+    // Secrets cannot be fetched again: the supervisor has them before a record needs them. Else the two steps overlap.
     if spec.needsSecrets { link = try await newSandbox(place) }
     let done: Promise<Void>
     do { done = try submitAcceptance() } catch {
@@ -163,7 +165,7 @@ package actor Workspace {
     }
     if link == nil { do { link = try await newSandbox(place) } catch { failure = error } }
     do {
-      // Not given up where the caller leaves: what is on disk by then has been accepted.
+      // Waits even if the caller is cancelled: what is on disk by then has been accepted.
       try await done.valueWhateverHappens
     } catch {
       await end(link, place)
@@ -181,6 +183,9 @@ package actor Workspace {
     return services.events.submit([created, preparing], insists: false)
   }
 
+  /// Records that an attempt holds resources of the host. Callers that wait for the release of the last attempt then wait for this one.
+  func holdResources() { if released.isFulfilled { released = Promise() } }
+
   // ------------------------------------------------------------------ deleting
 
   /// Deletes the record of a workspace that has ended.
@@ -189,9 +194,12 @@ package actor Workspace {
     guard record.state.isTerminal else {
       throw AgentError(.failedPrecondition, "workspace \(id) is \(record.state.rawValue); stop it first")
     }
-    // From here on no attempt follows.
+    // `isDeleting` counts as a stop request in `aftermath`: no attempt follows.
     isDeleting = true
-    defer { isDeleting = false }
+    defer {
+      isDeleting = false
+      decideAgain()
+    }
     endPause()
     try await released.value
     guard !isDeleted else { throw AgentError.noWorkspace(id) }
@@ -211,20 +219,30 @@ package actor Workspace {
     Fault.at(.afterDeleted)
   }
 
-  /// The node takes no launches from now on: no attempt follows.
+  /// Allows no further attempt and ends a pause before one, because the node accepts no launches.
   func drain() {
     isDraining = true
     endPause()
   }
 
-  func undrain() { isDraining = false }
+  func undrain() {
+    isDraining = false
+    decideAgain()
+  }
+
+  /// Makes `live` decide again what follows the last attempt: a deletion or a drain is over, or there was a stop.
+  func decideAgain() {
+    let kept = decision
+    decision = Promise()
+    kept.fulfil(.success(()))
+  }
 
   // --------------------------------------------------------------- supervisor
 
-  /// From now on the supervisor is reached over this connection.
+  /// Sets the connection over which the supervisor is reached from now on.
   func use(_ connection: any SandboxLink) { link = connection }
 
-  /// A workspace whose tool runs; `rule`: why it has to.
+  /// Returns the record of a workspace whose tool runs; throws otherwise. `rule`: why the call requires that.
   @discardableResult
   nonisolated func requireUp(_ rule: String) throws -> WorkspaceRecord {
     let record = record
@@ -234,10 +252,10 @@ package actor Workspace {
     return record
   }
 
-  /// Makes a request of the supervisor.
+  /// Sends a request to the supervisor and returns the descriptors in its reply.
   @discardableResult
   package func request(_ request: ShimRequest, passing: [Handle] = []) async throws -> [Handle] {
-    guard let link else { throw AgentError(.unavailable, "workspace \(id): its supervisor cannot be reached just now; retry") }
+    guard let link else { throw AgentError(.unavailable, "workspace \(id): cannot reach its supervisor; retry later") }
     do throws(SupervisorError) {
       return try await link.request(request, passing: passing)
     } catch {
@@ -259,7 +277,7 @@ package actor Workspace {
     return AgentError(code, "workspace \(id): \(error)")
   }
 
-  /// The token of the tool: from memory, or from the supervisor.
+  /// Returns the tool's token, from memory or from the supervisor.
   func token() async -> String? {
     let record = record
     guard record.state.isUp || record.state == .preparing, let name = services.tool(of: record.spec)?.tokenFile else { return nil }

@@ -7,7 +7,7 @@ package import ShimProtocol
 package import ShimClient
 package import Workspaces
 
-/// One capability of a workspace, such as its home or its credentials: a type that hooks into the life of each attempt.
+/// One capability of a workspace, such as its home or its credentials: a type with hooks into each attempt.
 ///
 /// ```
 /// Launch ── validate ─┐
@@ -16,36 +16,36 @@ package import Workspaces
 ///                                                        exec ── contribute
 /// ```
 ///
-/// Features are asked in the order of `features(…)`, and for `ended` and `release` in the opposite one. A feature holds no state of
-/// one workspace: what it keeps is `State`, in the record. Every hook may be called again after a crash of the agent, from where
-/// the attempt stands: `prepare` and `connect` do again what they did, `release` may come without `prepare` and twice.
+/// Hooks run in the order of `Features.list`, `ended` and `release` in the reverse order. What a feature must know about a workspace after
+/// a restart is its `State`, in the record. Every hook may be called again after a crash of the agent, from where the attempt is: `prepare`
+/// and `connect` repeat their work; `release` is idempotent, also without `prepare`.
 package protocol WorkspaceFeature: Sendable {
   associatedtype State: FeatureState = NoState
 
-  /// What its state is called in the record, and its part of the plan in the log.
+  /// The name of its state in the record.
   static var name: String { get }
-  /// The phase of the start under which the time that `prepare` takes is told; nil: under that of the feature after it.
+  /// The phase of the start that includes the time of `prepare`; nil: the time counts towards the next feature with a phase.
   static var phase: String? { get }
 
   /// Whether `run` reads the supervisor's reports.
   static var readsReports: Bool { get }
 
-  /// Refuses a spec that this node cannot fulfil. Nothing has been done for it yet, and nothing is done here.
+  /// Refuses a spec that this node cannot fulfil. Nothing has been done for the spec yet, and this has no effects.
   func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws
-  /// Sets what a new workspace's record begins with.
+  /// Sets the initial state in the record of a new workspace.
   func begin(_ record: inout WorkspaceRecord, _ request: LaunchRequest) throws
-  /// Makes ready on the host what the sandbox is to have.
+  /// Makes what the sandbox needs on the host.
   func prepare(_ workspace: Workspace) async throws(Refusal)
-  /// Adds mounts, variables and limits to what the attempt is compiled from. Pure: also asked for `plan` and `exec`.
+  /// Adds mounts, variables and limits to the draft of the attempt. Pure: also called for `plan` and `exec`.
   func contribute(to draft: inout AttemptDraft, of record: WorkspaceRecord)
-  /// The sandbox's namespaces are there, and its tool has not started.
+  /// Acts on the sandbox when its namespaces exist and its tool has not started.
   func connect(_ workspace: Workspace, _ sandbox: SandboxProcess) async throws(Refusal)
-  /// For as long as the tool runs: cancelled at its end. `isAdopted`: an earlier agent started it. `reports`: what the supervisor
-  /// reports from the beginning of the attempt on; they end with the tool, ahead of the cancellation.
+  /// Runs while the tool runs; cancelled at its end. `isAdopted`: a previous agent started the tool. `reports`: the supervisor's reports
+  /// from the beginning of the attempt on; they end with the tool, before the cancellation.
   func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async
-  /// The attempt has ended, and nothing has been given back yet.
+  /// Examines how the attempt ended, before anything is released.
   func ended(_ reason: Reason, _ workspace: Workspace) async
-  /// Gives back what the attempt held on the host.
+  /// Releases what the attempt holds on the host.
   func release(_ workspace: Workspace) async
 }
 
@@ -62,7 +62,7 @@ extension WorkspaceFeature {
   package func release(_ workspace: Workspace) async {}
 }
 
-/// A request to launch, as features see it.
+/// A launch request, as features see it.
 package struct LaunchRequest: Sendable {
   package let spec: WorkspaceSpec
   package let tool: Tool
@@ -75,25 +75,25 @@ package struct LaunchRequest: Sendable {
   }
 }
 
-/// A step of the preparation that failed, as the reason that the controller is told.
+/// A failed step of the preparation, with the reason that the controller gets.
 package struct Refusal: Error, Sendable {
   package let reason: Reason
   package init(_ code: Reason.Code, _ message: String) { reason = Reason(code, message) }
   package init(_ reason: Reason) { self.reason = reason }
 }
 
-/// What an attempt's plan is compiled from: features add to it.
+/// The draft that an attempt's plan is compiled from. Features add to it.
 package struct AttemptDraft: Sendable {
   package let tool: Tool
   package let image: StoredImage
   package var sandbox = SandboxSpec()
   package var environment: [String: String]
-  /// What `{name}` stands for in a tool's arguments and variables.
+  /// The values of the placeholders `{name}` in a tool's arguments and variables.
   package let placeholders: [String: String]
 
   package static let secretsPath = "/run/carrel/credentials"
 
-  /// The image's variables come first: what features, the tool and the spec set replaces them.
+  /// Begins with the image's variables; those of features, the tool and the spec replace them.
   init(_ record: WorkspaceRecord, _ tool: Tool, _ image: StoredImage) {
     self.tool = tool
     self.image = image
@@ -107,7 +107,7 @@ package struct AttemptDraft: Sendable {
     for entry in image.environment {
       guard let equals = entry.firstIndex(of: "=") else { continue }
       let (key, value) = (String(entry[..<equals]), String(entry[entry.index(after: equals)...]))
-      // An image is no control input: what would be refused in a spec is left out here.
+      // An image is not control input: variables that would be refused in a spec are dropped.
       if (try? WorkspaceSpec.validateVariable(key, value, path: "image")) != nil { environment[key] = value }
     }
     environment["HOME"] = tool.home
@@ -123,7 +123,7 @@ package struct AttemptDraft: Sendable {
     sandbox.directory = tool.workingDirectory
   }
 
-  /// All variables: the tool's and, above all, the spec's come last.
+  /// Returns all variables. The tool's replace those of features, and the spec's replace both.
   func variables(_ spec: WorkspaceSpec) -> [String: String] {
     var all = environment
     for (key, value) in tool.environment { all[key] = Tool.fill(value, placeholders) }
@@ -131,10 +131,10 @@ package struct AttemptDraft: Sendable {
     return all
   }
 
-  /// As execve(2) takes them.
+  /// Returns the variables in the form that execve(2) takes.
   static func entries(_ variables: [String: String]) -> [String] { variables.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" } }
 
-  /// The owner's files on disk appear as the workspace's user, and what that user makes is the owner's.
+  /// Maps the owner's files on disk to the workspace's user, and what that user makes to the owner.
   func ownerIDs(_ owner: WorkspaceSpec.Owner) -> IDMapping {
     IDMapping(fromUID: owner.uid, fromGID: owner.gid, toUID: tool.uid, toGID: tool.gid)
   }

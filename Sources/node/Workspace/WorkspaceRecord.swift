@@ -5,20 +5,20 @@ package import Journal
 package import ShimClient
 package import Workspaces
 
-/// Everything the agent knows about a workspace and keeps across restarts. Holds no secret.
+/// Everything that the agent knows about a workspace and stores across restarts. Holds no secret.
 ///
-/// As JSON every field has a default, so that a record of an older agent is read and one of a newer agent loses nothing that this
-/// one knows. Records without `schema` are of commit 7ede341 (`LegacyRecord`).
+/// Every JSON field but `spec`, `state`, `amounts`, `slot`, `address` and `firstID` has a default, so that a record of an older agent can
+/// be read; a record of a newer agent loses nothing that this one knows. Records without `schema` are of commit 7ede341 (`LegacyRecord`).
 package struct WorkspaceRecord: Sendable {
   package struct Phase: Codable, Equatable, Sendable {
     package let name: String
     package let milliseconds: Double
   }
 
-  /// Who asked for the end, and how long the tool was given for it.
+  /// The caller that requested the stop, and the time that the tool has to exit.
   package struct StopRequest: Codable, Equatable, Sendable {
     package let by: String
-    /// When SIGKILL follows, in nanoseconds since the boot `bootID`.
+    /// The time of SIGKILL, in nanoseconds since the boot `bootID`.
     var killAt: Int64
     var bootID: String
   }
@@ -29,7 +29,7 @@ package struct WorkspaceRecord: Sendable {
   package var state: WorkspaceState = .pending
   package var reason: Reason?
   package let amounts: ResourceLimits
-  /// Which id range and which address are its own.
+  /// The number of the workspace's id range and address.
   package let slot: Int
   package let address: String
   package let firstID: UInt32
@@ -37,22 +37,22 @@ package struct WorkspaceRecord: Sendable {
   package var attempt: UInt32 = 1
   package var phases: [Phase] = []
   package var imageDigest = ""
-  /// Which sandbox the attempt occupies; nil before its first.
+  /// The sandbox that the attempt occupies; nil before the first.
   package var sandbox: SandboxPlace?
-  /// Of the boot in which the sandbox was made.
+  /// The boot in which the sandbox was made.
   package var bootID = ""
-  /// When the tool was started, in nanoseconds since boot; nil before.
+  /// The time at which the tool was started, in nanoseconds since boot; nil before.
   package var startedNanoseconds: Int64?
   package var conditions: [Condition] = []
   package var stop: StopRequest?
-  /// Why the agent itself ends the tool, if it does.
+  /// The reason for which the agent itself ends the tool, if it does.
   package var verdict: Reason?
   package var outOfMemoryKills: UInt64 = 0
-  /// How often the launch of this attempt was tried again because its supervisor was lost before it had a plan.
+  /// The number of times that the launch of this attempt was retried because its supervisor was lost before it had a plan.
   var supervisorsLost: UInt32 = 0
-  /// What each feature keeps, by its name.
+  /// The state of each feature, by the feature's name.
   private var features: [String: any FeatureState] = [:]
-  /// Of features that this agent does not know.
+  /// The state of features that this agent does not know.
   private var unknownFeatures: [String: JSONValue] = [:]
 
   init(
@@ -67,13 +67,13 @@ package struct WorkspaceRecord: Sendable {
     self.imageDigest = imageDigest
   }
 
-  /// What a feature keeps of this workspace.
+  /// The state of a feature for this workspace.
   package subscript<F: WorkspaceFeature>(_ feature: F.Type) -> F.State {
     get { features[F.name] as? F.State ?? F.State() }
     set { features[F.name] = newValue }
   }
 
-  /// The attempt occupies this sandbox from now on, which was made in this boot.
+  /// Records that the attempt now occupies this sandbox, which was made in this boot.
   mutating func occupy(_ place: SandboxPlace, _ boot: String) {
     sandbox = place
     bootID = boot
@@ -86,7 +86,7 @@ package struct WorkspaceRecord: Sendable {
 
   package func condition(_ type: Condition.Kind) -> Condition? { conditions.first { $0.type == type } }
 
-  /// A condition begins or, without a message, ends. On record with the next event, which tells of the same.
+  /// Sets a condition or, without a message, clears it. The next event makes the change durable.
   mutating func setCondition(_ type: Condition.Kind, _ message: String?) {
     let present = conditions.firstIndex { $0.type == type }
     switch (present, message) {
@@ -107,7 +107,7 @@ package struct WorkspaceRecord: Sendable {
 
   package init(_ record: JournalRecord) throws { self = try JSONDecoder().decode(WorkspaceRecord.self, from: Data(record.body.utf8)) }
 
-  /// From the copy in a directory; nil where there is none, or none that can be read.
+  /// Decodes the copy in a directory; nil if there is none, or it cannot be read.
   init?(copy: [UInt8]?) {
     guard let copy, let record = try? JSONDecoder().decode(WorkspaceRecord.self, from: Data(copy)) else { return nil }
     self = record
@@ -137,25 +137,25 @@ package struct Condition: Codable, Equatable, Sendable {
 
   package let type: Kind
   package var message: String
-  /// When it began, as wall time.
+  /// The wall time at which the condition began.
   package let since: String
 }
 
-/// What a feature keeps of a workspace. Every field has a default, which a field has that another release did not write.
+/// The state that a feature stores for a workspace. Every field has a default, for records of releases that did not write the field.
 package protocol FeatureState: Codable, Equatable, Sendable {
   init()
 }
 
 extension FeatureState {
   init(kept: JSONValue) throws {
-    // The decoding that the compiler writes knows no defaults: what is missing is taken from a fresh state.
+    // The decoder that the compiler writes knows no defaults: missing fields are taken from a fresh state.
     var fields = try JSONDecoder().decode([String: JSONValue].self, from: JSONEncoder().encode(Self()))
     if case .object(let kept) = kept { fields.merge(kept) { _, kept in kept } }
     self = try JSONDecoder().decode(Self.self, from: JSONEncoder().encode(fields))
   }
 }
 
-/// Of a feature that keeps nothing.
+/// The state of a feature that stores nothing.
 package struct NoState: FeatureState {
   package init() {}
 }
@@ -240,7 +240,7 @@ extension WorkspaceRecord: Codable {
   }
 }
 
-/// Any JSON, for what is kept without being understood.
+/// Any JSON value, for what is retained without being interpreted.
 enum JSONValue: Codable, Equatable, Sendable {
   case null
   case flag(Bool)
@@ -283,14 +283,14 @@ enum JSONValue: Codable, Equatable, Sendable {
   }
 }
 
-/// JSON as the journal keeps it: the same value is always the same text.
+/// Encodes a value as the journal stores it: the same value always gives the same text.
 func encodedText(_ value: some Encodable) throws -> String {
   let encoder = JSONEncoder()
   encoder.outputFormatting = [.sortedKeys]
   return String(decoding: try encoder.encode(value), as: UTF8.self)
 }
 
-/// RFC 3339 with milliseconds, UTC.
+/// Returns a time in the format of RFC 3339, with milliseconds, in UTC.
 package func wallTime(_ moment: Date = .now) -> String {
   moment.formatted(
     .iso8601.year().month().day().timeZone(separator: .omitted).time(includingFractionalSeconds: true).timeSeparator(.colon))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A controller in its smallest whole form: for tests, and for those who write one. It takes what nodes tell, keeps how far
-// each has come, acknowledges, and sends on the commands that it reads from its standard input. It can be told to misbehave.
+// The smallest complete controller, for tests and as an example. It handles what nodes report, stores the cursor of each, acknowledges,
+// and forwards the commands that it reads from its standard input. Its options make it misbehave.
 
 internal import API
 internal import ArgumentParser
@@ -15,21 +15,21 @@ internal import Synchronization
 struct ReferenceController: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "carrel-controller",
-    abstract: "A controller for tests: prints each message as a line of JSON, acknowledges, passes commands on.",
+    abstract: "A controller for tests: prints each message as a line of JSON, acknowledges, forwards commands.",
     discussion: """
       Commands on standard input, a line each: launch FILE, stop ID, delete ID, drain [SECONDS], uncordon, snapshot,
       acknowledge SEQUENCE. They go to every node that is connected.
       """)
 
-  @Option(name: .long, help: "The socket to listen at; what lies there is replaced.") var socket: String
-  @Option(name: .long, help: "Where it remembers stream and cursor of each node; without, it forgets them at its end.") var state = ""
-  @Option(name: .long, help: "Events that a node may send ahead of their acknowledgement.") var window: UInt32 = 0
-  @Option(name: .long, help: "Milliseconds that it takes over each event.") var slow = 0
-  @Option(name: .long, help: "Ends itself with SIGKILL after so many events, before it remembers the last.") var crashAfter = 0
-  @Flag(name: .long, help: "Begins at 0, whatever it remembers.") var forget = false
-  @Flag(name: .long, help: "Never acknowledges by itself.") var silent = false
-  @Option(name: .long, help: "What it answers whoever asks for credentials: a file of JSON, read anew each time.") var credentials = ""
-  @Option(name: .long, help: "Says this cursor, possible or not.") var cursor: UInt64?
+  @Option(name: .long, help: "The socket to listen on; an existing file is replaced.") var socket: String
+  @Option(name: .long, help: "The file in which to store stream and cursor of each node; default: none.") var state = ""
+  @Option(name: .long, help: "The number of unacknowledged events that a node may send.") var window: UInt32 = 0
+  @Option(name: .long, help: "Milliseconds to spend on each event.") var slow = 0
+  @Option(name: .long, help: "Exit by SIGKILL after this number of events, before the last is stored.") var crashAfter = 0
+  @Flag(name: .long, help: "Begin at 0, whatever is stored.") var forget = false
+  @Flag(name: .long, help: "Never acknowledge, except by a command.") var silent = false
+  @Option(name: .long, help: "The reply to requests for credentials: a JSON file, read again for each request.") var credentials = ""
+  @Option(name: .long, help: "Send this cursor, even if it is not possible.") var cursor: UInt64?
 
   func run() async throws {
     let desk = ControllerState(self)
@@ -48,7 +48,7 @@ struct ReferenceController: AsyncParsableCommand {
   }
 }
 
-/// What outlives a call: how far each node has come, and who is connected.
+/// The state that outlives a call: the cursor of each node, and the connected nodes.
 private final class ControllerState: Sendable {
   struct Place: Codable {
     var stream: String
@@ -75,7 +75,7 @@ private final class ControllerState: Sendable {
     return options.forget ? Place(stream: "", cursor: 0) : state.withLock { $0.places[node] } ?? Place(stream: "", cursor: 0)
   }
 
-  /// Durable before it is acknowledged: that is what an acknowledgement says.
+  /// Stores the cursor of a node. This precedes the acknowledgement, which promises that the event is stored.
   func remember(_ node: String, _ place: Place) throws {
     let places = state.withLock { state in
       state.places[node] = place
@@ -101,7 +101,7 @@ private final class ControllerState: Sendable {
     }
   }
 
-  /// What is ordered from now on, for one node.
+  /// Returns the commands for one node from now on.
   func orders() -> AsyncStream<Carrel_Controller_V1_ControllerMessage> {
     let (stream, continuation) = AsyncStream<Carrel_Controller_V1_ControllerMessage>.makeStream()
     let number = state.withLock { state in
@@ -146,7 +146,7 @@ private struct ControllerService: Carrel_Controller_V1_Controller.SimpleServiceP
   ) async throws {
     try await withThrowingTaskGroup(of: Void.self) { group in
       let orders = desk.orders()
-      // One after the other: two tasks may not write at once.
+      // One task writes all messages, because two tasks must not write at once.
       let (answers, answer) = AsyncStream<Carrel_Controller_V1_ControllerMessage>.makeStream()
       group.addTask { for await message in answers { try await response.write(message) } }
       group.addTask { for await message in orders { answer.yield(message) } }
@@ -166,7 +166,7 @@ private struct ControllerService: Carrel_Controller_V1_Controller.SimpleServiceP
     var node = ""
     var place = ControllerState.Place(stream: "", cursor: 0)
     for try await message in request {
-      // At once and unbuffered: what was told before a crash is there to be read.
+      // Each message is printed at once and unbuffered, so that what arrived before a crash can be read.
       FileHandle.standardOutput.write(Data((try message.jsonString() + "\n").utf8))
       switch message.message {
       case .hello(let hello):
@@ -185,7 +185,7 @@ private struct ControllerService: Carrel_Controller_V1_Controller.SimpleServiceP
       case .event(let event):
         if desk.options.slow > 0 { try await Task.sleep(for: .milliseconds(desk.options.slow)) }
         desk.count()
-        // What comes again is known; what skips is an error of the node.
+        // A repeated event is already stored; a skipped one is an error of the node.
         if event.sequence <= place.cursor { continue }
         guard event.sequence == place.cursor + 1 else {
           throw RPCError(code: .dataLoss, message: "event \(event.sequence) after \(place.cursor)")

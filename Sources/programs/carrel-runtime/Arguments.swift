@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Options before operands, as runc and crun take them: `--name value`, `--name=value`, `--flag`, `-n value`.
+/// Options before operands, in the syntax of runc and crun: `--name value`, `--name=value`, `--flag`, `-n value`.
 struct Arguments {
   struct Option: Sendable {
     let names: [String]
@@ -11,13 +11,13 @@ struct Arguments {
     static func flag(_ names: String..., help: String) -> Option { Option(names: names, takesValue: false, help: help) }
   }
 
-  /// More open files no process of this kernel has by default (fs.nr_open).
+  /// The kernel's default maximum of open files of a process (fs.nr_open).
   static let descriptorLimit: UInt32 = 1 << 20
 
   private var values: [(name: String, value: String)] = []
   private(set) var operands: [String] = []
 
-  /// Reads up to the first operand, or where `mixed`, options behind operands as well.
+  /// Parses up to the first operand; if `mixed`, also options after operands.
   init(_ arguments: ArraySlice<String>, _ options: [Option], mixed: Bool = false) throws(RuntimeError) {
     var rest = arguments
     while let first = rest.first {

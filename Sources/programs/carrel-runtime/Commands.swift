@@ -11,11 +11,11 @@ struct Command: Sendable {
 private let creation: [Arguments.Option] = [
   .value("bundle", "b", help: "directory with config.json; default: the working directory"),
   .value("config", "f", help: "the configuration; default: config.json in the bundle"),
-  .value("console-socket", help: "Unix socket that gets the terminal's other end"),
-  .value("pid-file", help: "gets the pid of the first process"),
-  .value("preserve-fds", help: "so many descriptors from 3 on are handed to the program"),
+  .value("console-socket", help: "Unix socket that receives the terminal's other end"),
+  .value("pid-file", help: "file for the pid of the first process"),
+  .value("preserve-fds", help: "number of descriptors from 3 on that the program inherits"),
   .flag("no-pivot", help: "refused"),
-  .flag("no-new-keyring", help: "accepted; a session keyring of its own is always made"),
+  .flag("no-new-keyring", help: "accepted; a new session keyring is always made"),
 ]
 
 let commands: [Command] = [
@@ -30,7 +30,7 @@ let commands: [Command] = [
   Command(
     name: "run", usage: "[options] ID",
     options: creation + [
-      .flag("detach", "d", help: "return when the program runs"), .flag("keep", help: "do not delete it when the program has ended"),
+      .flag("detach", "d", help: "return when the program runs"), .flag("keep", help: "do not delete the container when the program ends"),
     ], run: runContainer),
   Command(
     name: "exec", usage: "[options] ID [PROGRAM ARGUMENT...]",
@@ -39,25 +39,25 @@ let commands: [Command] = [
       .value("env", "e", help: "NAME=VALUE, may be repeated"), .flag("tty", "t", help: "with a terminal"),
       .value("user", "u", help: "UID[:GID]"), .value("additional-gids", "g", help: "further group, may be repeated"),
       .value("cap", "c", help: "further capability, may be repeated"), .flag("detach", "d", help: "return when the program runs"),
-      .flag("no-new-privs", help: "set no_new_privs"), .value("console-socket", help: "Unix socket that gets the terminal's other end"),
-      .value("pid-file", help: "gets the pid"), .value("preserve-fds", help: "so many descriptors from 3 on are handed on"),
+      .flag("no-new-privs", help: "set no_new_privs"), .value("console-socket", help: "Unix socket that receives the terminal's other end"),
+      .value("pid-file", help: "file for the pid"), .value("preserve-fds", help: "number of descriptors from 3 on that it inherits"),
       .value("apparmor", help: "AppArmor profile"), .value("process-label", help: "SELinux context"),
-      .value("cgroup", help: "below the container's own, on v1 as CONTROLLERS:PATH; may be repeated"),
-      .flag("ignore-paused", help: "start it also in a paused container"),
+      .value("cgroup", help: "cgroup below the container's own; CONTROLLERS:PATH on v1; may be repeated"),
+      .flag("ignore-paused", help: "start it even in a paused container"),
     ], run: execute),
   Command(name: "state", usage: "ID", options: []) { (containers, arguments) throws(RuntimeError) in
     StandardStream.output.write(try containers.state(try arguments.operand(0, "a container id")) + "\n")
     return 0
   },
-  Command(name: "kill", usage: "[--all] ID [SIGNAL]", options: [.flag("all", "a", help: "every process of the container")]) {
+  Command(name: "kill", usage: "[--all] ID [SIGNAL]", options: [.flag("all", "a", help: "signal every process of the container")]) {
     (containers, arguments) throws(RuntimeError) in
     let signal = arguments.operands.count > 1 ? arguments.operands[1] : "TERM"
-    // 0 asks whether there is somebody to signal (kill(2)).
-    guard let number = signal == "0" ? 0 : Signals.number(signal) else { throw RuntimeError("\(signal): no signal") }
+    // Signal 0 only checks whether the process exists (kill(2)).
+    guard let number = signal == "0" ? 0 : Signals.number(signal) else { throw RuntimeError("\(signal): not a signal") }
     try containers.kill(try arguments.operand(0, "a container id"), number, all: arguments.has("all"))
     return 0
   },
-  Command(name: "delete", usage: "[--force] ID", options: [.flag("force", "f", help: "kill it first; no error where there is none")]) {
+  Command(name: "delete", usage: "[--force] ID", options: [.flag("force", "f", help: "kill it first; no error if it does not exist")]) {
     (containers, arguments) throws(RuntimeError) in
     try containers.delete(try arguments.operand(0, "a container id"), force: arguments.has("force"))
     return 0
@@ -87,12 +87,12 @@ let commands: [Command] = [
   },
   Command(
     name: "update", usage: "[options] ID",
-    options: [.value("resources", "r", help: "file as linux.resources; - for standard input")] + updateOptions.map { $0.option },
+    options: [.value("resources", "r", help: "file with a linux.resources object; - for standard input")] + updateOptions.map { $0.option },
     run: update),
   Command(
     name: "events", usage: "[--stats] ID",
     options: [
-      .flag("stats", help: "print the use of resources once"),
+      .flag("stats", help: "print the resource usage once"),
       .value("interval", help: "between reports: 5s, 500ms, or seconds"),
     ]
   ) { (containers, arguments) throws(RuntimeError) in
@@ -135,7 +135,7 @@ private func interval(_ text: String) throws(RuntimeError) -> UInt32 {
   return unit == "ms" ? number : number * 1000
 }
 
-/// The count of a service manager's sockets, where they are meant for this process (sd_listen_fds(3)).
+/// Returns the number of sockets from a service manager, 0 if they are for another process (sd_listen_fds(3)).
 private func listening() throws(RuntimeError) -> UInt32 {
   let all = Process.environment
   func value(_ name: String) -> String? { all.first { $0.utf8.starts(with: name.utf8) }.map { String($0.dropFirst(name.utf8.count)) } }
@@ -195,7 +195,7 @@ private func creationOptions(_ arguments: Arguments) throws(RuntimeError) -> Cre
   return detached ? 0 : Foreground.wait(for: started)
 }
 
-/// So that none is lost between the clone and the wait; the program gets them unblocked.
+/// Blocks signals, so that none is lost between the clone and the wait. The program starts with them unblocked.
 private func blockSignals() throws(RuntimeError) {
   do throws(Errno) { try Signals.blockAll() } catch { throw RuntimeError("cannot block signals: \(error.sentence)") }
 }
@@ -214,7 +214,7 @@ private func blockSignals() throws(RuntimeError) {
     }
     StandardStream.output.write(JSONText.array(items).encoded + "\n")
   } else {
-    // As runc has it: engines and scripts read these columns.
+    // The columns are those of runc, which engines and scripts read.
     var rows = [["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]]
     for entry in all { rows.append([entry.id, "\(entry.pid)", entry.status.rawValue, entry.bundle, entry.created, entry.owner]) }
     var text = ""
@@ -276,7 +276,7 @@ private let updateOptions: [(option: Arguments.Option, section: String, field: S
   return 0
 }
 
-/// 52428800, 50M, 50m or 50MiB; -1 is none.
+/// Parses bytes such as 52428800, 50M, 50m or 50MiB; -1 means no limit.
 private func bytes(_ text: String) -> Int64? {
   let digits = text.utf8.prefix { (0x30...0x39).contains($0) || $0 == UInt8(ascii: "-") }
   guard let number = Int64(String(decoding: digits, as: UTF8.self)) else { return nil }
@@ -287,7 +287,7 @@ private func bytes(_ text: String) -> Int64? {
   return overflows ? nil : product
 }
 
-/// In the form of `runc events --stats`, as far as it goes.
+/// Returns statistics in the form of `runc events --stats`, with a part of its fields.
 private func statistics(_ id: String, _ usage: Usage) -> String {
   JSONText.object([
     ("type", .string("stats")), ("id", .string(id)),

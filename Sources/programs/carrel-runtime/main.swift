@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// carrel-runtime: the isolation core behind the command line of OCI runtimes. One process for each command, none stays.
+// carrel-runtime: the isolation core behind the command line of OCI runtimes. Each command is one process, and none stays.
 
 let globalOptions: [Arguments.Option] = [
-  .value("root", help: "where the containers' state is kept; default /run/carrel-runtime"),
-  .value("log", help: "file that errors are written to besides standard error"), .value("log-format", help: "text or json"),
-  .flag("debug", help: "accepted"), .flag("systemd-cgroup", help: "cgroups by systemd"),
+  .value("root", help: "directory of the containers' state; default: /run/carrel-runtime"),
+  .value("log", help: "file for errors, besides standard error"), .value("log-format", help: "text or json"),
+  .flag("debug", help: "accepted"), .flag("systemd-cgroup", help: "manage cgroups through systemd"),
   .value("cgroup-manager", help: "cgroupfs or systemd"),
   .value("rootless", help: "accepted"), .flag("version", "v", help: "print the version"), .flag("help", "h", help: "print this"),
 ]
@@ -13,7 +13,7 @@ let globalOptions: [Arguments.Option] = [
 func runCommandLine() -> Int32 {
   Signals.ignorePipe()
   Process.keepMemory()
-  // Nothing that an engine left open reaches a container by accident; what it asks for is handed on by number.
+  // Descriptors that an engine left open do not reach a container: the launch closes all but those that it requests by number.
   var log = ErrorLog()
   var failure: Int32 = 1
   do throws(RuntimeError) {
@@ -28,7 +28,7 @@ func runCommandLine() -> Int32 {
       return global.operands.isEmpty && !global.has("help") ? 2 : 0
     }
     guard let command = commands.first(where: { $0.name == name }) else { throw RuntimeError("\(name): unknown command; see --help") }
-    // As runc and crun have it: what a program inside ends with is told apart from that it could not be started.
+    // As in runc and crun, this exit status distinguishes a program that could not be started from one that failed.
     if name == "exec" { failure = 255 }
     let usesSystemd = global.has("systemd-cgroup") || global.value("cgroup-manager") == "systemd"
     let arguments = try Arguments(
@@ -45,7 +45,7 @@ func runCommandLine() -> Int32 {
   }
 }
 
-/// Where errors go: standard error, and the file that an engine reads them from.
+/// The destinations of errors: standard error, and the file that an engine reads.
 struct ErrorLog {
   var path = ""
   var isJSON = false

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// As git-credential-carrel, inside a workspace: git's credential helper.
+// git-credential-carrel, inside a workspace: git's credential helper.
 //
-// carrel-shim inject: changes the mounts of one sandbox by the request at its standard input, and ends.
+// carrel-shim inject: makes one change of a sandbox's mounts, which it reads from its standard input, and exits.
 //
-// carrel-shim SANDBOX WORKSPACE: the supervisor of one sandbox. Started by carreld with the sandbox's directory at descriptor 3, the socket
-// to listen on at 4 and the folder of the workspace's output at 5. It waits there for agents, of which one gives it its plan.
+// carrel-shim SANDBOX WORKSPACE: the supervisor of one sandbox. carreld starts it with the sandbox's directory at descriptor 3, the socket
+// to listen on at 4 and the directory of the workspace's output at 5. It waits for agents, one of which sends the plan.
 
 if let first = Process.arguments.first, first.split(separator: "/").last.map({ String($0) }) == GitHelper.name {
   Process.exit(
@@ -22,11 +22,11 @@ func runSupervisor() {
   Process.setName("carrel-shim")
   Signals.ignorePipe()
   do throws(Errno) {
-    // What another thread of the agent had open at that moment, such as the pipe of a program that it waits for, is not ours to keep.
+    // Descriptors that other threads of the agent had open at that moment, such as the pipe of a program, must not stay open here.
     try Process.closeAll(from: 6, except: [])
     try Process.closeOnExec(from: 3)
     try Signals.blockAll()
-    // Listening again makes this process the one that a peer's SO_PEERCRED names.
+    // listen(2) again makes this process the one that a peer's SO_PEERCRED reports.
     try Socket.relisten(4)
   } catch {
     Process.exit(1)

@@ -34,13 +34,13 @@ struct Carrel: AsyncParsableCommand {
     } catch {
       guard exitCode(for: error) == .validationFailure else { exit(withError: error) }
       FileHandle.standardError.write(Data((fullMessage(for: error) + "\n").utf8))
-      // As documented above, and not the library's 64 (EX_USAGE).
+      // The exit code documented above replaces the library's 64 (EX_USAGE).
       Foundation.exit(2)
     }
   }
 }
 
-/// What every command knows: where the agent is and how to print.
+/// The options that every command has: where the agent is and how to print.
 struct Common: ParsableArguments {
   @Option(name: .long, help: "The agent's socket (or CARREL_SOCKET).")
   var socket = ProcessInfo.processInfo.environment["CARREL_SOCKET"] ?? "/run/carrel/carrel.sock"
@@ -48,17 +48,17 @@ struct Common: ParsableArguments {
   @Option(name: [.short, .long], help: "table, json or yaml; cloudevents for events.")
   var output = OutputFormat.table
 
-  @Option(name: .long, help: "Seconds to wait for an answer; streams and waits for a stop are not bound by it.")
+  @Option(name: .long, help: "Seconds to wait for a reply; streams, copies and stops have no limit.")
   var requestTimeout: UInt32 = 60
 
   typealias Client = GRPCClient<HTTP2ClientTransport.Posix>
 
-  /// Connects, runs, and turns failures into messages and exit codes.
+  /// Connects, runs `body`, and converts errors to messages and exit codes.
   func withAgent<T: Sendable>(_ body: @Sendable @escaping (Client) async throws -> T) async throws -> T {
     var config = HTTP2ClientTransport.Posix.Config.defaults
     config.connection.flushCoalescing = nil
     guard FileManager.default.fileExists(atPath: socket) else {
-      throw Failure(code: 4, message: "there is no agent at \(socket); start carreld, or name its socket with --socket")
+      throw Failure(code: 4, message: "\(socket): agent not found; start carreld, or set its socket with --socket")
     }
     let begun = ContinuousClock.now
     do {
@@ -73,9 +73,9 @@ struct Common: ParsableArguments {
         case .unavailable, .deadlineExceeded: 4
         default: 1
         }
-      // The agent has a limit of its own, and says more about it.
+      // The agent has a limit of its own, with a message that says more.
       if error.code == .deadlineExceeded, begun.duration(to: .now) >= .seconds(Int64(requestTimeout)) {
-        throw Failure(code: code, message: "the agent did not answer within \(requestTimeout) s; what was asked may still happen")
+        throw Failure(code: code, message: "the agent did not reply within \(requestTimeout) s; the request may still be executed")
       }
       throw Failure(code: code, message: error.message.isEmpty ? "\(error.code)" : error.message)
     }
@@ -83,7 +83,7 @@ struct Common: ParsableArguments {
 }
 
 extension Common {
-  /// A deadline for every call but those that last as long as somebody looks, or as a tool takes to end.
+  /// The deadline of every call, except streams, copies and waits for the end of a tool.
   private var deadlines: ServiceConfig {
     let workspaces = Carrel_V1_WorkspaceService.descriptor.fullyQualifiedService
     let unbound = ["Watch", "Logs", "Exec", "Stop"].map { MethodConfig.Name(service: workspaces, method: $0) }
@@ -99,7 +99,7 @@ extension Common {
   }
 }
 
-/// An end with a message for people and a code for scripts.
+/// A failure, with a message for people and an exit code for scripts.
 struct Failure: Error {
   let code: Int32
   let message: String

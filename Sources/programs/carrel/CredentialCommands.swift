@@ -7,7 +7,7 @@ internal import SwiftProtobuf
 
 struct Credentials: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Replace or revoke what a running workspace was given.", subcommands: [Put.self, RemoveCredentials.self, Revoke.self],
+    abstract: "Replace, remove or revoke credentials of a workspace.", subcommands: [Put.self, RemoveCredentials.self, Revoke.self],
     defaultSubcommand: Put.self)
 }
 
@@ -36,7 +36,7 @@ struct Put: AsyncParsableCommand {
   @OptionGroup var common: Common
   @Argument var id: String
   @Argument(help: "NAME=FILE") var files: [String]
-  @Option(name: .long, help: "After this time they are removed: 30m, 8h, 2d.") var expires: String?
+  @Option(name: .long, help: "Remove them after this time: 30m, 8h, 2d.") var expires: String?
 
   func run() async throws {
     try await reporting {

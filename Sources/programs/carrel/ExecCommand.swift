@@ -8,11 +8,11 @@ internal import Linux
 internal import SwiftProtobuf
 
 struct Exec: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "Run a program in a workspace. Its exit code is passed on.")
+  static let configuration = CommandConfiguration(abstract: "Run a program in a workspace, and exit with its exit code.")
   @OptionGroup var common: Common
-  @Flag(name: [.short, .long], help: "Pass standard input on.") var interactive = false
-  @Flag(name: [.short, .long], help: "Give it a terminal.") var tty = false
-  @Option(name: [.short, .long], help: "NAME=VALUE for its environment.") var env: [String] = []
+  @Flag(name: [.short, .long], help: "Pass standard input to it.") var interactive = false
+  @Flag(name: [.short, .long], help: "Allocate a terminal for it.") var tty = false
+  @Option(name: [.short, .long], help: "NAME=VALUE: a variable of its environment.") var env: [String] = []
   @Option(name: [.short, .long], help: "Its working directory.") var workdir = ""
   @Argument var id: String
   @Argument(parsing: .captureForPassthrough, help: "The program and its arguments.") var command: [String]
@@ -42,7 +42,7 @@ struct Exec: AsyncParsableCommand {
     let (input, continuation) = AsyncStream<Carrel_V1_ExecRequest>.makeStream()
     continuation.yield(.with { $0.start = start })
     if interactive {
-      // A thread of its own: reading a terminal blocks for as long as nobody types.
+      // The read has its own thread, because it blocks until the user types.
       Thread.detachNewThread {
         while true {
           let data = FileHandle.standardInput.availableData
@@ -54,7 +54,7 @@ struct Exec: AsyncParsableCommand {
     } else {
       continuation.yield(.with { $0.closeStdin = true })
     }
-    // Made only where it is resumed: Dispatch does not let go of a source that never ran.
+    // The source is made only where it is resumed: Dispatch cannot release a source that was never resumed.
     var resize: (any DispatchSourceSignal)?
     if start.terminal {
       let source = DispatchSource.makeSignalSource(signal: SIGWINCH)
@@ -82,7 +82,7 @@ struct Exec: AsyncParsableCommand {
   }
 }
 
-/// The caller's terminal, passing every key on.
+/// The caller's terminal in raw mode, which passes every key to the program.
 final class RawTerminal {
   private let saved = TerminalMode.makeRaw(0)
 

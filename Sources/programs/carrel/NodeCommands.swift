@@ -8,7 +8,7 @@ internal import SwiftProtobuf
 
 struct Node: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Show this node: capacity, what is in use, what is degraded, who is told of events.")
+    abstract: "Show this node: capacity, what is in use, what is degraded, and its controllers.")
   @OptionGroup var common: Common
   @Flag(name: .long, help: "Read the whole journal and check its structure instead.") var checkJournal = false
 
@@ -45,11 +45,11 @@ struct Node: AsyncParsableCommand {
 
 struct DrainCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "drain", abstract: "Take no new workspaces from now on, over restarts too, until `carrel uncordon`.")
+    commandName: "drain", abstract: "Refuse launches from now on, also after a restart of the agent, until `carrel uncordon`.")
   @OptionGroup var common: Common
-  @Option(name: .long, help: "Stop what runs: SIGTERM now, SIGKILL after so many seconds. Without it, workspaces go on.") var deadline:
+  @Option(name: .long, help: "Stop what runs: SIGTERM now, SIGKILL after this number of seconds. Default: workspaces go on.") var deadline:
     UInt32?
-  @Flag(name: .long, help: "Return when nothing runs any more.") var wait = false
+  @Flag(name: .long, help: "Return when no workspace runs.") var wait = false
 
   func run() async throws {
     try await reporting {
@@ -74,8 +74,8 @@ struct DrainCommand: AsyncParsableCommand {
 }
 
 struct Uncordon: AsyncParsableCommand {
-  // `resume` is its former name, which goes with 0.4.
-  static let configuration = CommandConfiguration(abstract: "Accept workspaces again after `carrel drain`.", aliases: ["resume"])
+  // `resume` is the former name, which is removed in 0.4.
+  static let configuration = CommandConfiguration(abstract: "Accept launches again after `carrel drain`.", aliases: ["resume"])
   @OptionGroup var common: Common
 
   func run() async throws {
@@ -86,7 +86,7 @@ struct Uncordon: AsyncParsableCommand {
 }
 
 struct Explain: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "Say why a workspace stopped, failed, or is where it is; a deleted one too.")
+  static let configuration = CommandConfiguration(abstract: "Explain the state of a workspace, also of a deleted one.")
   @OptionGroup var common: Common
   @Argument var id: String
 
@@ -101,13 +101,13 @@ struct Explain: AsyncParsableCommand {
         ) { response in
           var last: Carrel_V1_Event?
           for try await message in response.messages where message.hasEvent {
-            // What came after the end adds nothing to its reason.
+            // `Deleted` follows the end and has no reason of its own.
             if message.event.type != "Deleted" || last == nil { last = message.event }
           }
           return last
         }
       }
-      guard let last else { throw Failure(code: 3, message: "there are no events of a workspace \(id)") }
+      guard let last else { throw Failure(code: 3, message: "workspace \(id): no events found") }
       guard common.output == .table else { return try Printer.print([last], as: common.output, single: true) }
       for line in Explain.lines(last) { print(line) }
     }

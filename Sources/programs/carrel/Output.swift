@@ -11,7 +11,7 @@ enum OutputFormat: String, ExpressibleByArgument, CaseIterable { case table, jso
 /// Prints messages for programs, tables for people.
 enum Printer {
   static func print(_ messages: [any Message], as format: OutputFormat, single: Bool = false) throws {
-    guard format != .cloudevents else { throw Failure(code: 2, message: "--output cloudevents: only events can be shown so") }
+    guard format != .cloudevents else { throw Failure(code: 2, message: "--output cloudevents: only valid for events") }
     var options = JSONEncodingOptions()
     options.preserveProtoFieldNames = true
     let objects = try messages.map { try JSONSerialization.jsonObject(with: Data(try $0.jsonString(options: options).utf8)) }
@@ -24,8 +24,8 @@ enum Printer {
     }
   }
 
-  /// Columns as wide as their widest cell. What comes from others is stripped of control characters: a label must
-  /// not steer the terminal of whoever lists it.
+  /// Prints columns that are as wide as their widest cell. Control characters are removed, because a label must not control the
+  /// terminal of a user who lists it.
   static func table(_ header: [String], _ rows: [[String]]) {
     let clean = ([header] + rows).map { $0.map { String($0.unicodeScalars.filter { $0.value >= 0x20 && $0.value != 0x7F }) } }
     let widths = header.indices.map { column in clean.map { $0[column].count }.max() ?? 0 }
@@ -44,7 +44,7 @@ enum Printer {
     return "\(value)"
   }
 
-  /// 90s, 30m, 8h or 2d.
+  /// Parses a time such as 90s, 30m, 8h or 2d.
   static func seconds(_ text: String, _ option: String) throws -> UInt64 {
     let units: [Character: UInt64] = ["s": 1, "m": 60, "h": 3600, "d": 86_400]
     guard let unit = text.last.flatMap({ units[$0] }), let number = UInt64(text.dropLast()), number > 0,
@@ -101,7 +101,7 @@ enum CloudEvent {
       object["id"] = "\(event.sequence)"
       object["type"] = "carrel.v1.\(subject).\(event.type.lowercased())"
       object["time"] = event.time
-      // Of one length, so that they sort as text.
+      // Sequences are padded to one length, so that they sort as text.
       object["sequence"] = String(repeating: "0", count: max(0, 20 - "\(event.sequence)".count)) + "\(event.sequence)"
       if !event.workspace.isEmpty { object["subject"] = event.workspace }
     }

@@ -10,12 +10,12 @@ private typealias Storage = Carrel_V1_StorageService.Client
 
 struct DatasetCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "dataset", abstract: "Datasets and project folders: what there is, and in workspaces that run.",
+    commandName: "dataset", abstract: "List datasets and project folders, and attach them to running workspaces.",
     subcommands: [Datasets.self, Attach.self, Detach.self])
 }
 
 struct Datasets: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "ls", abstract: "List what is registered on the node.")
+  static let configuration = CommandConfiguration(commandName: "ls", abstract: "List the datasets that are registered on the node.")
   @OptionGroup var common: Common
   @Option(name: .long, help: "Only what this owner may have.") var owner = ""
 
@@ -44,10 +44,10 @@ struct Attach: AsyncParsableCommand {
   @OptionGroup var common: Common
   @Argument var id: String
   @Argument(help: "NAME or NAME@VERSION") var dataset: String
-  @Argument(help: "Where the workspace sees it, such as /data/sales.") var target: String
-  @Flag(name: .long, help: "Writable.") var write = false
-  @Option(name: .long, help: "Only this folder of it.") var path = ""
-  @Option(name: .long, help: "After this time it is detached: 30m, 8h, 2d.") var expires: String?
+  @Argument(help: "The path in the workspace, such as /data/sales.") var target: String
+  @Flag(name: .long, help: "Attach it writable.") var write = false
+  @Option(name: .long, help: "Attach only this directory of it.") var path = ""
+  @Option(name: .long, help: "Detach it after this time: 30m, 8h, 2d.") var expires: String?
 
   func run() async throws {
     try await reporting {
@@ -74,11 +74,11 @@ struct Attach: AsyncParsableCommand {
 struct Detach: AsyncParsableCommand {
   enum Policy: String, ExpressibleByArgument, CaseIterable { case refuse, lazy, stop }
 
-  static let configuration = CommandConfiguration(abstract: "Take a dataset away from a workspace that runs.")
+  static let configuration = CommandConfiguration(abstract: "Detach a dataset from a running workspace.")
   @OptionGroup var common: Common
   @Argument var id: String
-  @Argument(help: "Where the workspace sees it.") var target: String
-  @Option(name: .long, help: "What happens where programs have files of it open: refuse, lazy (they keep them), stop (they are ended).")
+  @Argument(help: "The path in the workspace.") var target: String
+  @Option(name: .long, help: "If programs have files of it open: refuse, lazy (they keep them), stop (they are stopped).")
   var holders = Policy.refuse
 
   func run() async throws {
@@ -105,12 +105,12 @@ struct Detach: AsyncParsableCommand {
 
 struct HomeCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "home", abstract: "Homes: snapshots, copies, and what was removed.",
+    commandName: "home", abstract: "Manage homes: snapshots, copies and removed homes.",
     subcommands: [Homes.self, SnapshotHome.self, RestoreHome.self, CloneHome.self, RemoveHome.self, RecoverHome.self, GrowHome.self])
 }
 
 struct Homes: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "ls", abstract: "List homes, their snapshots and what can be recovered.")
+  static let configuration = CommandConfiguration(commandName: "ls", abstract: "List homes, their snapshots and removed homes.")
   @OptionGroup var common: Common
   @Argument(help: "Only this owner's.") var owner: String?
 
@@ -131,7 +131,7 @@ struct Homes: AsyncParsableCommand {
 }
 
 extension Common {
-  /// Shows how far a copy has come; returns what was made.
+  /// Prints the progress of a copy; returns the snapshot that it made.
   fileprivate func following(
     _ call:
       @escaping @Sendable (
@@ -155,10 +155,10 @@ extension Common {
 }
 
 struct SnapshotHome: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "snapshot", abstract: "Copy a home, also while it is used.")
+  static let configuration = CommandConfiguration(commandName: "snapshot", abstract: "Make a snapshot of a home, also while it is in use.")
   @OptionGroup var common: Common
   @Argument var owner: String
-  @Option(name: .long, help: "Becomes a part of its name.") var label = ""
+  @Option(name: .long, help: "A part of the snapshot's name.") var label = ""
 
   func run() async throws {
     try await reporting {
@@ -176,7 +176,7 @@ struct SnapshotHome: AsyncParsableCommand {
 
 struct RestoreHome: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "restore", abstract: "Put a snapshot in a home's place. What was there becomes a snapshot, whose name is printed.")
+    commandName: "restore", abstract: "Replace a home by a snapshot. What it contained becomes a snapshot, whose name is printed.")
   @OptionGroup var common: Common
   @Argument var owner: String
   @Argument var snapshot: String
@@ -196,7 +196,7 @@ struct RestoreHome: AsyncParsableCommand {
 }
 
 struct CloneHome: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "clone", abstract: "Give a snapshot to an owner who has no home yet.")
+  static let configuration = CommandConfiguration(commandName: "clone", abstract: "Copy a snapshot to an owner who has no home yet.")
   @OptionGroup var common: Common
   @Argument var owner: String
   @Argument var snapshot: String
@@ -225,16 +225,16 @@ struct CloneHome: AsyncParsableCommand {
 
 struct RemoveHome: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "rm", abstract: "Set a home aside. It can be recovered for some days (storage.removedHomesDays), then it is deleted.")
+    commandName: "rm", abstract: "Remove a home. It can be recovered for some days (storage.removedHomesDays), then it is deleted.")
   @OptionGroup var common: Common
   @Argument var owner: String
-  @Option(name: .long, help: "The owner's name once more; asked for on a terminal.") var again: String?
+  @Option(name: .long, help: "The owner's name once more, to confirm; prompted for on a terminal.") var again: String?
 
   func run() async throws {
     try await reporting {
       var again = again
       if again == nil, isatty(0) == 1 {
-        Printer.note("the name of the owner whose home is to be removed, once more:")
+        Printer.note("to confirm, enter the name of the owner once more:")
         again = readLine()
       }
       let (owner, name) = (owner, again ?? "")
@@ -253,10 +253,10 @@ struct RemoveHome: AsyncParsableCommand {
 }
 
 struct RecoverHome: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "recover", abstract: "Bring a removed home back.")
+  static let configuration = CommandConfiguration(commandName: "recover", abstract: "Recover a removed home.")
   @OptionGroup var common: Common
   @Argument var owner: String
-  @Argument(help: "Which, if there are several; default: the last.") var name: String?
+  @Argument(help: "The removed home, if there are several; default: the last.") var name: String?
 
   func run() async throws {
     try await reporting {
@@ -277,7 +277,7 @@ struct GrowHome: AsyncParsableCommand {
     commandName: "grow", abstract: "Make an image home larger, also while it is in use where its file system can.")
   @OptionGroup var common: Common
   @Argument var owner: String
-  @Argument(help: "Its size from now on, such as 20Gi; homes only grow.") var size: String
+  @Argument(help: "The new size, such as 20Gi; homes only grow.") var size: String
 
   func run() async throws {
     try await reporting {
@@ -312,14 +312,14 @@ struct Environments: AsyncParsableCommand {
       guard common.output == .table else { return try Printer.print(found, as: common.output) }
       Printer.table(
         ["IMAGE", "NAME", "SIZE", "SNAPSHOTS"],
-        found.map { [$0.image, $0.name.isEmpty ? "(not here)" : $0.name, Printer.bytes($0.bytes), $0.snapshots.joined(separator: " ")] })
+        found.map { [$0.image, $0.name.isEmpty ? "(not found)" : $0.name, Printer.bytes($0.bytes), $0.snapshots.joined(separator: " ")] })
     }
   }
 }
 
 struct PackagesOf: ParsableArguments {
   @Argument var owner: String
-  @Option(name: .long, help: "Of this image, by name or digest; not needed where there is one.") var image = ""
+  @Option(name: .long, help: "The image, by name or digest; optional if packages exist for one image only.") var image = ""
 
   fileprivate func change(_ common: Common, _ change: Carrel_V1_EnvironmentChange, _ snapshot: String = "") async throws {
     let (owner, image) = (owner, image)
@@ -338,7 +338,7 @@ struct PackagesOf: ParsableArguments {
 }
 
 struct SnapshotPackages: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "snapshot", abstract: "Copy the packages; prints the copy's name.")
+  static let configuration = CommandConfiguration(commandName: "snapshot", abstract: "Copy the packages and print the copy's name.")
   @OptionGroup var common: Common
   @OptionGroup var packages: PackagesOf
   func run() async throws { try await reporting { try await packages.change(common, .snapshot) } }

@@ -7,10 +7,10 @@ internal import GRPCCore
 internal import SwiftProtobuf
 
 struct Logs: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "Show what a workspace's tool wrote.")
+  static let configuration = CommandConfiguration(abstract: "Show the output of a workspace's tool.")
   @OptionGroup var common: Common
   @Argument var id: String
-  @Flag(name: [.short, .long], help: "Go on until the tool ends.") var follow = false
+  @Flag(name: [.short, .long], help: "Follow the output until the tool ends.") var follow = false
   @Flag(name: [.short, .long], help: "Show time and stream of every line.") var timestamps = false
   @Option(name: .long, help: "Begin at this byte of the log.") var offset: UInt64 = 0
 
@@ -30,7 +30,7 @@ struct Logs: AsyncParsableCommand {
     }
   }
 
-  /// CRI lines to what the tool wrote: `P` lines go on in the next, `F` lines end.
+  /// Converts CRI lines to the tool's output: a `P` line continues in the next one, an `F` line ends.
   static func show(_ bytes: [UInt8], _ timestamps: Bool) {
     if timestamps { return FileHandle.standardOutput.write(Data(bytes)) }
     for line in bytes.split(separator: 0x0A, omittingEmptySubsequences: true) {
@@ -45,7 +45,7 @@ struct Logs: AsyncParsableCommand {
 struct Events: AsyncParsableCommand {
   static let configuration = CommandConfiguration(abstract: "Show the events of this node, in order.")
   @OptionGroup var common: Common
-  @Flag(name: [.short, .long], help: "Go on as they happen.") var follow = false
+  @Flag(name: [.short, .long], help: "Follow events as they happen.") var follow = false
   @Option(name: .long, help: "Begin after this sequence number.") var cursor: UInt64 = 0
   @Option(name: .long, help: "Only this workspace's.") var workspace = ""
 
@@ -75,7 +75,7 @@ struct Events: AsyncParsableCommand {
 }
 
 struct Top: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "Show what workspaces use.")
+  static let configuration = CommandConfiguration(abstract: "Show the resource usage of workspaces.")
   @OptionGroup var common: Common
   @Argument var ids: [String] = []
 
@@ -107,7 +107,7 @@ struct Top: AsyncParsableCommand {
 
 struct ImageCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "image", abstract: "Images of this node.",
+    commandName: "image", abstract: "Manage the images of this node.",
     subcommands: [ListImages.self, Import.self, Inspect.self, Build.self, RemoveImage.self])
 
   typealias Images = Carrel_V1_ImageService.Client
@@ -130,7 +130,7 @@ struct ImageCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Import an OCI layout directory, an oci-archive or a docker-archive.")
     @OptionGroup var common: Common
     @Argument(completion: .file()) var path: String
-    @Option(name: .long, help: "Its name here; otherwise the archive's own.") var name = ""
+    @Option(name: .long, help: "The name of the image; default: the name in the archive.") var name = ""
     func run() async throws {
       try await reporting {
         let request = Carrel_V1_ImportImageRequest.with {
@@ -176,7 +176,7 @@ struct ImageCommand: AsyncParsableCommand {
       try await reporting {
         let script = tree + "/hack/build-image"
         guard FileManager.default.isExecutableFile(atPath: script) else {
-          throw Failure(code: 2, message: "there is no \(script); name the source tree with --tree")
+          throw Failure(code: 2, message: "\(script): not found; set the source tree with --tree")
         }
         let process = Foundation.Process()
         process.executableURL = URL(fileURLWithPath: script)

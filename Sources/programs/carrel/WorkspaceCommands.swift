@@ -12,9 +12,9 @@ struct Launch: AsyncParsableCommand {
   static let configuration = CommandConfiguration(abstract: "Launch a workspace from a spec.")
   @OptionGroup var common: Common
   @Argument(help: "A spec as YAML; - for standard input.", completion: .file(extensions: ["yaml"])) var file: String
-  @Option(name: .long, help: "NAME=FILE: a credential file and where its content is.") var credential: [String] = []
+  @Option(name: .long, help: "NAME=FILE: the name of a credential file, and the file with its content.") var credential: [String] = []
   @Option(name: .long, help: "The key of an encrypted home: a file of 32 to 64 bytes.", completion: .file()) var homeKey: String?
-  @Option(name: .long, help: "Use this id in place of the spec's.") var id: String?
+  @Option(name: .long, help: "Use this id instead of the spec's.") var id: String?
   @Flag(inversion: .prefixedNo, help: "Follow the start until the workspace is ready, or a batch run has ended.") var wait = true
 
   func run() async throws {
@@ -41,7 +41,7 @@ struct Launch: AsyncParsableCommand {
         let head = try await Carrel_V1_NodeService.Client(wrapping: client).info(.init()).head
         let answer = try await service.launch(request)
         let id = answer.workspace.spec.id
-        if !answer.created { Printer.note("workspace \(id) is there already, with this spec") }
+        if !answer.created { Printer.note("workspace \(id) already exists with this spec") }
         guard wait else {
           if format == .table { print(id) } else { try Printer.print([answer.workspace], as: format, single: true) }
           return Int32(0)
@@ -67,7 +67,7 @@ struct Launch: AsyncParsableCommand {
     }
   }
 
-  /// Shows the phases as they happen. Returns the exit code: a batch run's own, 1 for a failure.
+  /// Prints events as they happen. Returns the exit code: that of a batch run, 1 for a failure.
   private static func follow(_ service: Workspaces<some ClientTransport>, _ id: String, after cursor: UInt64, _ format: OutputFormat)
     async throws -> Int32
   {
@@ -79,7 +79,7 @@ struct Launch: AsyncParsableCommand {
     ) { response -> Int32 in
       for try await message in response.messages where message.hasEvent {
         if format == .table { Printer.note(Printer.event(message.event)) }
-        // Not the end: what kept it from its start was set aside, and it is started once more.
+        // This is not the end: a rescue has set files aside, and another attempt follows.
         if message.event.attributes["rescue"] == "follows" { continue }
         switch message.event.state {
         case .ready, .failed, .stopped:
@@ -202,7 +202,7 @@ struct Remove: AsyncParsableCommand {
   static let configuration = CommandConfiguration(commandName: "rm", abstract: "Remove stopped workspaces. Homes stay.")
   @OptionGroup var common: Common
   @Argument var ids: [String]
-  @Flag(name: [.short, .long], help: "Stop first what still runs.") var force = false
+  @Flag(name: [.short, .long], help: "Stop workspaces that still run first.") var force = false
 
   func run() async throws {
     try await reporting {

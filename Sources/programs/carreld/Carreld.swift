@@ -13,7 +13,7 @@ internal import GRPC
 internal import UnixSignals
 internal import Workspaces
 
-/// The version that this build says of itself.
+/// The version that this build reports.
 let version = "0.2.0"
 
 @main
@@ -28,7 +28,7 @@ struct Carreld: AsyncParsableCommand {
   @Flag(name: .long, help: "Check the configuration and exit: 0 if it is valid, 78 if not.")
   var checkConfig = false
 
-  @Option(name: .long, help: "The least severe messages to log: debug, info, notice, warning, error.")
+  @Option(name: .long, help: "The lowest level to log: debug, info, notice, warning, error.")
   var logLevel = "info"
 
   func run() async throws {
@@ -47,7 +47,7 @@ struct Carreld: AsyncParsableCommand {
     LoggingSystem.bootstrap { _ in AgentLogHandler() }
     var logger = Logger(label: "carreld")
     logger.logLevel = Logger.Level(rawValue: logLevel) ?? .info
-    // The kernel then reaps supervisors that end; how a tool ended comes from its record, not from wait(2).
+    // The kernel then reaps supervisors that exit; how a tool ended is in its exit record, not in the result of wait(2).
     signal(SIGCHLD, SIG_IGN)
     signal(SIGPIPE, SIG_IGN)
     do {
@@ -60,7 +60,7 @@ struct Carreld: AsyncParsableCommand {
 
   private func serve(_ settings: Configuration, _ logger: Logger) async throws {
     let node = try Node(configuration: settings, logger: logger)
-    // Bound before recovery, so that two agents never recover the same state; served after it.
+    // The socket is bound before recovery, so that two agents never recover the same state, and served after it.
     let links = settings.controllers.map { ControllerClient(node: node, controller: $0, version: version, logger: logger) }
     let server = try Server(node: node, logger: logger, version: version, controllers: links.map { link in { try await link.status() } })
     for sentence in node.facts.degraded { logger.notice("degraded", metadata: ["what": "\(sentence)"]) }
@@ -70,21 +70,21 @@ struct Carreld: AsyncParsableCommand {
         .init(service: ServerService(node: node, server: server, logger: logger)),
         .init(service: SystemdService(node: node)),
       ] + links.map { .init(service: LinkService(node: node, link: $0)) }, gracefulShutdownSignals: [.sigterm, .sigint], logger: logger)
-    // For a client that does not read: its calls are cut off.
+    // The limit cuts off the calls of a client that does not read.
     services.maximumGracefulShutdownDuration = .seconds(5)
-    // A client that is suspended keeps its connection, and would keep the server, for ever.
+    // A suspended client keeps its connection open, and would delay the shutdown for ever.
     let patience = Task {
       for await _ in await UnixSignalsSequence(trapping: .sigterm, .sigint) {
         try await Task.sleep(for: .seconds(6))
         await node.retire()
-        logger.notice("ended; workspaces go on, and a client did not let go of its connection")
+        logger.notice("ended; workspaces go on, and a client did not close its connection")
         Foundation.exit(0)
       }
     }
     defer { patience.cancel() }
     do { try await ServiceGroup(configuration: services).run() } catch is CancellationError {}
     await node.retire()
-    // Workspaces go on: the next agent finds them.
+    // Workspaces go on, and the next agent adopts them.
     logger.notice("ended; workspaces go on")
   }
 
@@ -100,7 +100,7 @@ struct Carreld: AsyncParsableCommand {
   }
 }
 
-/// First of the services, and so the last to end: the others need it.
+/// The first service, and therefore the last to end, because the others need it.
 private struct NodeRunner: Service {
   let node: Node
   func run() async throws {
@@ -109,7 +109,7 @@ private struct NodeRunner: Service {
         group.addTask { try await node.run() }
         group.addTask {
           do { try await node.untilJournalFails() } catch is CancellationError {} catch {
-            // At once: nothing that this process would still do can be made durable.
+            // The process exits at once, because nothing that it would still do can be made durable.
             exit(1)
           }
         }

@@ -6,8 +6,8 @@ internal import Foundation
 internal import Logging
 internal import ServiceLifecycle
 
-/// Tells systemd that the agent serves, and feeds its watchdog at half of the time that it asks for. Without systemd
-/// (no NOTIFY_SOCKET) it only waits for the end.
+/// Notifies systemd that the agent serves, and its watchdog at half of the configured interval. Without systemd (no NOTIFY_SOCKET) it
+/// only waits for the shutdown.
 struct SystemdService: Service {
   let node: Node
 
@@ -27,7 +27,7 @@ struct SystemdService: Service {
   }
 }
 
-/// One line a message on stderr, `key=value` behind it; under systemd, journal fields instead.
+/// Logs one line per message to stderr, followed by `key=value`; under systemd, it sends journal fields instead.
 struct AgentLogHandler: LogHandler {
   var logLevel: Logger.Level = .info
   var metadata: Logger.Metadata = [:]
@@ -50,7 +50,7 @@ struct AgentLogHandler: LogHandler {
     }
   }
 
-  /// A newline in a message would forge a line of its own.
+  /// Escapes control characters, because a newline in a message would forge a log line.
   private static func escape(_ text: String) -> String {
     var escaped = ""
     for scalar in text.unicodeScalars {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What homes are kept with: encryption by the file system, and block devices whose blocks lie in a file. In the manner of clinux.h.
+// System calls for homes: encryption by the file system, and block devices that are backed by a file. The conventions are those of
+// clinux.h.
 #ifndef CARREL_CLINUX_STORAGE_H
 #define CARREL_CLINUX_STORAGE_H
 
@@ -8,7 +9,7 @@
 #include <linux/fscrypt.h>
 #include <linux/loop.h>
 
-// fscrypt of version 2 (linux/fscrypt.h): a key belongs to a file system and is known by an identifier that the kernel derives.
+// fscrypt of version 2 (linux/fscrypt.h): a key belongs to a file system and has an identifier that the kernel derives from it.
 static inline long clx_encryption_add_key(int fd, const void *key, size_t n, uint8_t identifier[FSCRYPT_KEY_IDENTIFIER_SIZE]) {
   union { struct fscrypt_add_key_arg argument; uint8_t room[sizeof(struct fscrypt_add_key_arg) + FSCRYPT_MAX_KEY_SIZE]; } u;
   if (n > FSCRYPT_MAX_KEY_SIZE) return -EINVAL;
@@ -49,7 +50,8 @@ static inline long clx_encryption_policy(int fd, uint8_t identifier[FSCRYPT_KEY_
 
 // loop(4).
 static inline long clx_loop_free(int control) { return clx_result(ioctl(control, LOOP_CTL_GET_FREE)); }
-// It goes with its last user. Past the page cache where the file's file system can; the kernel reads on through the cache where not.
+// The kernel detaches the device with its last user. Direct I/O bypasses the page cache; where the file system cannot do it, the
+// kernel uses the cache.
 static inline long clx_loop_configure(int device, int file, const char *name) {
   struct loop_config c;
   memset(&c, 0, sizeof c);
@@ -58,7 +60,7 @@ static inline long clx_loop_configure(int device, int file, const char *name) {
   strncpy((char *)c.info.lo_file_name, name, LO_NAME_SIZE - 1);
   return clx_result(ioctl(device, LOOP_CONFIGURE, &c));
 }
-// Of which file its blocks are; -ENXIO where of none.
+// Returns the file that backs a device; -ENXIO if there is none.
 static inline long clx_loop_file(int device, uint64_t *file_device, uint64_t *inode) {
   struct loop_info64 i;
   long r = clx_result(ioctl(device, LOOP_GET_STATUS64, &i));

@@ -3,7 +3,7 @@
 // The only C of the project: system calls as functions. Each returns the
 // kernel's convention, a result >= 0 or -errno, so that no caller reads errno.
 // Most go through syscall(2): several have no wrapper in Debian 12's glibc, and
-// glibc's wrappers of the set*id calls signal other threads, which the helper
+// glibc's wrappers of the set*id calls signal other threads, which the shim
 // does not have. _GNU_SOURCE is not defined here: Swift's Glibc module is built
 // without it, and two views of one type clash in a file that sees both.
 #ifndef CARREL_CLINUX_H
@@ -122,7 +122,7 @@ static inline long clx_fchownat(int dir, const char *path, unsigned uid, unsigne
 static inline long clx_readlinkat(int dir, const char *path, char *to, size_t n) { return clx_result(syscall(SYS_readlinkat, dir, path, to, n)); }
 static inline long clx_getdents(int fd, void *to, size_t n) { return clx_result(syscall(SYS_getdents64, fd, to, n)); }
 static inline long clx_access(int dir, const char *path, int mode) { return clx_result(syscall(SYS_faccessat, dir, path, mode)); }
-// stx_mnt_id of struct statx (statx(2)), which C libraries older than the kernel's 5.8 do not name.
+// stx_mnt_id of struct statx (statx(2)), which C libraries older than kernel 5.8 do not declare.
 static inline long clx_mount_id(int fd, uint64_t *id) {
   uint8_t raw[256];
   long r = clx_result(syscall(SYS_statx, fd, "", CLX_AT_EMPTY_PATH, 0x1000, raw));
@@ -185,7 +185,7 @@ static inline long clx_mount_setattr(int fd, unsigned flags, uint64_t set, uint6
 
 // ---------------------------------------------------------------- processes
 
-// fork, or a child in new namespaces. Without CLONE_VM: the caller must be single-threaded.
+// Clones a child, in new namespaces if flags name any. There is no CLONE_VM: the caller must be single-threaded.
 static inline long clx_clone3(uint64_t flags, int *pidfd, int cgroup) {
   struct clone_args args = { 0 };
   args.flags = flags | CLONE_PIDFD;
@@ -194,7 +194,7 @@ static inline long clx_clone3(uint64_t flags, int *pidfd, int cgroup) {
   if (cgroup >= 0) { args.flags |= 1ULL << CLX_CLONE_INTO_CGROUP_BIT; args.cgroup = (uint64_t)cgroup; }
   return clx_result(syscall(435, &args, sizeof args));
 }
-// The same as a child of this process's parent; it takes over how the parent hears of its end.
+// Clones a child of this process's parent, with the exit signal that this process has (CLONE_PARENT, clone(2)).
 static inline long clx_clone3_sibling(uint64_t flags, int cgroup) {
   struct clone_args args = { 0 };
   args.flags = flags | CLONE_PARENT;
@@ -258,7 +258,7 @@ static inline long clx_sethostname(const char *name, size_t n) { return clx_resu
 static inline long clx_setdomainname(const char *name, size_t n) { return clx_result(syscall(SYS_setdomainname, name, n)); }
 static inline long clx_chdir(const char *path) { return clx_result(syscall(SYS_chdir, path)); }
 static inline long clx_fchdir(int fd) { return clx_result(syscall(SYS_fchdir, fd)); }
-// The raw call: glibc's getcwd would hide a directory outside the root, "(unreachable)/…".
+// The raw call: glibc's getcwd hides that a directory is outside the root, "(unreachable)/…".
 static inline long clx_getcwd(char *to, size_t n) { return clx_result(syscall(SYS_getcwd, to, n)); }
 static inline long clx_umask(unsigned mask) { return syscall(SYS_umask, mask); }
 static inline long clx_setsid(void) { return clx_result(syscall(SYS_setsid)); }
@@ -266,15 +266,15 @@ static inline long clx_execve(const char *path, char *const *argv, char *const *
 void clx_fault(const char *name);
 static inline const char *clx_environment(const char *name) { return getenv(name); }
 static inline char **clx_environ(void) { return environ; }
-// The file that a descriptor stands for, with this process's own arguments and environment (execveat(2)).
+// Executes the file of a descriptor with this process's environment (execveat(2)).
 static inline long clx_execute_again(int file, char *const *argv) {
   return clx_result(syscall(SYS_execveat, file, "", argv, environ, CLX_AT_EMPTY_PATH));
 }
 static inline long clx_close_range(unsigned first, unsigned last, unsigned flags) { return clx_result(syscall(436, first, last, flags)); }
 static inline _Noreturn void clx_exit(int code) { for (;;) syscall(SYS_exit_group, code); }
 
-// posix_spawn with three descriptors placed at 3, 4 and 5, in a session of its own, with the signal
-// mask empty. glibc's posix_spawn runs no code of ours in the child, so it is safe in a threaded process.
+// posix_spawn with three descriptors at 3, 4 and 5, in its own session, with an empty signal mask. glibc's posix_spawn runs no code
+// of ours in the child, so it is safe in a threaded process.
 static inline long clx_spawn3(const char *path, char *const *argv, char *const *envp, int fd3, int fd4, int fd5, int stderr_fd) {
   posix_spawn_file_actions_t actions;
   posix_spawnattr_t attributes;
@@ -316,8 +316,8 @@ static inline void clx_keep_memory(void) {
 }
 static inline void clx_trim_memory(void) { malloc_trim(0); }
 static inline void clx_default_signals(void) {
-  // Handlers go at execve(2) in any case. Those that a parent ignores, and with it all its children, are of this range:
-  // a shell's nohup and background jobs, an interpreter's SIGPIPE.
+  // execve(2) resets handlers, but a signal that a parent ignores stays ignored in all its children. Those in use are below 32: a
+  // shell's nohup and background jobs, an interpreter's SIGPIPE.
   for (int s = 1; s < 32; s++) if (s != SIGKILL && s != SIGSTOP) signal(s, SIG_DFL);
 }
 static inline long clx_ignore_sigpipe(void) { return signal(SIGPIPE, SIG_IGN) == SIG_ERR ? -(long)errno : 0; }
@@ -354,7 +354,7 @@ static inline long clx_connect(int fd, const char *path) {
   return r ? r : clx_result(syscall(SYS_connect, fd, &address, sizeof address));
 }
 static inline long clx_listen(int fd, int backlog) { return clx_result(syscall(SYS_listen, fd, backlog)); }
-// A TCP socket bound to 127.0.0.1, also while that address is not up yet (IP_FREEBIND).
+// Binds a TCP socket to 127.0.0.1, even if that address is not up yet (IP_FREEBIND).
 static inline long clx_bind_loopback(unsigned short port) {
   int fd = (int)clx_result(syscall(SYS_socket, AF_INET, CLX_SOCK_STREAM | CLX_SOCK_CLOEXEC | CLX_SOCK_NONBLOCK, 0)), one = 1;
   if (fd < 0) return fd;
@@ -379,7 +379,7 @@ static inline long clx_peer(int fd, struct clx_peer *peer) {
   return clx_result(syscall(SYS_getsockopt, fd, SOL_SOCKET, 17, peer, &n));
 }
 
-// One datagram with up to four descriptors beside it.
+// Sends one datagram with up to four descriptors.
 static inline long clx_send(int fd, const void *bytes, size_t n, const int *fds, int count, int flags) {
   struct iovec io = { (void *)bytes, n };
   union { struct cmsghdr header; char bytes[CMSG_SPACE(4 * sizeof(int))]; } control;
@@ -459,7 +459,7 @@ static inline long clx_terminal_size(int fd, unsigned short *rows, unsigned shor
   *columns = size.ws_col;
   return r;
 }
-// struct ktermios as TCGETS has it on x86-64 and arm64.
+// struct termios of the kernel, as TCGETS uses it on x86-64 and arm64.
 struct clx_terminal_mode { uint32_t input, output, control, local; uint8_t line, keys[19]; };
 static inline long clx_terminal_make_raw(int fd, struct clx_terminal_mode *saved) {
   long r = clx_result(syscall(SYS_ioctl, fd, 0x5401, saved));  // TCGETS
@@ -478,7 +478,7 @@ static inline long clx_terminal_unlock(int master) {
   int zero = 0;
   return clx_result(syscall(SYS_ioctl, master, 0x40045431, &zero));
 }
-// TIOCGPTPEER opens the slave of this master, not whatever a path leads to (CVE-2025-52565).
+// TIOCGPTPEER opens the slave of this master; a path could lead to another file (CVE-2025-52565).
 static inline long clx_terminal_peer(int master) { return clx_result(syscall(SYS_ioctl, master, 0x5441, O_RDWR | O_NOCTTY | CLX_O_CLOEXEC)); }
 
 // --------------------------------------------------------------------- time

@@ -1,7 +1,7 @@
 #pragma once
 #include <seccomp.h>
 #include <errno.h>
-// Macros that Swift cannot import.
+// Swift cannot import these macros.
 static inline uint32_t cseccomp_errno(int code) { return SCMP_ACT_ERRNO(code); }
 static inline uint32_t cseccomp_trace(int code) { return SCMP_ACT_TRACE(code); }
 static inline uint32_t cseccomp_allow(void) { return SCMP_ACT_ALLOW; }

@@ -14,14 +14,14 @@ package import ShimClient
 internal import Synchronization
 package import Workspaces
 
-/// Something that a provider gives and that is renewed while a workspace runs.
+/// A credential that a provider issues and that is renewed while a workspace runs.
 package enum BrokeredCredential: Equatable, Sendable {
   case role(String)
   case git(host: String, organisation: String)
-  /// Not the broker's but a file's.
+  /// A web identity, which is a file and is not served by the broker.
   case webIdentity(String)
 
-  /// As the broker, and events, call it.
+  /// The name in the broker and in events.
   var name: String {
     switch self {
     case .role(let role), .webIdentity(let role): role
@@ -33,13 +33,13 @@ package enum BrokeredCredential: Equatable, Sendable {
 }
 
 package struct BrokerState: FeatureState {
-  /// Roles whose credentials were taken away.
+  /// The roles whose credentials were revoked.
   package var revoked: [String] = []
 
   package init() {}
 }
 
-/// Short-lived credentials, renewed ahead of their end as long as a workspace runs. Its supervisor hands them out.
+/// Short-lived credentials, renewed before they expire as long as a workspace runs. Its supervisor issues them to programs.
 package struct BrokerFeature: WorkspaceFeature {
   package typealias State = BrokerState
   package static let name = "broker"
@@ -63,7 +63,7 @@ package struct BrokerFeature: WorkspaceFeature {
 
   // ------------------------------------------------------------------ deciding
 
-  /// Whether this node can give what a spec asks for.
+  /// Checks that this node can provide the credentials of a spec.
   package func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws {
     if !spec.roles.isEmpty {
       guard spec.hasWebIdentity ? configuration.webIdentity != nil : configuration.awsProvider != nil else {
@@ -84,16 +84,16 @@ package struct BrokerFeature: WorkspaceFeature {
       }
     }
     guard spec.sshAgent != true || configuration.sshAgent != nil else {
-      throw InvalidField("sshAgent", "this node knows of no ssh-agents (credentials.sshAgent in its configuration)")
+      throw InvalidField("sshAgent", "this node has no ssh-agents (credentials.sshAgent in its configuration)")
     }
   }
 
-  /// What a tool needs to know: of the broker, for the AWS SDKs (container credentials) and for git (gitcredentials(7)).
+  /// Adds what the tool needs to use the broker: variables for the AWS SDKs (container credentials) and for git (gitcredentials(7)).
   package func contribute(to draft: inout AttemptDraft, of record: WorkspaceRecord) {
     let spec = record.spec
     let folder = AttemptDraft.secretsPath
     if let role = spec.roles.first {
-      // An image's own would come first in every SDK.
+      // The image's static variables would take precedence in every SDK.
       for name in WorkspaceSpec.staticAWSVariables { draft.environment[name] = nil }
       if spec.hasWebIdentity {
         draft.environment["AWS_WEB_IDENTITY_TOKEN_FILE"] = "\(folder)/\(BrokerFeature.webIdentityName)"
@@ -106,14 +106,14 @@ package struct BrokerFeature: WorkspaceFeature {
       }
     }
     if spec.git != nil {
-      // The empty one first: none of the image's own.
+      // The empty helper comes first: it drops the helpers of the image.
       let settings = [("credential.helper", ""), ("credential.helper", BrokerFeature.gitHelperPath), ("credential.useHttpPath", "true")]
       draft.environment["GIT_CONFIG_COUNT"] = "\(settings.count)"
       for (index, (key, value)) in settings.enumerated() {
         draft.environment["GIT_CONFIG_KEY_\(index)"] = key
         draft.environment["GIT_CONFIG_VALUE_\(index)"] = value
       }
-      // The supervisor's own program under another name; nobody can write through this mount (CVE-2019-5736).
+      // The supervisor's own program under another name; the read-only mount protects it from being overwritten (CVE-2019-5736).
       draft.sandbox.binds.append(
         SandboxSpec.Bind(source: services.helper, target: BrokerFeature.gitHelperPath, writable: false, executable: true, ids: nil))
     }
@@ -130,7 +130,7 @@ package struct BrokerFeature: WorkspaceFeature {
 
   // ------------------------------------------------------------------- opening
 
-  /// Before the tool starts. A provider that fails delays nothing: the tool starts without, and they come when it answers again.
+  /// Fetches credentials before the tool starts. A failing provider does not delay the start: they follow when it responds again.
   package func connect(_ workspace: Workspace, _ sandbox: SandboxProcess) async throws(Refusal) {
     let wanted = wanted(workspace.spec)
     guard !wanted.isEmpty else { return }
@@ -155,13 +155,13 @@ package struct BrokerFeature: WorkspaceFeature {
       try await workspace.request(.putSecret(name: CredentialBroker.tokenName, content: token))
       try await workspace.request(.serveCredentials(token: token), passing: [listener])
     } catch {
-      throw Refusal(.isolation, "the credential broker cannot be opened: \(describe(error))")
+      throw Refusal(.isolation, "credential broker: cannot open it: \(describe(error))")
     }
   }
 
   // ------------------------------------------------------------------ revoking
 
-  /// Takes a role's credentials away at once, for the rest of the workspace's life; all of them without a name.
+  /// Revokes a role's credentials at once, for the rest of the workspace's life; those of all roles without a name.
   func revoke(_ workspace: Workspace, role: String?) async throws {
     let id = workspace.id
     let chosen = wanted(workspace.spec).filter { role == nil || $0.name == role }
@@ -192,7 +192,7 @@ package struct BrokerFeature: WorkspaceFeature {
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
     let wanted = wanted(workspace.spec)
     guard !wanted.isEmpty else { return }
-    // Of a workspace that an earlier agent started, nothing is known of when they were renewed.
+    // When the credentials of an adopted workspace were renewed is not known: they are renewed at once.
     let pauses = renewals.take(workspace.id) ?? wanted.map { _ in .zero }
     await withTaskGroup(of: Void.self) { group in
       for (one, pause) in zip(wanted, pauses) { group.addTask { await keep(workspace, one, after: pause) } }
@@ -207,14 +207,14 @@ package struct BrokerFeature: WorkspaceFeature {
     var pause = first
     var failures = first == nil ? 1 : 0
     while !Task.isCancelled {
-      // From a second to a minute between two attempts at a provider that fails.
+      // The backoff for a provider that fails grows from 1 to 30 s.
       do { try await Task.sleep(for: pause ?? .seconds(min(60, 1 << min(failures, 6)) / 2)) } catch { return }
       pause = await renew(workspace, one, quietly: failures > 0)
       failures = pause == nil ? failures + 1 : 0
     }
   }
 
-  /// Fetches and hands over. How long to wait before the next time; nil where it failed.
+  /// Fetches a credential and hands it to the supervisor. Returns the time until the next renewal; nil if it failed.
   private func renew(_ workspace: Workspace, _ one: BrokeredCredential, quietly: Bool = false) async -> Duration? {
     func isRevoked() -> Bool { workspace.record[BrokerFeature.self].revoked.contains(one.name) }
     guard !isRevoked() else { return .seconds(86_400) }
@@ -230,7 +230,7 @@ package struct BrokerFeature: WorkspaceFeature {
     } catch {
       guard !Task.isCancelled else { return nil }
       services.logger.error(
-        "credentials cannot be renewed", metadata: ["workspace": "\(workspace.id)", "role": "\(one.name)", "error": "\(error)"])
+        "cannot renew credentials", metadata: ["workspace": "\(workspace.id)", "role": "\(one.name)", "error": "\(error)"])
       if !quietly, !workspace.record.state.isTerminal {
         try? await workspace.commit(.credentialsFailed, ["role": one.name, "error": "\(error)"])
       }
@@ -278,8 +278,8 @@ package struct BrokerFeature: WorkspaceFeature {
 
   // -------------------------------------------------------------------- audit
 
-  /// Records what programs were given: the first at once, what follows within ten seconds together. The supervisor keeps the count
-  /// until it is told that it is on record, so that none is lost with this agent; one may be there twice.
+  /// Records what was issued to programs: the first at once, what follows within ten seconds together. The supervisor retains the count
+  /// until it is notified that it is on record, so that none is lost with this agent; one may be recorded twice.
   private func recordIssues(_ workspace: Workspace, _ reports: AsyncStream<ShimReport>) async {
     let pending = IssueCounts()
     var last: [String: ContinuousClock.Instant] = [:]
@@ -295,30 +295,30 @@ package struct BrokerFeature: WorkspaceFeature {
           await record(workspace, role, count)
         }
       }
-      // The tool has ended: what still waits is recorded ahead of its end.
+      // The tool has ended: counts that still wait are recorded before its end.
       group.cancelAll()
     }
   }
 
   private func record(_ workspace: Workspace, _ role: String, _ count: UInt32) async {
     let attributes = ["role": role, "count": "\(count)"]
-    // At the end of the tool nobody waits for the disk any more, and the supervisor needs to know no more.
+    // At the end of the tool no caller waits for the disk any more, and the supervisor needs no notification.
     if Task.isCancelled { return await workspace.submit(.credentialsIssued, attributes) }
     guard (try? await workspace.commit(.credentialsIssued, attributes)) != nil else { return }
     try? await workspace.link?.send(.issuesRecorded(role: role, count: count))
   }
 }
 
-/// How often each role's credentials were given out and are not on record yet.
+/// The number of times each role's credentials were issued, as far as it is not on record yet.
 private final class IssueCounts: Sendable {
   private let counts = Mutex<[String: UInt32]>([:])
 
-  /// False where a count of the role waits already; it is then replaced.
+  /// Sets a role's count. Returns false if a count was waiting already, which is replaced.
   func add(_ role: String, _ count: UInt32) -> Bool { counts.withLock { $0.updateValue(count, forKey: role) } == nil }
   func take(_ role: String) -> UInt32? { counts.withLock { $0.removeValue(forKey: role) } }
 }
 
-/// When what was fetched for a start is to be renewed, between `connect` and `run`.
+/// The time until the next renewal of what `connect` fetched, stored until `run` takes it.
 final class Renewals: Sendable {
   private let pauses = Mutex<[String: [Duration?]]>([:])
 

@@ -5,8 +5,8 @@ package import Credentials
 package import Foundation
 internal import Synchronization
 
-/// Where the agent asks those controllers for credentials that its configuration names as providers: each question goes out on the call
-/// that the controller has open, and its answer comes back by its id.
+/// Requests credentials from the controllers that the configuration names as providers: each request is sent on the call that the
+/// controller has open, and its reply is matched by its id.
 package final class ControllerProvider: Sendable {
   package struct Question: Sendable {
     package let id: String
@@ -16,24 +16,24 @@ package final class ControllerProvider: Sendable {
   }
 
   private struct State {
-    /// What passes a question on, by controller.
+    /// The function that sends a request to a controller, by controller.
     var calls: [String: @Sendable (Question) -> Void] = [:]
-    /// Who waits, by controller and question: a controller answers its own questions only.
+    /// The requests in flight, by controller and request: a controller can reply only to its own.
     var waiting: [[String]: Promise<Data>] = [:]
   }
 
   private let state = Mutex(State())
 
-  /// A call that is open from now on, in place of an earlier one of this controller's.
+  /// Sets the open call of a controller, in place of an earlier one.
   package func open(_ controller: String, _ pass: @escaping @Sendable (Question) -> Void) { state.withLock { $0.calls[controller] = pass } }
 
-  /// Whoever waits for this controller waits no longer.
+  /// Removes the call of a controller, and fails the requests that wait for it.
   package func close(_ controller: String) {
     let left = state.withLock { state in
       state.calls[controller] = nil
       return state.waiting.keys.filter { $0[0] == controller }
     }
-    for key in left { finish(key, .failure(CredentialError("controller \(controller): its call ended before it answered"))) }
+    for key in left { finish(key, .failure(CredentialError("controller \(controller): its call ended before it replied"))) }
   }
 
   package func answer(_ controller: String, _ id: String, _ result: Result<Data, CredentialError>) { finish([controller, id], result) }

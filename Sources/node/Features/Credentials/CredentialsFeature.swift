@@ -6,11 +6,11 @@ package import ShimProtocol
 internal import ShimClient
 package import Workspaces
 
-/// When a credential file was given and when it ends, in seconds since 1970.
+/// The times at which a credential file was provided and expires, in seconds since 1970.
 package struct CredentialEnd: Codable, Equatable, Sendable {
   let given: Double
   let end: Double
-  /// That its end is near has been reported.
+  /// Whether the approaching expiry has been reported.
   var isReported: Bool?
 
   init(_ seconds: UInt64) {
@@ -23,18 +23,18 @@ package struct CredentialEnd: Codable, Equatable, Sendable {
     self.end = end
   }
 
-  /// From when on its end is near: a quarter of an hour before, or a quarter of its time.
+  /// The time of the warning: a quarter of an hour before the expiry, or a quarter of the lifetime if that is less.
   var warning: Double { end - min(900, (end - given) / 4) }
 }
 
 package struct CredentialsState: FeatureState {
-  /// Of the files that end, by name.
+  /// The times of the files that expire, by name.
   package var ends: [String: CredentialEnd] = [:]
 
   package init() {}
 }
 
-/// Credential files: replaced and removed while a workspace runs, and removed when their time is over.
+/// Credential files: replaced and removed while a workspace runs, and removed when they expire.
 package struct CredentialsFeature: WorkspaceFeature {
   package typealias State = CredentialsState
   package static let name = "credentials"
@@ -45,10 +45,10 @@ package struct CredentialsFeature: WorkspaceFeature {
     for (index, name) in spec.credentials.enumerated() { try check(name, tool, "credentials[\(index)]") }
   }
 
-  /// The tool's token and the broker's files are the agent's own.
+  /// Refuses the file name of the tool's token, which is reserved for the agent.
   private func check(_ name: String, _ tool: Tool?, _ field: String) throws(InvalidField) {
     guard name != tool?.tokenFile else {
-      throw InvalidField(field, "\(printable(name)) is reserved: the tool \(tool?.name ?? "") has its token there")
+      throw InvalidField(field, "\(printable(name)) is reserved for the token of the tool \(tool?.name ?? "")")
     }
   }
 
@@ -62,7 +62,7 @@ package struct CredentialsFeature: WorkspaceFeature {
 
   /// Replaces credential files, each atomically, without a restart.
   func put(_ workspace: Workspace, _ credentials: [Credential]) async throws {
-    let record = try workspace.requireUp("credentials go to one that runs")
+    let record = try workspace.requireUp("credentials can only be changed in a running workspace")
     do throws(InvalidField) {
       try WorkspaceSpec.validate(credentials)
       let tool = services.tool(of: record.spec)
@@ -78,9 +78,9 @@ package struct CredentialsFeature: WorkspaceFeature {
     try await workspace.commit(.credentialsUpdated, ["names": credentials.map(\.name).sorted().joined(separator: " ")])
   }
 
-  /// Takes credential files away.
+  /// Removes credential files.
   func remove(_ workspace: Workspace, _ names: [String]) async throws {
-    let record = try workspace.requireUp("credentials are removed from one that runs")
+    let record = try workspace.requireUp("credentials can only be removed from a running workspace")
     guard !names.isEmpty else { throw AgentError(.invalidArgument, "names: is empty") }
     let known = Set(record.spec.credentials + record[CredentialsFeature.self].ends.keys)
     for name in names where !known.contains(name) {
@@ -94,8 +94,8 @@ package struct CredentialsFeature: WorkspaceFeature {
     do {
       try await workspace.request(.removeSecret(name: name))
     } catch let error as AgentError where error.code == .internal {
-      // It is gone already: an agent that ended here has removed it.
-      services.logger.notice("a credential is gone", metadata: ["workspace": "\(workspace.id)", "name": "\(name)", "error": "\(error)"])
+      // The file is removed already: a previous agent ended before it recorded the removal.
+      services.logger.notice("credential not present", metadata: ["workspace": "\(workspace.id)", "name": "\(name)", "error": "\(error)"])
     }
     await workspace.update { record in
       if record[CredentialsFeature.self].ends[name] == end { record[CredentialsFeature.self].ends[name] = nil }
@@ -106,7 +106,7 @@ package struct CredentialsFeature: WorkspaceFeature {
 
   // ------------------------------------------------------------------ expiring
 
-  /// Reports the ends that are near, and removes what is over.
+  /// Reports credentials that expire soon, and removes those that have expired.
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
     do {
       while true {
@@ -117,19 +117,19 @@ package struct CredentialsFeature: WorkspaceFeature {
     } catch {}
   }
 
-  /// Does what is due, and returns when something is due next.
+  /// Does what is due. Returns when something is due next; nil for nothing.
   private func act(_ workspace: Workspace) async throws -> Double? {
     var next: Double?
     for (name, end) in workspace.record[CredentialsFeature.self].ends.sorted(by: { $0.key < $1.key }) {
       let now = Date.now.timeIntervalSince1970
       guard workspace.record.state.isUp else { break }
-      // Another call may have replaced it while this loop removed one.
+      // Another call may have replaced this credential while the loop removed one.
       guard workspace.record[CredentialsFeature.self].ends[name] == end else { continue }
       if end.end <= now {
         do { try await remove(workspace, name, why: "its time was over") } catch {
           try Task.checkCancellation()
           services.logger.error(
-            "a credential cannot be removed; retrying", metadata: ["workspace": "\(workspace.id)", "error": "\(error)"])
+            "cannot remove a credential; retrying", metadata: ["workspace": "\(workspace.id)", "error": "\(error)"])
           next = min(next ?? .infinity, now + 5)
         }
       } else if end.warning <= now, end.isReported != true {

@@ -15,16 +15,16 @@ internal import Procfs
 internal import ShimClient
 internal import Workspaces
 
-/// How a workspace that runs is given a dataset, or loses it.
+/// Attaches datasets to a running workspace, and detaches them.
 extension DatasetsFeature {
-  /// How long an injector may take, storage that does not answer included.
+  /// The time limit of an injector, which includes storage that does not respond.
   private static let injectionLimit = Duration.seconds(20)
 
   // ----------------------------------------------------------------- attaching
 
-  /// Mounts a dataset in a workspace that runs. Where it is at that target already, its mode and its end are changed.
+  /// Mounts a dataset in a running workspace. If it is at that target already, its mode and its expiry are changed.
   func attach(_ workspace: Workspace, _ asked: WorkspaceSpec.Dataset, seconds: UInt64?) async throws -> WorkspaceRecord {
-    let record = try workspace.requireUp("datasets are attached to one that runs")
+    let record = try workspace.requireUp("datasets can only be attached to a running workspace")
     let expires = seconds.map { Date.now.timeIntervalSince1970 + Double($0) }
     let dataset: MountedDataset
     do {
@@ -35,7 +35,7 @@ extension DatasetsFeature {
       throw AgentError(error)
     }
     guard let tool = services.tool(of: record.spec) else {
-      throw AgentError(.failedPrecondition, "workspace \(workspace.id): its tool is gone")
+      throw AgentError(.failedPrecondition, "workspace \(workspace.id): its tool no longer exists")
     }
     guard dataset.target != tool.home else { throw AgentError(.invalidArgument, "dataset.target: \(tool.home) is the home") }
     return try await changing(workspace) {
@@ -100,9 +100,9 @@ extension DatasetsFeature {
 
   package enum UsePolicy: Sendable { case refuse, lazy, stop }
 
-  /// Takes a dataset away. Returns who had files of it open.
+  /// Detaches a dataset. Returns the processes that had files of it open.
   func detach(_ workspace: Workspace, _ target: String, _ policy: UsePolicy) async throws -> [OpenFileUser] {
-    let record = try workspace.requireUp("datasets are detached from one that runs")
+    let record = try workspace.requireUp("datasets can only be detached from a running workspace")
     let mounted = record[DatasetsFeature.self].mounted
     guard mounted.contains(where: { $0.target == target }) else {
       let there = mounted.map(\.target).sorted().joined(separator: ", ")
@@ -119,7 +119,7 @@ extension DatasetsFeature {
     case .refuse:
       guard found.isEmpty else {
         throw AgentError(
-          .failedPrecondition, "\(target) is in use: \(DatasetsFeature.list(found)); ask for lazy or stop, or have them close it")
+          .failedPrecondition, "\(target) is in use: \(DatasetsFeature.list(found)); close the files, or detach with lazy or stop")
       }
     case .lazy: break
     case .stop: await stop(found, workspace, mount)
@@ -154,7 +154,7 @@ extension DatasetsFeature {
     return (try? await services.lanes.inspect.run { OpenFileUser.find(mount, among: cgroup.processes()) }) ?? []
   }
 
-  /// SIGTERM, two seconds, SIGKILL: to those that are there, and to what comes after them.
+  /// Secrets cannot be fetched again: the supervisor has them before a record needs them. Else the two steps overlap.
   private func stop(_ found: [OpenFileUser], _ workspace: Workspace, _ mount: UInt64) async {
     var left = found
     for signal in [Signals.terminate, Signals.kill] where !left.isEmpty {
@@ -169,19 +169,19 @@ extension DatasetsFeature {
 
   // ---------------------------------------------------------------- injecting
 
-  /// One change of a workspace's mounts at a time.
+  /// Serializes the changes of a workspace's mounts.
   private func changing<T: Sendable>(_ workspace: Workspace, _ body: () async throws -> T) async throws -> T {
     let id = workspace.id
     return try await changes.lock(id).whileHeld(
       within: .seconds(10),
-      else: AgentError(.unavailable, "the mounts of workspace \(id) are being changed by another call; retry"), body)
+      else: AgentError(.unavailable, "workspace \(id): another call is changing its mounts; retry later"), body)
   }
 
-  /// Has an injector change the sandbox's mounts. `target`: what is noted beforehand for another agent, where something is to change.
+  /// Requests a mount change from an injector. `target`: recorded first, for the next agent; nil if no mount is added or removed.
   private func inject(_ request: InjectorRequest, target: String?, _ workspace: Workspace) async throws -> UInt64 {
     let id = workspace.id
     guard let process = await workspace.link?.process, let place = workspace.record.sandbox else {
-      throw AgentError(.unavailable, "workspace \(id): its supervisor cannot be reached just now; retry")
+      throw AgentError(.unavailable, "workspace \(id): cannot reach its supervisor; retry later")
     }
     let injection = MountInjection(helper: services.helper, process: process)
     let folder = place.path(in: services.configuration.state)
@@ -198,7 +198,7 @@ extension DatasetsFeature {
     } catch {
       if case .failed(let failure) = error { throw AgentError(.internal, explain(failure)) }
       if case .noReply(let seconds) = error {
-        throw AgentError(.deadlineExceeded, "workspace \(id): the storage did not answer within \(seconds) s")
+        throw AgentError(.deadlineExceeded, "workspace \(id): the storage did not respond within \(seconds) s")
       }
       throw AgentError(.internal, "workspace \(id): the injector failed: \(error)")
     }
@@ -206,7 +206,7 @@ extension DatasetsFeature {
 
   // ---------------------------------------------------------------- over time
 
-  /// Ends what is given for a time, when that is over; first, what an earlier agent began is settled.
+  /// Reconciles what a previous agent began, and then detaches datasets that expire.
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
     if isAdopted { await reconcile(workspace) }
     do {
@@ -226,20 +226,20 @@ extension DatasetsFeature {
     do {
       _ = try await changing(workspace) {
         let now = workspace.record[DatasetsFeature.self].mounted.first { $0.target == dataset.target }
-        // Another call may have given it longer, or taken it away.
+        // Another call may have extended or detached it.
         guard let now, now.isOver else { return [OpenFileUser]() }
         return try await detach(workspace, dataset.target, .lazy, why: "its time was over")
       }
     } catch {
       services.logger.error(
-        "a dataset cannot be detached; retrying",
+        "cannot detach a dataset; retrying",
         metadata: ["workspace": "\(workspace.id)", "target": "\(dataset.target)", "error": "\(error)"])
       try? await Task.sleep(for: .seconds(5))
     }
   }
 
-  /// After a restart of the agent: what is on record holds. A mount that is not on record goes; what was detached and is still on record
-  /// is told; and modes are as they are recorded.
+  /// Reconciles the mounts with the record after a restart of the agent. A mount that is not on record is detached; one that is on record
+  /// and was detached is reported; modes are set as recorded.
   private func reconcile(_ workspace: Workspace) async {
     _ = try? await changing(workspace) {
       let recorded = workspace.record[DatasetsFeature.self].mounted
@@ -259,7 +259,7 @@ extension DatasetsFeature {
     }
   }
 
-  /// The targets that an earlier agent was about to change.
+  /// Returns the targets that a previous agent was about to change.
   private func changed(_ workspace: Workspace) async -> [String] {
     guard let place = workspace.record.sandbox else { return [] }
     let folder = place.path(in: services.configuration.state)
@@ -267,7 +267,7 @@ extension DatasetsFeature {
     return Set(noted + ((await workspace.link as? LegacyShimConnection)?.changedMounts ?? [])).sorted()
   }
 
-  /// Whether something is mounted right at a target, by PID 1's table of mounts; nil where that cannot be told.
+  /// Returns whether something is mounted exactly at a target, by PID 1's mount table; nil if that cannot be read.
   private func isMounted(_ target: String, _ workspace: Workspace) async -> Bool? {
     guard let process = await workspace.link?.process else { return nil }
     return try? await services.lanes.inspect.run {

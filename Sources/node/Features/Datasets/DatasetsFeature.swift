@@ -13,14 +13,14 @@ internal import Synchronization
 package import Workspaces
 
 package struct DatasetsState: FeatureState {
-  /// What the workspace has of datasets and project folders.
+  /// The datasets and project folders that the workspace has.
   package var mounted: [MountedDataset] = []
 
   package init() {}
 }
 
-/// Datasets and project folders: who may have what, and what a workspace is given at its start. How one that runs is given one, or
-/// loses it, is in `DatasetsFeature+Changes.swift`.
+/// Datasets and project folders: who may use them, and what a workspace gets at its start. `DatasetsFeature+Changes.swift` attaches and
+/// detaches them while it runs.
 package struct DatasetsFeature: WorkspaceFeature {
   package typealias State = DatasetsState
   package static let name = "datasets"
@@ -30,7 +30,7 @@ package struct DatasetsFeature: WorkspaceFeature {
   let images: DatasetVolumes
   let changes = MountChanges()
 
-  /// What is registered, read from the disk: for a lane.
+  /// The registered datasets. Reads the disk: call it in a lane.
   package var registry: @Sendable () -> DatasetRegistry { { [services] in DatasetRegistry(folder: services.configuration.datasets) } }
 
   func readRegistry() async throws -> DatasetRegistry { try await services.lanes.inspect.run(registry) }
@@ -39,10 +39,10 @@ package struct DatasetsFeature: WorkspaceFeature {
 
   package func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws { _ = try await resolve(spec) }
 
-  /// Puts what a spec asks for into a record that nothing is done for.
+  /// Sets the datasets of a spec in a record, without opening them.
   func describe(_ record: inout WorkspaceRecord) async throws { record[DatasetsFeature.self].mounted = try await resolve(record.spec) }
 
-  /// What a spec asks for, as it is now.
+  /// Resolves the datasets of a spec with the registry as it is now.
   private func resolve(_ spec: WorkspaceSpec) async throws -> [MountedDataset] {
     guard !spec.storage.datasets.isEmpty else { return [] }
     let registry = try await readRegistry()
@@ -65,7 +65,7 @@ package struct DatasetsFeature: WorkspaceFeature {
     let known = try registry.find(name, for: owner, writing: dataset.writable, field: field + ".dataset")
     let isVolume = await isImage(known.path)
     guard !dataset.writable || !isVolume else {
-      throw InvalidField(field + ".writable", "\(known.reference) is an image, which is read-only")
+      throw InvalidField(field + ".writable", "\(known.reference) is a volume file, which is read-only")
     }
     return MountedDataset(
       target: dataset.target, source: known.path, reference: known.reference, path: dataset.path, writable: dataset.writable,
@@ -73,7 +73,7 @@ package struct DatasetsFeature: WorkspaceFeature {
       isAttached: isAttached, isVolume: isVolume)
   }
 
-  /// Whether a source is an image; a source that does not answer is found out about when it is opened.
+  /// Returns whether a source is a volume file; false if its storage does not respond, which is found when the source is opened.
   private func isImage(_ source: String) async -> Bool {
     (try? await services.lanes.onStorage(source, within: HomeFeature.limit) { DatasetVolumes.isImage(source) }) ?? false
   }
@@ -92,7 +92,7 @@ package struct DatasetsFeature: WorkspaceFeature {
     guard !spec.storage.datasets.isEmpty || !before.isEmpty else { return }
     do {
       let registry = try await readRegistry()
-      // What was attached stays attached in another attempt, as long as it may.
+      // An attached dataset stays attached in another attempt, until it expires or is no longer permitted.
       let kept = before.filter { $0.isAttached && !$0.isOver && isGranted($0, to: spec.owner.name, registry) }
       let all = try await resolve(spec) + kept
       await workspace.update { $0[DatasetsFeature.self].mounted = all }
@@ -102,7 +102,7 @@ package struct DatasetsFeature: WorkspaceFeature {
     }
   }
 
-  /// Looks at what is to be mounted, and makes ready what has to be.
+  /// Opens a volume file, prepares a project folder, and checks the directory that is to be mounted.
   func open(_ dataset: MountedDataset, by workspace: String) async throws {
     let images = images
     do {
@@ -122,7 +122,7 @@ package struct DatasetsFeature: WorkspaceFeature {
 
   func bind(_ dataset: MountedDataset, of record: WorkspaceRecord, _ tool: Tool) -> SandboxSpec.Bind {
     let owner = record.spec.owner
-    // An image is read with the rights that everybody has: not every kernel shows one under other ids.
+    // A volume file has no id map, because not every kernel supports one for it: it is read with the rights that everybody has.
     let ids = IDMapping(
       fromUID: owner.uid, fromGID: dataset.gid ?? owner.gid, toUID: tool.uid, toGID: tool.gid,
       others: (dataset.members ?? []).filter { $0 != owner.uid })
@@ -137,13 +137,13 @@ package struct DatasetsFeature: WorkspaceFeature {
     await releaseImages(of: workspace.id, except: [])
   }
 
-  /// Those that a workspace has and is to keep stay.
+  /// Releases the volume files of a workspace, except those that it retains.
   func releaseImages(of id: String, except kept: [String]) async {
     let images = images
     _ = try? await services.lanes.cleanup.run { images.release(by: id, except: kept) }
   }
 
-  /// What an earlier agent opened.
+  /// Adopts the volume files that a previous agent opened.
   func adopt(_ workspace: Workspace) async {
     for (index, dataset) in workspace.record[DatasetsFeature.self].mounted.enumerated() {
       if dataset.isVolume == nil {
@@ -155,7 +155,7 @@ package struct DatasetsFeature: WorkspaceFeature {
   }
 }
 
-/// One change of a workspace's mounts at a time.
+/// The locks that serialize the changes of each workspace's mounts.
 final class MountChanges: Sendable {
   private let locks = Mutex<[String: AsyncLock]>([:])
 

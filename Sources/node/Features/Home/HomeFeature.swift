@@ -9,16 +9,16 @@ package import ShimProtocol
 internal import Volumes
 package import Workspaces
 
-/// What a workspace's home is.
+/// The kind of a workspace's home.
 package enum HomeKind: Codable, Equatable, Sendable {
-  /// A directory of the host; with a limit in bytes where its file system can keep one.
+  /// A directory of the host, with a limit in bytes if its file system can enforce one.
   case directory(limit: UInt64?)
-  /// A file system in a file, of so many bytes.
+  /// A file system in a volume file of this size.
   case volume(bytes: UInt64)
 
   package var isVolume: Bool { if case .volume = self { true } else { false } }
 
-  /// Its hard limit in bytes; nil where it has none.
+  /// The hard limit in bytes; nil if there is none.
   package var limit: UInt64? {
     switch self {
     case .directory(let limit): limit
@@ -59,18 +59,18 @@ package struct HomeFeature: WorkspaceFeature {
     record[HomeFeature.self].kind = try kind(request.spec)
   }
 
-  /// Where a workspace's home is on the host while it runs.
+  /// Returns the path of a workspace's home on the host while it runs.
   func path(_ record: WorkspaceRecord) -> String {
     let home = home(record.spec)
     return record[HomeFeature.self].kind.isVolume ? volumes.path(home) : home
   }
 
-  /// The home's name: its directory, or that of its image without `.img`.
+  /// Returns the home's name: its directory, or its volume file without `.img`.
   func home(_ spec: WorkspaceSpec) -> String { registry.home(spec) }
 
   private func isVolume(_ spec: WorkspaceSpec) -> Bool { (spec.storage.driver ?? configuration.homeDriver) == .image }
 
-  /// A volume has a limit, a directory where somebody asks for one.
+  /// Returns the kind of home for a spec. A volume always has a limit, a directory only if the spec or the configuration sets one.
   private func kind(_ spec: WorkspaceSpec) throws(InvalidField) -> HomeKind {
     var sizes = Configuration.homeSizes
     if isVolume(spec) {
@@ -87,25 +87,25 @@ package struct HomeFeature: WorkspaceFeature {
         "\(printable(text)) is not a quantity between \(Quantity.describe(bytes: sizes.lowerBound)) and \(Quantity.describe(bytes: sizes.upperBound))"
       )
     }
-    // Whole blocks.
+    // The size is rounded down to whole blocks.
     let whole = bytes / 4096 * 4096
     return isVolume(spec) ? .volume(bytes: whole) : .directory(limit: whole)
   }
 
-  /// As it was asked for; nil where it is the node's to say.
+  /// Returns the requested format; nil if the node decides.
   private func volumeFormat(_ spec: WorkspaceSpec) -> VolumeFormat? {
     (spec.hasEncryptedHome ? .ext4 : spec.storage.fileSystem).flatMap { VolumeFormat(rawValue: $0.rawValue) }
   }
 
   // ------------------------------------------------------------------- opening
 
-  /// What a directory's file system may take to answer.
+  /// The time limit for a directory's file system to respond.
   static let limit = Duration.seconds(30)
 
   package func prepare(_ workspace: Workspace) async throws(Refusal) {
     let record = workspace.record
     let (spec, home) = (record.spec, home(record.spec))
-    guard !registry.isClosed(home) else { throw Refusal(.storage, "home \(home) is being restored or removed; retry") }
+    guard !registry.isClosed(home) else { throw Refusal(.storage, "home \(home): being restored or removed; retry later") }
     let isFull: Bool?
     do {
       switch record[HomeFeature.self].kind {
@@ -123,26 +123,26 @@ package struct HomeFeature: WorkspaceFeature {
     }
     if isFull == true {
       await RescueFeature.report(
-        workspace, "the home is full; the room that was kept for this was given to it, and files have to be deleted",
+        workspace, "the home is full: its reserve was released; delete files",
         ["limitBytes": "\(record[HomeFeature.self].kind.limit ?? 0)"])
     }
   }
 
-  /// True: it is full; nil: its file system keeps no limit, and nobody asked for one.
+  /// Opens a home directory. Returns true if it is full, nil if its file system enforces no limit and the spec requested none.
   private func openDirectory(_ spec: WorkspaceSpec, _ home: String, _ limit: UInt64?) async throws -> Bool? {
     let owner = spec.owner
     return try await services.lanes.onStorage(home, within: HomeFeature.limit) {
       try HostDirectory.prepareHome(home, uid: owner.uid, gid: owner.gid)
       guard let limit else { return false }
       do { return try HomeQuota.apply(home, bytes: limit, uid: owner.uid, gid: owner.gid) } catch {
-        // What the node gives where it can is no reason to refuse where it cannot.
+        // A default limit that the file system cannot enforce is no reason to refuse.
         guard spec.storage.size == nil else { throw error }
         return nil
       }
     }
   }
 
-  /// An image may have to be checked (fsck), for which there is no limit.
+  /// Opens a home volume. It may have to be checked (fsck), for which there is no time limit.
   private func openVolume(_ workspace: Workspace, _ home: String, _ bytes: UInt64) async throws -> Bool? {
     let spec = workspace.spec
     let wish = HomeVolumes.HomeRequirements(
@@ -168,11 +168,11 @@ package struct HomeFeature: WorkspaceFeature {
     try? await services.lanes.onVolume(home + ".img") { [volumes] in volumes.release(home, by: id) }
   }
 
-  /// A home that an earlier agent opened.
+  /// Adopts a home that a previous agent opened.
   func adopt(_ record: WorkspaceRecord) async {
     guard record[HomeFeature.self].kind.isVolume else { return }
     let (home, id) = (home(record.spec), record.spec.id)
-    try? await services.lanes.onVolume(home + ".img") { [volumes] in volumes.adopt(home, by: id) }
+    volumes.adopt(home, by: id)
   }
 
   // --------------------------------------------------------------------- usage
@@ -182,18 +182,18 @@ package struct HomeFeature: WorkspaceFeature {
     while (try? await Task.sleep(for: .seconds(1))) != nil { await check(workspace) }
   }
 
-  /// What a home with a limit of its own uses; nil where it has none, or does not answer.
+  /// Returns the usage of a home that has a limit of its own; nil if it has none, or does not respond.
   func use(_ record: WorkspaceRecord) async -> HomeVolumes.Use? {
     guard record[HomeFeature.self].kind.limit != nil else { return nil }
     let path = path(record)
     return (try? await services.lanes.onStorage(path, within: .seconds(5)) { HomeVolumes.Use(at: path) }) ?? nil
   }
 
-  /// Reports when a home nears its limit, and when it is below again.
+  /// Records when a home nears its limit, and when it is below again.
   private func check(_ workspace: Workspace) async {
     let record = workspace.record
     guard let use = await use(record), !Task.isCancelled else { return }
-    // Back below a mark only by five points, so that a home that hovers around one does not fill the journal as well.
+    // A threshold is cleared only five points below it, so that a home that hovers around it does not fill the journal as well.
     let told = record[HomeFeature.self].filled
     let reached: UInt64 = [100, 95, 80].first { use.percent >= $0 || told >= $0 && use.percent + 5 >= $0 } ?? 0
     guard reached != told else { return }

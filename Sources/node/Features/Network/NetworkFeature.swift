@@ -53,7 +53,7 @@ package struct NetworkFeature: WorkspaceFeature {
   }
 }
 
-/// The host's resolver, as it was when a start last looked.
+/// The host's resolver configuration, as the last start read it.
 private final class HostResolver: Sendable {
   private let text = Mutex("")
 

@@ -16,8 +16,8 @@ package struct OutOfMemoryState: FeatureState {
   package init() {}
 }
 
-/// Reports processes of a workspace that lives on, such as a notebook's kernel, when the kernel has OOM-killed them. Where it was the
-/// tool itself, or one that takes the tool with it, the end of the workspace says so; half a second tells the two apart.
+/// Reports OOM-killed processes of a workspace that continues to run, such as a notebook's kernel. If the tool itself was killed, or ends
+/// with the process, the end of the workspace reports it; a delay of half a second distinguishes the two.
 package struct OutOfMemoryFeature: WorkspaceFeature {
   package typealias State = OutOfMemoryState
   package static let name = "outOfMemory"
@@ -26,7 +26,7 @@ package struct OutOfMemoryFeature: WorkspaceFeature {
   let services: NodeServices
 
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
-    // What follows within the half second is reported with it.
+    // Kills within the half second are reported together.
     let latest = KillCount()
     let (wakes, wake) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
     await withTaskGroup(of: Void.self) { group in
@@ -61,7 +61,7 @@ package struct OutOfMemoryFeature: WorkspaceFeature {
 }
 
 extension OutOfMemoryFeature {
-  /// The kernel's record of the last process that it OOM-killed in the sandbox and that was not reported; nil where it has none.
+  /// Returns the kernel's record of the last OOM-killed process of the sandbox that was not reported; nil if there is none.
   static func lastKill(_ record: WorkspaceRecord, _ services: NodeServices) async -> (process: Reason.KilledProcess, record: UInt64)? {
     guard let place = record.sandbox else { return nil }
     let path = place.cgroupPath(below: services.configuration.cgroupParent)

@@ -3,7 +3,7 @@
 package import ShimProtocol
 internal import Workspaces
 
-/// Looks whether the tool serves, and ends it where it does not in time.
+/// Probes the tool until it serves, and kills it if it does not in time.
 package struct ReadinessFeature: WorkspaceFeature {
   package static let name = "readiness"
 
@@ -14,7 +14,7 @@ package struct ReadinessFeature: WorkspaceFeature {
       do {
         try await ReadinessProbe.wait(host: record.address, port: port, probe: readiness)
       } catch {
-        // Where this agent ends, the next one probes.
+        // If this agent ends here, the next one probes.
         guard !Task.isCancelled else { return }
         return await workspace.condemn(Reason(.readinessTimeout, "\(error)"))
       }

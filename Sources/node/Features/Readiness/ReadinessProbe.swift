@@ -4,21 +4,21 @@ internal import NIOCore
 internal import NIOPosix
 internal import Workspaces
 
-/// Asks a tool over HTTP whether it answers yet.
+/// Probes over HTTP whether a tool is ready.
 enum ReadinessProbe {
-  /// Returns when `GET path` answers with the expected status; throws only when cancelled or out of time.
+  /// Returns when `GET path` has the expected status; throws only when cancelled or out of time.
   static func wait(host: String, port: UInt16, probe: Tool.Probe) async throws {
     let start = ContinuousClock.now
     let deadline = start + .seconds(probe.timeoutSeconds)
     while ContinuousClock.now < deadline {
       if await answersInTime(host: host, port: port, probe: probe) { return }
-      // Often at first, so that a fast tool is not kept waiting; a refused connection costs next to nothing.
+      // Probes are frequent at first, so that a fast tool is not delayed; a refused connection costs next to nothing.
       try await Task.sleep(for: start.duration(to: .now) < .seconds(10) ? .milliseconds(5) : .milliseconds(100))
     }
-    throw AgentError(.deadlineExceeded, "no answer \(probe.status) to GET \(probe.path) within \(probe.timeoutSeconds) s")
+    throw AgentError(.deadlineExceeded, "port \(port): no status \(probe.status) for GET \(probe.path) within \(probe.timeoutSeconds) s")
   }
 
-  /// One try: a tool that takes the connection and says nothing does not hold up the next.
+  /// Probes once, within 5 s: a tool that accepts the connection and sends nothing does not delay the next probe.
   private static func answersInTime(host: String, port: UInt16, probe: Tool.Probe) async -> Bool {
     await withTaskGroup(of: Bool.self) { group in
       group.addTask { await answers(host: host, port: port, probe: probe) }

@@ -5,15 +5,15 @@ internal import Volumes
 package import Workspaces
 
 package struct RescueState: FeatureState {
-  /// Its tool has had its second start without what was suspected.
+  /// Whether the tool has had its second start, without the files that were suspected.
   package var isRescued = false
-  /// A second start follows.
+  /// Whether a second start follows.
   package var isPending = false
 
   package init() {}
 }
 
-/// Starts a tool that did not come up once more, without what in its home may be why.
+/// Restarts, once, a tool that did not come up, without the files in its home that may be the cause.
 package struct RescueFeature: WorkspaceFeature {
   package typealias State = RescueState
   package static let name = "rescue"
@@ -21,7 +21,7 @@ package struct RescueFeature: WorkspaceFeature {
   let services: NodeServices
   let home: HomeFeature
 
-  /// Before a start: saved sessions that would take longer to come back, or more memory, than anybody wants.
+  /// Sets saved sessions above a size aside before a start: restoring them would take too long, or too much memory.
   package func prepare(_ workspace: Workspace) async throws(Refusal) {
     let record = workspace.record
     guard let rescue = services.tool(of: record.spec)?.rescue, !rescue.sessions.isEmpty else { return }
@@ -44,12 +44,12 @@ package struct RescueFeature: WorkspaceFeature {
       let suspects = try? await services.lanes.onStorage(path, within: HomeFeature.limit, { HomeRescue(home: path).present(paths) }),
       !suspects.isEmpty
     else { return }
-    // On record with the event that says what was set aside.
+    // The flag becomes durable with the event that lists what was set aside.
     await workspace.update { $0[RescueFeature.self].isPending = true }
     await setAside(workspace, suspects, "the tool did not come up (\(reason.message)), and these may be why")
   }
 
-  /// Whether an end may be the home's doing: one of a tool that ran and was never ready.
+  /// Returns whether the home may be the cause of an end: the tool ran and was never ready.
   private func mayRescue(_ record: WorkspaceRecord, _ reason: Reason, _ workspace: Workspace) async -> Bool {
     guard await !workspace.isDraining else { return false }
     return !record[RescueFeature.self].isRescued && record.stop == nil && record.startedNanoseconds != nil && !record.isReadied
@@ -68,7 +68,7 @@ package struct RescueFeature: WorkspaceFeature {
         workspace, "\(why); set aside: \(names). See ~/\(done.note)",
         ["setAside": done.moved.map { "\($0.from) to \($0.to)" }.joined(separator: "; "), "note": done.note])
     } catch {
-      services.logger.warning("nothing could be set aside", metadata: ["workspace": "\(workspace.id)", "error": "\(error)"])
+      services.logger.warning("cannot set files aside", metadata: ["workspace": "\(workspace.id)", "error": "\(error)"])
     }
   }
 

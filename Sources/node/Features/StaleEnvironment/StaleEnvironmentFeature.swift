@@ -6,8 +6,8 @@ internal import Cgroups
 package import ShimProtocol
 internal import Workspaces
 
-/// Detects variables that hide what the broker renews: in every SDK they come first, and nothing renews them. They come with a session
-/// that was resumed, or from a profile in the home.
+/// Detects variables that hide what the broker renews: every SDK prefers them, and nothing renews them. They come from a session that was
+/// resumed, or from a profile in the home.
 package struct StaleEnvironmentFeature: WorkspaceFeature {
   package static let name = "staleEnvironment"
 
@@ -34,7 +34,7 @@ package struct StaleEnvironmentFeature: WorkspaceFeature {
   }
 }
 
-/// A process with such variables. Their values are never kept.
+/// A process with such variables. Their values are never stored.
 struct StaleVariables {
   let pid: Int32
   let name: String
