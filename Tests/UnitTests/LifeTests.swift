@@ -125,6 +125,8 @@ import Testing
     let link = try await bench.start()
     bench.finish(link, 0)
     try await bench.until(.stopped)
+    // The state is in memory before its event is submitted.
+    while !bench.events.types.contains("Stopped") { try await Task.sleep(for: .milliseconds(1)) }
     bench.events.become(.refuses)
     await #expect(throws: AgentError.self) { try await bench.workspace.delete() }
     bench.events.become(.takes)
