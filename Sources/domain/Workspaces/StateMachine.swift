@@ -161,7 +161,7 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   /// Attributes: attempt, why.
   case restarting = "Restarting"
   /// An attempt that was due does not follow: a stop was requested between two attempts, the node was drained or the workspace deleted
-  /// while a rescue was pending, or the next sandbox could not be made.
+  /// while a rescue was pending, or no sandbox could be made for a rescue attempt.
   /// Attributes: by, why.
   case restartsEnded = "RestartsEnded"
   /// A caller deleted the workspace, which had ended. Its record and its output are removed; its home and datasets stay.
