@@ -6,6 +6,7 @@ internal import Foundation
 @testable internal import Cgroups
 @testable internal import Linux
 @testable internal import OCIRuntime
+@testable internal import Procfs
 @testable internal import Broker
 @testable internal import Executor
 @testable internal import ShimProtocol
