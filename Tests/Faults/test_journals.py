@@ -102,7 +102,7 @@ def test_a_damaged_journal_is_announced_and_what_runs_goes_on(node, damage):
     assert agent.get("runs")["state"] == "STATE_READY" and pathlib.Path(f"/proc/{supervisor}").exists()
     assert [e["type"] for e in events if e["workspace"] == "runs"][:2] == ["Recovered", "Adopted"]
     gap = until(lambda: [m["gap"] for m in panel.messages() if "gap" in m], "the controller is told", 40)[0]
-    assert ("gone" if damage == "deleted" else "damaged") in gap["reason"]
+    assert ("missing" if damage == "deleted" else "damaged") in gap["reason"]
     snapshot = until(lambda: [m["snapshot"] for m in panel.messages() if "snapshot" in m], "and how things stand")[-1]
     assert snapshot["streamId"] == stream["id"]
 

@@ -133,7 +133,7 @@ def test_launches_are_bounded(node):
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda i: agent.launch(f"w-{i}", "true"), range(16)))
     refused = [a for a in answers if a.returncode != 0]
-    assert all("launches: 2 are in progress" in a.stderr for a in refused), [a.stderr for a in refused]
+    assert all("launches: 2 in progress (limit 2)" in a.stderr for a in refused), [a.stderr for a in refused]
     for index, answer in enumerate(answers):
         if answer.returncode == 0:
             agent.wait(f"w-{index}", "STOPPED")
