@@ -28,7 +28,7 @@ def test_out_of_memory_is_said_as_such(agent):
     done = agent.launch("batch.yaml", "hungry", command='["python3", "-c", "x = bytearray(1 << 30)"]', resources="\n  memory: 128Mi", check=False)
     assert done.returncode == 137
     reason = agent.json("get", "hungry")["reason"]
-    assert reason["code"] == "OutOfMemory" and "limit of 128Mi" in reason["message"]
+    assert reason["code"] == "OutOfMemory" and "limit 128Mi" in reason["message"]
     assert int(reason["memory_limit_bytes"]) == 128 << 20 and int(reason["memory_peak_bytes"]) > 100 << 20
     agent.remove("hungry")
 
