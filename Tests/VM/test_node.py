@@ -57,7 +57,7 @@ def test_out_of_memory_is_said_with_limit_and_peak_and_swap_does_not_help(host):
     hog = "dd if=/dev/zero of=/dev/null bs=100M count=1"
     host.launch("hungry", f"exec {hog}")
     reason = host.ended("hungry")
-    assert reason["code"] == "OutOfMemory" and "limit of 64Mi" in reason["message"], reason
+    assert reason["code"] == "OutOfMemory" and "limit 64Mi" in reason["message"], reason
     assert int(reason["memory_limit_bytes"]) == 64 << 20 and int(reason["memory_peak_bytes"]) > 56 << 20
     # Control: the same below a larger limit ends well.
     host.launch("fed", f"exec {hog}", resources={"memory": "160Mi"})
