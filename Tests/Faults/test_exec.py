@@ -292,6 +292,31 @@ def test_the_call_returns_when_the_program_ends(agent, room, options):
     print(f"5 MB in {seconds:.2f} s")
 
 
+def test_a_program_that_writes_a_line_at_a_time_delays_nobody(agent, stubs, room):
+    """Each line was a message, and an event loop that is given messages faster than it sends them accepted no connection any more."""
+    with connect(agent.socket) as channel:
+        call = Call(channel, room.id, "sh", "-c", "while :; do echo x; done").started()
+
+        def read():
+            try:
+                for _ in call.call:
+                    pass
+            except grpc.RpcError:
+                pass
+        reader = threading.Thread(target=read)
+        reader.start()
+        waits = []
+        for _ in range(8):
+            begun = time.monotonic()
+            assert agent.run("node").returncode == 0
+            waits.append(round(time.monotonic() - begun, 1))
+        call.call.cancel()
+        call.end()
+        reader.join(10)
+    print(f"seconds: {waits}")
+    assert max(waits) < 5 and not reader.is_alive(), waits
+
+
 def seconds_of_slow_reading(channel, room, script):
     """Until the exit code of a program comes to a client that reads about 1.6 MB a second; and the code, and how many bytes came first."""
     call = Call(channel, room.id, "sh", "-c", script).started()
