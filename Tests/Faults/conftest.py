@@ -72,9 +72,9 @@ class Controller:
 
 
 # Each its own, so that a torture beside the tests is no harm to either.
-SUBNETS = {"crf": 89, "crg": 90, "crt": 91, "crk": 92, "crl": 94, "crh": 95, "cri": 96}
-# Of the agent that a module's tests share, and of one that a test has to itself; of each process that runs tests (pytest-xdist).
-SHARED, OWN = {"gw0": ("crf", "crg"), "gw1": ("crh", "cri")}[os.environ.get("PYTEST_XDIST_WORKER", "gw0")]
+SUBNETS = {"crf": 89, "crg": 90, "crt": 91, "crk": 92, "crl": 94}
+# Of the agent that the tests of a module share, and of one that a test has to itself.
+SHARED, OWN = "crf", "crg"
 
 
 class Sandbox(typing.NamedTuple):
