@@ -522,10 +522,20 @@ def sandbox_of(agent, id):
     return sandbox(agent, id, json.loads(workspaces[id]["body"])) if id in workspaces else None
 
 
+def namespace_depth(pid):
+    """The number of nested PID namespaces that a process is in; 0 if it has ended."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^NSpid:(.*)$", status, re.M)
+    return len(found[1].split()) if found else 0
+
+
 def pids(agent, id):
-    """The supervisor of a workspace and PID 1 inside, which has its name."""
+    """The supervisor of a workspace, and PID 1 inside, which has its name."""
     found = sandbox_of(agent, id)
     if found is None:
         return []
     shim = subprocess.run(["pgrep", "-f", f"^carrel-shim {re.escape(found.name)}( |$)"], capture_output=True, text=True).stdout.split()
-    return [int(p) for p in shim]
+    return sorted((int(p) for p in shim), key=namespace_depth)

@@ -58,7 +58,7 @@ class Room:
         assert done.returncode == 0, done
         agent.wait(id, "READY")
         self.home = agent.directory / "homes" / "ada"
-        self.supervisor, self.init = sorted(pids(agent, id), key=namespace_depth)
+        self.supervisor, self.init = pids(agent, id)
         # Held, so that its number does not come to mean another one's.
         self.held = os.open(f"/proc/{self.init}/ns/pid", os.O_RDONLY)
         self.namespace = os.readlink(f"/proc/self/fd/{self.held}")
@@ -85,10 +85,6 @@ class Room:
         self.held = None
         if self.agent.get(self.id):
             assert self.agent.do("rm", "--force", self.id).returncode == 0
-
-
-def namespace_depth(pid):
-    return len(re.search(r"^NSpid:(.*)$", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[1].split())
 
 
 @pytest.fixture
@@ -445,6 +441,30 @@ def test_the_programs_of_two_hundred_killed_clients_block_nothing(agent, stubs, 
     judge(agent)
 
 
+def test_stops_whose_clients_left_block_nothing(agent, stubs, room):
+    """Each waits for the end of a long grace period. As long as their clients wait they count against the calls of the node."""
+    from carrel.v1 import carrel_pb2, carrel_pb2_grpc
+
+    agent.launch("stays", "trap '' TERM; while true; do sleep 1; done")
+    agent.wait("stays", "READY")
+    channels = [connect(agent.socket, ("grpc.dummy", n)) for n in range(22)]
+    stops = [carrel_pb2_grpc.WorkspaceServiceStub(channel).Stop.future(carrel_pb2.StopRequest(id="stays", grace_period_seconds=3000))
+             for channel in channels for _ in range(50)]
+    until(lambda: any(stop.done() for stop in stops), "the limit of calls is reached")
+    refused = run(agent, "node")[0]
+    assert refused.returncode == 1 and b"calls" in refused.stderr, refused
+    for stop in stops:
+        stop.cancel()
+    for channel in channels:
+        channel.close()
+    until(lambda: run(agent, "node")[0].returncode == 0, lambda: run(agent, "node")[0].stderr, 5)
+    stopping = agent.get("stays")
+    assert stopping["state"] == "STATE_STOPPING", stopping
+    assert agent.do("stop", "--time", "0", "stays").returncode == 0
+    agent.do("rm", "stays")
+    judge(agent)
+
+
 # ---------------------------------------------------- neither end nor drain waits
 
 def open_programs(agent, room):
@@ -473,6 +493,31 @@ def seconds_to_end(agent):
         agent.stop()
         return float("inf")
     return time.monotonic() - begun
+
+
+def test_programs_of_an_agent_that_is_killed_have_an_end_on_record(agent, room):
+    clients = open_programs(agent, room)
+    until(lambda: len(exec_events(agent, room)) == 4, lambda: exec_events(agent, room))
+    agent.stop(signal.SIGKILL)
+    until(lambda: not room.left(), room.left, 5)
+    close(clients)
+    agent.start()
+    until(lambda: len(exec_events(agent, room)) == 8, lambda: exec_events(agent, room), 5)
+    assert {a["outcome"] for type, a in exec_events(agent, room) if type == "ExecEnded"} == {"the agent ended first; the program was hung up on"}
+    judge(agent)
+
+
+def test_programs_of_a_workspace_that_is_deleted_have_an_end_on_record(agent, room):
+    """Also if a client neither reads nor leaves."""
+    clients = open_programs(agent, room)
+    for client in clients:
+        client.send_signal(signal.SIGSTOP)
+    room.remove()
+    close(clients)
+    events = [e["type"] for e in agent.records()[0] if e["workspace"] == room.id]
+    assert events.count("ExecStarted") == events.count("ExecEnded") == 4, events
+    assert events[-1] == "Deleted" and events.index("Stopped") > max(n for n, type in enumerate(events) if type == "ExecEnded"), events
+    judge(agent)
 
 
 @pytest.mark.parametrize("suspended", [False, True], ids=["clients", "suspended-clients"])

@@ -203,6 +203,51 @@ def test_twenty_owners_again_and_again_leave_nothing(node):
 DIRECTORIES = pytest.param({"more": "storage: {size: 64Mi}\n"}, id="directories")
 
 
+@images
+def test_homes_on_storage_that_hangs_do_not_delay_the_start_of_an_agent(node):
+    """A home that is left mounted, and one in use, below a frozen file system: unmounting and thawing them blocks."""
+    agent, _ = node
+    agent.stop()
+    disk, homes = agent.directory / "disk", agent.directory / "homes"
+    subprocess.run(["truncate", "--size", "200M", disk], check=True)
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, homes], check=True)
+    try:
+        agent.start()
+        for owner, uid in (("ada", 2001), ("grace", 2002)):
+            launch(agent, owner, "while true; do date > now; sleep 0.1; done", owner=owner, uid=uid)
+            agent.wait(owner, "READY")
+        agent.do("rm", "--force", "ada")
+        agent.stop()
+        # As an agent leaves it that is killed between the last event and the release.
+        left_mounted = agent.state / "homes" / f"{homes}/ada".replace("/", "%2F")
+        left_mounted.mkdir()
+        subprocess.run(["mount", "-o", "loop", image(agent), left_mounted], check=True)
+        (left_mounted / "unwritten").write_bytes(os.urandom(1 << 20))
+        subprocess.run(["fsfreeze", "--freeze", homes], check=True)
+        begun = time.monotonic()
+        agent.start()
+        assert time.monotonic() - begun < 5
+        reason, _ = run(agent, "other", "exit 3", owner="eve", uid=2003, storage=f"{{home: {agent.directory}/eve}}")
+        assert reason["exit_code"] == 3 and time.monotonic() - begun < 15, reason
+        # The control: the storage does hang.
+        launch(agent, "waits", "exit 4", owner="kay", uid=2004)
+        time.sleep(1)
+        assert agent.get("waits")["state"] == "STATE_PREPARING"
+        subprocess.run(["fsfreeze", "--unfreeze", homes], check=True)
+        assert agent.wait("waits", "STOPPED", seconds=40)["reason"]["exit_code"] == 4
+        assert agent.wait("grace", "READY")["attempt"] == 1
+        agent.do("rm", "--force", "grace", "waits")
+        until(lambda: not [line for line in left(agent) if str(disk) not in line and f" {homes} " not in line], lambda: left(agent))
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", homes], stderr=subprocess.DEVNULL)
+        agent.run("rm", "--force", "grace", "waits")
+        agent.stop()
+        time.sleep(0.5)
+        subprocess.run(["umount", homes], check=True)
+        agent.start()
+
+
 @pytest.mark.parametrize("node", [DIRECTORIES], indirect=True)
 def test_places_that_are_no_good_for_a_home(node):
     """Read-only, without id-mapped mounts, and one that does not answer, which holds up nobody but who asked for it."""

@@ -81,7 +81,13 @@ final class FakeLink: SandboxLink {
     if request == .kill { end() }
   }
 
-  func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession { throw .unsupported }
+  /// A program that neither runs nor ends.
+  func exec(_ request: ExecRequest, within limit: Duration) async throws(SupervisorError) -> ExecSession {
+    do {
+      let control = ExecControl(signal: { _ in }, hangUp: {})
+      return try ExecStreams(terminal: false).session(master: nil, control: control, outcome: Promise())
+    } catch { throw error as? SupervisorError ?? .malformed }
+  }
   func hasEnded(within limit: Duration) async -> Bool? { ended.isFulfilled }
   func killSupervisor() { end() }
   func close() {
@@ -172,6 +178,9 @@ final class FakeEvents: EventSink {
   private let state = Mutex<(mood: Mood, entries: [Journal.Entry], waiting: [Promise<Void>])>((.takes, [], []))
 
   var types: [String] { state.withLock { $0.entries.map(\.event.type) } }
+  var attributes: [[String: String]] {
+    state.withLock { $0.entries.map { (try? JSONDecoder().decode([String: String].self, from: Data($0.event.attributes.utf8))) ?? [:] } }
+  }
   var last: WorkspaceRecord? {
     state.withLock { $0.entries.last }.flatMap { if case .record(let record) = $0.change { try? WorkspaceRecord(record) } else { nil } }
   }

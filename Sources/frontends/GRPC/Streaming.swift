@@ -7,18 +7,21 @@ internal import WireMapping
 
 /// Runs `body`, and cancels it when its client disconnects or the server begins to shut down, of which gRPC notifies a handler without
 /// cancelling its task.
-func untilCancelled(_ context: ServerContext, _ body: @escaping @Sendable () async throws -> Void) async throws {
-  try await withThrowingTaskGroup(of: Void.self) { group in
+func untilCancelled<Reply: Sendable>(_ context: ServerContext, _ body: @escaping @Sendable () async throws -> Reply) async throws -> Reply {
+  try await withThrowingTaskGroup(of: Reply.self) { group in
     group.addTask { try await body() }
     group.addTask {
       try await context.cancellation.cancelled
-      // A client that is still connected may retry, and the next agent replies.
-      throw RPCError(code: .unavailable, message: "the agent shuts down; retry")
+      throw shutdown
     }
     defer { group.cancelAll() }
-    try await group.next()
+    guard let reply = try await group.next() else { throw shutdown }
+    return reply
   }
 }
+
+/// A client that is still connected may retry, and the next agent replies.
+private let shutdown = RPCError(code: .unavailable, message: "the agent shuts down; retry")
 
 extension Node {
   /// Runs a call that reports progress: sends each report to `write` and the result to `finish`. The work belongs to the node's

@@ -36,7 +36,10 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
   }
 
   func stop(request: Carrel_V1_StopRequest, context: ServerContext) async throws -> Carrel_V1_StopResponse {
-    try await node.answer("Stop", within: CallLimit.stop) { try await RequestHandler(node: node).handle(request) }
+    // A stop goes on without its client, and then there is no call: the clients of long grace periods would use up the calls of a node.
+    try await untilCancelled(context) {
+      try await node.answer("Stop", within: CallLimit.stop) { try await RequestHandler(node: node).handle(request) }
+    }
   }
 
   func delete(request: Carrel_V1_DeleteRequest, context: ServerContext) async throws -> Carrel_V1_DeleteResponse {

@@ -14,6 +14,7 @@ package struct Features: Sendable {
   let network: NetworkFeature
   let limits: LimitsFeature
   let rescue: RescueFeature
+  let exec = ExecFeature()
 
   /// Creates the features with the real drivers of this host.
   init(_ services: NodeServices) throws {
@@ -53,6 +54,8 @@ package struct Features: Sendable {
       LifetimeFeature(),
       OutOfMemoryFeature(services: limits.services),
       StaleEnvironmentFeature(services: limits.services),
+      // Its programs use all of the above. As the last in the list it is the first to be told of an end.
+      exec,
     ]
   }
 }
@@ -65,4 +68,5 @@ let featureStates: [String: any FeatureState.Type] = [
   BrokerFeature.name: BrokerFeature.State.self,
   RescueFeature.name: RescueFeature.State.self,
   OutOfMemoryFeature.name: OutOfMemoryFeature.State.self,
+  ExecFeature.name: ExecFeature.State.self,
 ]

@@ -400,7 +400,7 @@ package actor Node {
   }
 
   package func exec(_ id: String, _ asked: ExecAsked, by: String) async throws -> RunningProgram {
-    try await find(id).exec(asked, by: by)
+    try await features.exec.start(asked, in: find(id), by: by)
   }
 
   package func putCredentials(_ id: String, _ credentials: [Credential]) async throws {

@@ -17,7 +17,8 @@ extension Workspace {
   /// Sends SIGTERM to the tool, and after the grace period SIGKILL to everything. Returns when the workspace has ended. The signal waits
   /// for nothing, not even for the disk.
   func stop(grace: UInt32?, by: String, verdict: Reason? = nil) async throws -> WorkspaceRecord {
-    if let step = try await requestStop(grace: grace, by: by, verdict: verdict) { await arrive(step) }
+    // A caller that leaves waits for nothing; the stop, which may be the end itself, is completed.
+    if let step = try await requestStop(grace: grace, by: by, verdict: verdict) { await uncancelled { await self.arrive(step) } }
     try await end.value
     return record
   }

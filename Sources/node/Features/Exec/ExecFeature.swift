@@ -4,9 +4,9 @@ internal import Concurrency
 internal import Foundation
 internal import Images
 internal import Linux
-internal import ShimProtocol
 package import ShimClient
-internal import Workspaces
+package import ShimProtocol
+package import Workspaces
 
 /// A further program, as a caller requests it.
 package struct ExecAsked: Sendable {
@@ -43,8 +43,7 @@ package struct ExecAsked: Sendable {
 package struct RunningProgram: Sendable {
   package let session: ExecSession
   fileprivate let workspace: Workspace
-  fileprivate let attributes: [String: String]
-  fileprivate let began: ContinuousClock.Instant
+  fileprivate let id: String
 
   /// Hangs up on the program because its client has left, and records how it ended. Continues if the calling task is cancelled.
   package func abandon() async {
@@ -53,25 +52,65 @@ package struct RunningProgram: Sendable {
 
   /// Records how the program ended; nil if that is not known. Call it once, unless the program is abandoned.
   package func ended(_ outcome: ExecSession.Outcome?, clientLeft: Bool = false) async {
-    var attributes = attributes
-    if clientLeft { attributes["client"] = "left; the program was hung up on" }
+    var attributes = clientLeft ? ["client": "left; the program was hung up on"] : [:]
     switch outcome {
     case .ended(.exited(let code))?: attributes["exitCode"] = "\(code)"
     case .ended(.signalled(let signal))?: attributes["signal"] = "\(signal)"
     case .lost?: attributes["outcome"] = "the workspace ended first"
     case nil: attributes["outcome"] = "its end is not known"
     }
-    let elapsed = began.duration(to: .now).components
-    attributes["milliseconds"] = "\(elapsed.seconds * 1000 + elapsed.attoseconds / 1_000_000_000_000_000)"
-    await workspace.submit(.execEnded, attributes)
+    await workspace.recordEnd(of: id, attributes)
+  }
+}
+
+package struct ExecState: FeatureState {
+  /// A program whose end is not on record.
+  struct Program: Codable, Equatable, Sendable {
+    let id: String
+    /// The agent that started it: its streams, and with them the program, end with that agent.
+    let agent: String
+    /// The attributes of its first event.
+    let attributes: [String: String]
+    /// Nanoseconds since boot.
+    let began: Int64
+  }
+
+  var running: [Program] = []
+
+  package init() {}
+}
+
+/// Runs further programs beside the tool. Each has two events, `ExecStarted` and `ExecEnded`. The programs without the second are in the
+/// record, so that it follows even if the agent or the workspace ends first.
+package struct ExecFeature: WorkspaceFeature {
+  package typealias State = ExecState
+  package static let name = "exec"
+
+  /// This agent, as the records of its programs name it.
+  private let agent = SandboxPlace.freshID()
+
+  /// Starts a program. Its events name the caller, the program and the number of arguments, never the arguments.
+  func start(_ asked: ExecAsked, in workspace: Workspace, by: String) async throws -> RunningProgram {
+    do throws(InvalidField) { try asked.validate() } catch { throw AgentError(error) }
+    return try await workspace.exec(asked, by: by, agent: agent)
+  }
+
+  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
+    for program in workspace.record[ExecFeature.self].running where program.agent != agent {
+      await workspace.recordEnd(of: program.id, ["outcome": "the agent ended first; the program was hung up on"])
+    }
+  }
+
+  package func ended(_ reason: Reason, _ workspace: Workspace) async {
+    for program in workspace.record[ExecFeature.self].running {
+      await workspace.recordEnd(of: program.id, ["outcome": "the workspace ended first"])
+    }
   }
 }
 
 extension Workspace {
-  /// Starts a further program beside the tool. Its event names the caller, the program and the number of arguments, never the arguments.
-  func exec(_ asked: ExecAsked, by: String) async throws -> RunningProgram {
+  fileprivate func exec(_ asked: ExecAsked, by: String, agent: String) async throws -> RunningProgram {
     let record = try requireUp("programs can only run in a running workspace")
-    do throws(InvalidField) { try asked.validate() } catch { throw AgentError(error) }
     guard let tool = services.tool(of: record.spec), let image = try? await services.images.find(record.imageDigest) else {
       throw AgentError(.failedPrecondition, "workspace \(id): its image or tool no longer exists")
     }
@@ -87,12 +126,25 @@ extension Workspace {
     if asked.terminal { attributes["terminal"] = "true" }
     do throws(SupervisorError) {
       let session = try await link.exec(request, within: .seconds(10))
+      let program = ExecState.Program(id: SandboxPlace.freshID(), agent: agent, attributes: attributes, began: Clock.boottime)
+      update { $0[ExecFeature.self].running.append(program) }
       submit(.execStarted, attributes)
-      return RunningProgram(session: session, workspace: self, attributes: attributes, began: .now)
+      // The workspace may have ended since the program was started.
+      if self.record.state.isTerminal { recordEnd(of: program.id, ["outcome": "the workspace ended first"]) }
+      return RunningProgram(session: session, workspace: self, id: program.id)
     } catch {
       submit(.execEnded, attributes.merging(["outcome": "it was not started: \(error)"]) { first, _ in first })
       if case .failed(let failure) = error { throw AgentError(.failedPrecondition, "\(id): \(explain(failure))") }
       throw Workspace.callError(error, id)
     }
+  }
+
+  /// Records the end of a program, unless it is on record already: its client, the end of the workspace and the next agent each report it.
+  fileprivate func recordEnd(of program: String, _ attributes: [String: String]) {
+    guard let found = record[ExecFeature.self].running.first(where: { $0.id == program }) else { return }
+    update { $0[ExecFeature.self].running.removeAll { $0.id == program } }
+    var all = found.attributes.merging(attributes) { _, new in new }
+    all["milliseconds"] = "\((Clock.boottime - found.began) / 1_000_000)"
+    submit(.execEnded, all)
   }
 }
