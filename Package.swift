@@ -134,23 +134,24 @@ let package = Package(
     library("domain", "Configuration", ["Workspaces"]),
 
     // Drivers, one resource each; none knows another.
+    library("drivers", "Errors", ["Linux"]),
     library("drivers", "Concurrency"),
-    library("drivers", "HostPrograms", ["Linux"]),
+    library("drivers", "HostPrograms", ["Errors", "Linux"]),
     library("drivers", "Journal", [.product(name: "GRDB", package: "GRDB.swift")]),
-    library("drivers", "Images", ["CArchive", "CCrypto", "Linux"]),
-    library("drivers", "Volumes", ["HostPrograms", "Linux", "Procfs"]),
-    library("drivers", "Credentials", ["Configuration", "HostPrograms"]),
+    library("drivers", "Images", ["CArchive", "CCrypto", "Errors", "Linux"]),
+    library("drivers", "Volumes", ["Errors", "HostPrograms", "Linux", "Procfs"]),
+    library("drivers", "Credentials", ["Configuration", "Errors", "HostPrograms"]),
     // Not "Network": swift-nio asks canImport(Network) and means Apple's framework.
-    library("drivers", "Networking", ["CNftables", "CNetlink", "Configuration", "Linux", "Procfs"]),
+    library("drivers", "Networking", ["CNftables", "CNetlink", "Configuration", "Errors", "Linux", "Procfs"]),
     library("drivers", "ShimClient", ["Concurrency", "Executor", "LaunchPlan", "Linux", "Shim", "ShimProtocol"]),
 
     // The only place that knows several drivers.
     .target(
       name: "Agent",
       dependencies: [
-        "CCap", "Broker", "Cgroups", "Concurrency", "Configuration", "Credentials", "Executor", "Images", "Isolation", "Journal",
-        "LaunchPlan",
-        "Linux", "Networking", "Procfs", "Shim", "ShimClient", "ShimProtocol", "Volumes", "Workspaces", logging, nioCore,
+        "CCap", "Broker", "Cgroups", "Concurrency", "Configuration", "Credentials", "Errors", "Executor", "Images",
+        "Isolation", "Journal", "LaunchPlan", "Linux", "Networking", "Procfs", "Shim", "ShimClient", "ShimProtocol", "Volumes",
+        "Workspaces", logging, nioCore,
         .product(name: "NIOPosix", package: "swift-nio"), yams,
       ],
       path: "Sources/node", swiftSettings: strict),
@@ -161,7 +162,10 @@ let package = Package(
       path: "Sources/frontends/API", swiftSettings: [.enableUpcomingFeature("InternalImportsByDefault")]),
     library(
       "frontends", "WireMapping",
-      ["API", "Agent", "Concurrency", "Images", "Journal", "Volumes", "Workspaces", grpcCore, protobuf]),
+      [
+        "API", "Agent", "Concurrency", "Errors", "Images", "Journal", "Volumes", "Workspaces", grpcCore,
+        .product(name: "GRPCProtobuf", package: "grpc-swift-protobuf"), logging, protobuf,
+      ]),
     library(
       "frontends", "GRPC",
       [
@@ -191,14 +195,16 @@ let package = Package(
     .testTarget(
       name: "UnitTests",
       dependencies: [
-        "API", "Agent", "Broker", "CLinux", "Cgroups", "Concurrency", "Configuration", "Credentials", "Executor", "Images", "Isolation",
-        "Journal", "LaunchPlan", "Linux", "Networking", "OCIRuntime", "Procfs", "Shim", "ShimClient", "ShimProtocol", "Volumes",
-        "WireMapping", "Workspaces", logging, protobuf,
+        "API", "Agent", "Broker", "CLinux", "Cgroups", "Concurrency", "Configuration", "Credentials", "Errors", "Executor", "Images",
+        "Isolation", "Journal", "LaunchPlan", "Linux", "Networking", "OCIRuntime", "Procfs", "Shim", "ShimClient", "ShimProtocol",
+        "Volumes",
+        "WireMapping", "Workspaces", grpcCore, .product(name: "GRPCProtobuf", package: "grpc-swift-protobuf"), logging, protobuf,
       ], swiftSettings: strict),
     .testTarget(
       name: "RootTests",
       dependencies: [
-        "CLinux", "Cgroups", "Executor", "Images", "Isolation", "LaunchPlan", "Linux", "Shim", "ShimClient", "ShimProtocol", "Volumes",
+        "CLinux", "Cgroups", "Errors", "Executor", "Images", "Isolation", "LaunchPlan", "Linux", "Shim", "ShimClient", "ShimProtocol",
+        "Volumes",
       ], swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6]

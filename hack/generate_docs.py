@@ -8,6 +8,7 @@ import sys
 MACHINE = "Sources/domain/Workspaces/StateMachine.swift"
 RECORD = "Sources/node/Workspace/WorkspaceRecord.swift"
 NODE = "Sources/node"
+ERRORS = "Sources/node/Node/AgentError.swift"
 CONFIGURATION = "Sources/domain/Configuration/Configuration.swift"
 SPEC_YAML = "Sources/domain/Workspaces/SpecYAML.swift"
 MANIFEST = "manifests/carreld.yaml"
@@ -490,9 +491,40 @@ def spec_page():
     return page
 
 
+# ------------------------------------------------------------------ errors
+
+ERRORS_HEAD = """# Errors
+
+A call that fails has a gRPC code, a sentence for people, and details in the rich error model (`google.rpc.Status` in the trailer
+`grpc-status-details-bin`), which the gRPC libraries of most languages decode:
+
+- `google.rpc.ErrorInfo` with the domain `carrel` and a reason from the table below, where a control plane has something to decide;
+- `google.rpc.BadRequest` with the path of the field, where a field of the request is wrong.
+
+Codes and reasons are for programs and do not change; sentences are for people. A release can add reasons: decide by the code then
+([compatibility.md](compatibility.md)). `carrel` prints the sentence and ends with the exit codes of that page.
+
+"""
+
+
+def error_codes():
+    """The gRPC code of each reason."""
+    body = re.search(r"package var code: Code \{\n +switch self \{\n(.*?)\n +\}\n", read(ERRORS), re.S)
+    if not body:
+        raise Problem(f"{ERRORS}: the codes of the reasons are not found")
+    return {case: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", match[2]).upper() for match in re.finditer(r"case (.*): \.(\w+)", body[1])
+            for case in re.findall(r"\.(\w+)", match[1])}
+
+
+def errors_page():
+    codes = error_codes()
+    rows = [[code(wire), code(codes[name]), comment] for name, wire, comment, _ in enum_cases(ERRORS, "Reason")]
+    return generated([ERRORS]) + ERRORS_HEAD + table(["reason", "code", "meaning"], rows)
+
+
 # -------------------------------------------------------------------- main
 
-PAGES = {"docs/events.md": events_page, "docs/configuration.md": configuration_page, "docs/spec.md": spec_page}
+PAGES = {"docs/errors.md": errors_page, "docs/events.md": events_page, "docs/configuration.md": configuration_page, "docs/spec.md": spec_page}
 
 
 def main(is_check):

@@ -14,15 +14,13 @@ import urllib.request
 
 import grpc
 
-from conftest import BIN, ROOT, Agent
+from conftest import ROOT, Agent, generate_stubs
 
 ROUNDS = int(sys.argv[1])
 
 
 def stubs(folder):
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}/proto", f"--python_out={folder}", f"--grpc_python_out={folder}",
-                    "carrel/v1/carrel.proto"], check=True)
-    sys.path.insert(0, str(folder))
+    generate_stubs(folder)
     from carrel.v1 import carrel_pb2, carrel_pb2_grpc
     return carrel_pb2, carrel_pb2_grpc
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 
 import grpc
-from conftest import ROOT, Agent
+from conftest import ROOT, Agent, generate_stubs
 from test_credentials import FETCH
 
 ROUNDS = int(sys.argv[1])
@@ -41,9 +41,7 @@ def bundle():
 
 
 def stubs(folder):
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}/proto", f"--python_out={folder}", f"--grpc_python_out={folder}",
-                    "carrel/v1/carrel.proto", "carrel/v1/storage.proto"], check=True)
-    sys.path.insert(0, str(folder))
+    generate_stubs(folder)
     from carrel.v1 import storage_pb2, storage_pb2_grpc
     return storage_pb2, storage_pb2_grpc
 

@@ -9,12 +9,12 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import time
+import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = pathlib.Path(os.environ.get("CARREL_BUILD", ROOT / ".build")) / os.environ.get("CARREL_CONFIGURATION", "debug")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from support import BIN, ROOT, generate_stubs, run_client, until  # noqa: E402
 
 
 class Agent:
@@ -40,20 +40,15 @@ class Agent:
     def start(self):
         log = open(self.directory / "carreld.log", "ab")
         self.process = subprocess.Popen([BIN / "carreld", "--config", self.config], stdout=log, stderr=log, start_new_session=True)
-        for _ in range(200):
-            if self.run("node", check=False).returncode == 0:
-                return
-            assert self.process.poll() is None, (self.directory / "carreld.log").read_text()
-            time.sleep(0.05)
-        raise AssertionError("the agent does not serve")
+        until(lambda: self.run("node", check=False).returncode == 0 or self.process.poll() is not None, "the agent serves")
+        assert self.process.poll() is None, (self.directory / "carreld.log").read_text()
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def run(self, *arguments, check=True, timeout=120, **options):
-        done = subprocess.run([BIN / "carrel", *arguments], capture_output=True, text=True, timeout=timeout,
-                              env={**os.environ, "CARREL_SOCKET": self.socket}, **options)
+        done = run_client(self.socket, *arguments, timeout=timeout, **options)
         if check:
             assert done.returncode == 0, f"carrel {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

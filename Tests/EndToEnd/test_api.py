@@ -60,12 +60,19 @@ BAD = [
 ]
 
 
+def details(error):
+    """The rich error model's details (google.rpc.Status), as text."""
+    return dict(error.trailing_metadata()).get("grpc-status-details-bin", b"").decode(errors="replace")
+
+
 @pytest.mark.parametrize("changes,field", BAD)
 def test_bad_specs_are_refused_by_field_and_leave_nothing(agent, stubs, channel, changes, field):
     pb = stubs["pb"]
     with pytest.raises(grpc.RpcError) as error:
         stubs["rpc"].WorkspaceServiceStub(channel).Launch(pb.LaunchRequest(spec=spec(pb, **changes)), timeout=5)
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT and error.value.details().startswith(field)
+    status = details(error.value)
+    assert "google.rpc.ErrorInfo" in status and "INVALID_FIELD" in status and "google.rpc.BadRequest" in status and field in status, status
     assert "api" not in [w["spec"]["id"] for w in agent.json("ps")]
 
 
@@ -84,26 +91,26 @@ def test_launch_is_idempotent_by_id(agent, stubs, channel):
     assert first.created and not second.created
     with pytest.raises(grpc.RpcError) as error:
         service.Launch(pb.LaunchRequest(spec=spec(pb, command=["false"])), timeout=5)
-    assert error.value.code() == grpc.StatusCode.ALREADY_EXISTS
+    assert error.value.code() == grpc.StatusCode.ALREADY_EXISTS and "WORKSPACE_EXISTS" in details(error.value)
     agent.remove("api")
 
 
 def test_what_is_not_there_and_what_is_too_much(stubs, channel):
     pb, service = stubs["pb"], stubs["rpc"].WorkspaceServiceStub(channel)
     cases = [
-        (lambda: service.Get(pb.GetRequest(id="nosuch"), timeout=5), grpc.StatusCode.NOT_FOUND),
-        (lambda: service.Stop(pb.StopRequest(id="nosuch"), timeout=5), grpc.StatusCode.NOT_FOUND),
-        (lambda: service.Delete(pb.DeleteRequest(id="nosuch"), timeout=5), grpc.StatusCode.NOT_FOUND),
-        (lambda: service.Launch(pb.LaunchRequest(), timeout=5), grpc.StatusCode.INVALID_ARGUMENT),
-        (lambda: service.Launch(pb.LaunchRequest(spec=spec(pb, image="nosuch")), timeout=5), grpc.StatusCode.NOT_FOUND),
-        (lambda: service.Launch(pb.LaunchRequest(spec=spec(pb, resources=pb.Resources(memory="999Gi"))), timeout=5), grpc.StatusCode.INVALID_ARGUMENT),
-        (lambda: list(service.Watch(pb.WatchRequest(cursor=10**9), timeout=5)), grpc.StatusCode.OUT_OF_RANGE),
-        (lambda: list(service.Watch(pb.WatchRequest(stream_id="other"), timeout=5)), grpc.StatusCode.OUT_OF_RANGE),
+        (lambda: service.Get(pb.GetRequest(id="nosuch"), timeout=5), grpc.StatusCode.NOT_FOUND, "WORKSPACE_NOT_FOUND"),
+        (lambda: service.Stop(pb.StopRequest(id="nosuch"), timeout=5), grpc.StatusCode.NOT_FOUND, "WORKSPACE_NOT_FOUND"),
+        (lambda: service.Delete(pb.DeleteRequest(id="nosuch"), timeout=5), grpc.StatusCode.NOT_FOUND, "WORKSPACE_NOT_FOUND"),
+        (lambda: service.Launch(pb.LaunchRequest(), timeout=5), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+        (lambda: service.Launch(pb.LaunchRequest(spec=spec(pb, image="nosuch")), timeout=5), grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_FOUND"),
+        (lambda: service.Launch(pb.LaunchRequest(spec=spec(pb, resources=pb.Resources(memory="999Gi"))), timeout=5), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+        (lambda: list(service.Watch(pb.WatchRequest(cursor=10**9), timeout=5)), grpc.StatusCode.OUT_OF_RANGE, ""),
+        (lambda: list(service.Watch(pb.WatchRequest(stream_id="other"), timeout=5)), grpc.StatusCode.OUT_OF_RANGE, ""),
     ]
-    for call, code in cases:
+    for call, code, reason in cases:
         with pytest.raises(grpc.RpcError) as error:
             call()
-        assert error.value.code() == code, error.value.details()
+        assert error.value.code() == code and reason in details(error.value), error.value.details()
 
 
 def test_another_user_is_refused_and_logged(agent, stubs):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, until
 
 HOME = "/home/analyst"
 ENDPOINT = "http://127.0.0.1:5555"
@@ -34,15 +34,6 @@ def place(agent):
     yield place
     for name in ("lifetime", "refuse", "hang"):
         (place / name).unlink(missing_ok=True)
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")
 
 
 MOTO = f"""
@@ -168,7 +159,6 @@ def test_the_broker_answers_while_the_agent_is_away(agent, workspace, place):
     status, first = fetch(agent, workspace)
     assert status == 200 and set(first) == {"AccessKeyId", "SecretAccessKey", "Token", "Expiration"} and first["AccessKeyId"] == "ASIAANALYST000001"
     assert fetch(agent, workspace, "/aws/writer")[1]["AccessKeyId"].startswith("ASIAWRITER")
-    out = agent.directory / "homes" / "ada" / "seen"
     script = FETCH + """
 took = []
 for _ in range(300):
@@ -178,7 +168,7 @@ print(json.dumps([took[150] * 1000, took[297] * 1000]))
 """
     agent.python(workspace, FETCH + f"import subprocess\nsubprocess.Popen([sys.executable, '-c', {script!r}], stdout=open(os.path.expanduser('~/seen'), 'w'))")
     agent.kill()
-    median, p99 = json.loads(until(lambda: next(iter(agent.directory.glob("homes/*/seen"))).read_text(), 30))
+    median, p99 = json.loads(until(lambda: next(iter(agent.directory.glob("homes/*/seen"))).read_text(), seconds=30))
     print(f"a credential request without an agent: median {median:.1f} ms, p99 {p99:.1f} ms")
     assert p99 < 100
     agent.start()
@@ -256,7 +246,7 @@ print(count)
     share = (spent(shim) - before) / 4
     print(f"{asked} connections in 4 s cost the supervisor {share:.0%} of a CPU")
     assert share < 0.2
-    until(lambda: fetch(agent, workspace)[0] == 200, 5)
+    until(lambda: fetch(agent, workspace)[0] == 200, seconds=5)
     # The token is a file of the workspace's user, and the port cannot be taken by the tool.
     agent.python(workspace, "import os, socket\ns = os.stat(os.environ['AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE'])\nassert s.st_mode & 0o777 == 0o400 and s.st_uid == os.getuid()\n"
                  "try: socket.socket().bind(('127.0.0.1', 15170)); raise SystemExit('taken')\nexcept OSError: pass")
@@ -281,12 +271,12 @@ def test_secrets_are_in_nothing(agent, workspace):
 
 def test_variables_that_hide_the_broker_are_found(agent, workspace):
     pid = agent.python(workspace, "import os, subprocess\nprint(subprocess.Popen(['sleep', '300'], env={**os.environ, 'AWS_SECRET_ACCESS_KEY': 'CANARY-stale', 'AWS_PROFILE': 'x'}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)")
-    condition = until(lambda: agent.json("get", workspace).get("conditions"), 15)
+    condition = until(lambda: agent.json("get", workspace).get("conditions"), seconds=15)
     assert condition[0].startswith("StaleCredentials: sleep (pid ") and "AWS_SECRET_ACCESS_KEY, AWS_PROFILE" in condition[0], condition
     told = [e["attributes"] for e in agent.events(workspace) if e["type"] == "StaleCredentials"]
     assert len(told) == 1 and told[0]["variables"] == "AWS_SECRET_ACCESS_KEY AWS_PROFILE" and "CANARY" not in str(told)
     agent.exec(workspace, "kill", pid)
-    until(lambda: not agent.json("get", workspace).get("conditions"), 15)
+    until(lambda: not agent.json("get", workspace).get("conditions"), seconds=15)
 
 
 @pytest.mark.parametrize("changes, message", [

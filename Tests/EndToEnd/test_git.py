@@ -4,15 +4,12 @@ server stands in the workspace itself, since a workspace reaches no service of t
 
 import json
 import os
-import pathlib
 import socket
 import struct
 import threading
-import time
 
 import pytest
-from conftest import ROOT
-from test_credentials import until
+from conftest import ROOT, until
 
 URL = "http://127.0.0.1:3000"
 

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
 import pathlib
-import time
 
-import pytest
 import requests
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException

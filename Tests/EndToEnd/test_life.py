@@ -8,7 +8,6 @@ import subprocess
 import time
 
 import pexpect
-import pytest
 import requests
 
 from conftest import BIN
@@ -51,7 +50,7 @@ def test_pids_and_cpu_limits_bite(agent, lab):
     time.sleep(5.5)
     agent.launch("batch.yaml", "busy", command='["python3", "-c", "import time; e=time.time()+3\\nwhile time.time()<e: pass"]', resources="\n  cpu: 500m", check=False)
     # Half a CPU for three seconds, and Python's own start.
-    start = next(e for e in agent.events("busy") if e["type"] == "Ready")
+    assert any(e["type"] == "Ready" for e in agent.events("busy"))
     agent.remove("busy")
     agent.launch("batch.yaml", "busy2", "--no-wait", command='["python3", "-c", "while True: pass"]', resources="\n  cpu: 500m")
     time.sleep(1)

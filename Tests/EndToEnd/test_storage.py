@@ -2,7 +2,6 @@
 """Real JupyterLab with homes that keep it from its start; packages that real pip and R install and find again."""
 
 import os
-import pathlib
 
 import pytest
 

@@ -8,22 +8,18 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 import grpc
-from conftest import ROOT, destroy, make, until
+from conftest import destroy, generate_stubs, make, until
 
 ROUNDS = int(sys.argv[1])
 
 
 def stubs(folder):
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}/proto", f"--python_out={folder}", f"--grpc_python_out={folder}",
-                    "carrel/v1/carrel.proto", "carrel/v1/storage.proto", "carrel/controller/v1/controller.proto"], check=True)
-    sys.path.insert(0, str(folder))
+    generate_stubs(folder)
     from carrel.controller.v1 import controller_pb2, controller_pb2_grpc
     from carrel.v1 import carrel_pb2, carrel_pb2_grpc
     return controller_pb2, controller_pb2_grpc, carrel_pb2, carrel_pb2_grpc
@@ -93,9 +89,7 @@ def ticks(pid):
 
 def launch(agent, id):
     """Small, so that hundreds find room on any machine."""
-    path = agent.directory / f"{id}.yaml"
-    path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nresources: {{memory: 16Mi}}\nowner: {{name: ada, uid: 2001, gid: 2001}}\ncommand: [sleep, \"100000\"]\n")
-    done = agent.do("launch", "--no-wait", path)
+    done = agent.launch(id, command=["sleep", "100000"], memory="16Mi")
     assert done.returncode == 0, done
 
 

@@ -19,20 +19,15 @@ import typing
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = pathlib.Path(os.environ.get("CARREL_BUILD", ROOT / ".build")) / os.environ.get("CARREL_CONFIGURATION", "debug")
-sys.path.insert(0, str(ROOT / "Tests" / "VM"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from busybox import busybox_image  # noqa: E402
+from support import BIN, ROOT, generate_stubs, run_client, spec, until  # noqa: E402
 
 
-def until(condition, what, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
+@pytest.fixture(scope="session")
+def stubs(tmp_path_factory):
+    """The folder with the Python stubs of the API, which is in sys.path."""
+    return generate_stubs(tmp_path_factory.mktemp("stubs"))
 
 
 class Controller:
@@ -173,8 +168,7 @@ class Agent:
             raise
 
     def run(self, *arguments):
-        return subprocess.run(["timeout", "-s", "KILL", "60", BIN / "carrel", *map(str, arguments)], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, env={**os.environ, "CARREL_SOCKET": self.socket})
+        return run_client(self.socket, *arguments)
 
     def do(self, *arguments):
         """A command; where the agent ended under it, a new one is started and it is said again."""
@@ -189,11 +183,11 @@ class Agent:
             self.start()
         return done
 
-    def launch(self, id, script, lifecycle="", command=None):
+    def launch(self, id, script="sleep 100000", lifecycle="", options=(), **fields):
+        """Does not wait. `fields`: as for `spec`."""
         path = self.directory / f"{id}.yaml"
-        path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nresources: {{memory: 64Mi}}\nowner: {{name: ada, uid: 2001, gid: 2001}}\n"
-                        + (f"lifecycle: {lifecycle}\n" if lifecycle else "") + f"command: {json.dumps(command or ['/bin/sh', '-c', script])}\n")
-        return self.do("launch", "--no-wait", path)
+        path.write_text(spec(id, script, lifecycle=lifecycle, **fields))
+        return self.do("launch", "--no-wait", *options, path)
 
     def get(self, id):
         done = self.do("get", id, "-o", "json")
@@ -308,7 +302,7 @@ def judge(agent, controller=None, settled=True, killed=()):
         assert max(acknowledged.values(), default=0) <= max(told, default=0)
         history = {**told, **journal}
         assert sorted(history) == list(range(1, stream["head"] + 1)), "what was told has holes"
-    states, monotonic = {}, {}
+    states = {}
     for sequence in sorted(history):
         event = history[sequence]
         id, kind = event["workspace"], event["type"]

@@ -4,12 +4,9 @@ disk is full, imports of images, homes that hang."""
 
 import gzip
 import hashlib
-import io
-import json
 import os
 import pathlib
 import shutil
-import signal
 import sqlite3
 import statistics
 import subprocess
@@ -211,13 +208,6 @@ def test_launches_go_on_while_images_are_imported(agent):
 
 # ------------------------------------------------------------- homes that hang
 
-def launch_with_home(agent, id, home):
-    path = agent.directory / f"{id}.yaml"
-    path.write_text(f"id: {id}\ntool: looks\nimage: busybox:latest\nresources: {{memory: 64Mi}}\nowner: {{name: ada, uid: 2001, gid: 2001}}\n"
-                    f"storage: {{home: {home}}}\ncommand: [sleep, \"100000\"]\n")
-    return agent.run("launch", "--no-wait", path)
-
-
 def test_homes_that_hang_hold_up_nobody_else(agent):
     agent.launch("runs", "sleep 100000")
     agent.wait("runs", "READY")
@@ -229,7 +219,7 @@ def test_homes_that_hang_hold_up_nobody_else(agent):
     times = []
     try:
         for number, name in enumerate(names):
-            done = launch_with_home(agent, name, f"{point}/home-{number}")
+            done = agent.launch(name, tool="looks", command=["sleep", "100000"], storage={"home": f"{point}/home-{number}"})
             assert done.returncode == 0, done
         until(lambda: any(f"storage {point}" in sentence for sentence in degraded(agent)), lambda: f"its threads are all taken: {degraded(agent)}")
         for number in range(4):

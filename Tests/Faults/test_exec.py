@@ -18,7 +18,7 @@ import time
 
 import grpc
 import pytest
-from conftest import BIN, ROOT, SUBNETS, destroy, judge, make, pids, until
+from conftest import BIN, SUBNETS, destroy, judge, make, pids, until
 
 PREFIX = "crx"
 SUBNETS.setdefault(PREFIX, 95)
@@ -35,26 +35,12 @@ def agent():
     destroy(agent)
 
 
-@pytest.fixture(scope="module")
-def stubs(tmp_path_factory):
-    """The folder with the Python stubs of the API, which is in sys.path."""
-    folder = tmp_path_factory.mktemp("stubs")
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}/proto", f"--python_out={folder}", f"--grpc_python_out={folder}",
-                    "carrel/v1/carrel.proto"], check=True)
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-
-
 class Room:
     """A workspace whose tool does nothing, and what runs in it besides."""
 
     def __init__(self, agent, id):
         self.agent, self.id = agent, id
-        path = agent.directory / f"{id}.yaml"
-        path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nresources: {{memory: 512Mi, pids: \"512\"}}\n"
-                        f"owner: {{name: ada, uid: 2001, gid: 2001}}\ncommand: [sleep, \"100000\"]\n")
-        done = agent.do("launch", "--no-wait", path)
+        done = agent.launch(id, command=["sleep", "100000"], resources={"memory": "512Mi", "pids": "512"})
         assert done.returncode == 0, done
         agent.wait(id, "READY")
         self.home = agent.directory / "homes" / "ada"

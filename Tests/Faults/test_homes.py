@@ -16,16 +16,9 @@ IMAGES = pytest.param({"more": "storage: {driver: image, size: 32Mi}\n"}, id="im
 images = pytest.mark.parametrize("node", [IMAGES], indirect=True)
 
 
-def launch(agent, id, script, owner="ada", uid=2001, storage="", options=()):
-    path = agent.directory / f"{id}.yaml"
-    path.write_text(f"id: {id}\ntool: command\nimage: busybox:latest\nresources: {{memory: 64Mi}}\nowner: {{name: {owner}, uid: {uid}, gid: {uid}}}\n"
-                    + (f"storage: {storage}\n" if storage else "") + f"command: {json.dumps(['/bin/sh', '-c', script])}\n")
-    return agent.do("launch", "--no-wait", *options, path)
-
-
 def run(agent, id, script, **options):
     """To its end; what it printed."""
-    done = launch(agent, id, script, **options)
+    done = agent.launch(id, script, **options)
     assert done.returncode == 0, done
     ended = agent.wait(id, "STOPPED", "FAILED")
     text = agent.run("logs", id).stdout
@@ -47,7 +40,7 @@ def left(agent):
 @images
 def test_a_full_home_hurts_its_owner_alone_and_still_starts(node):
     agent, _ = node
-    launch(agent, "grace", "sleep 1000", owner="grace", uid=2002)
+    agent.launch("grace", "sleep 1000", owner="grace", uid=2002)
     reason, text = run(agent, "fill", "id -u; yes | dd of=big bs=1M 2>&1 | tail -1; df -m . | tail -1; sleep 2; exit 5")
     assert reason["exit_code"] == 5 and "1000" in text, text
     filling = [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == "HomeFilling"]
@@ -88,10 +81,10 @@ def test_it_grows_and_never_shrinks(node):
     # What the node gives where nobody asks is no wish for less.
     assert "kept" in run(agent, "silent", "cat file")[1] and image(agent).stat().st_size == 64 << 20
     for size, message in (("1Ki", "is not a quantity between 16Mi"), ("x", "is not a quantity"), ("-1", "is not a quantity")):
-        refused = launch(agent, "bad", "true", storage=f"{{size: {size}}}")
+        refused = agent.launch("bad", "true", storage=f"{{size: {size}}}")
         assert refused.returncode == 1 and message in refused.stderr, refused
     for field, value in (("fileSystem", "xfs"), ("encrypted", "true")):
-        refused = launch(agent, "bad", "true", storage=f"{{driver: directory, {field}: {value}}}")
+        refused = agent.launch("bad", "true", storage=f"{{driver: directory, {field}: {value}}}")
         assert refused.returncode == 1 and f"storage.{field}: is for homes kept as images" in refused.stderr, refused
     # A directory has a limit where its file system has project quotas (Tests/VM); here it says that it has none.
     reason, _ = run(agent, "limited", "true", owner="grace", uid=2002, storage="{driver: directory, size: 64Mi}")
@@ -137,7 +130,7 @@ def test_a_directory_does_not_hide_an_image(node):
 def test_a_power_cut_is_mended_before_it_is_mounted(node):
     """The image as it was at some moment while it was written to, as a cut would leave it."""
     agent, _ = node
-    launch(agent, "writes", "echo kept > kept; sync; i=0; while true; do echo $i > f$i; i=$((i+1)); [ $((i % 50)) = 0 ] && rm -f f*; done")
+    agent.launch("writes", "echo kept > kept; sync; i=0; while true; do echo $i > f$i; i=$((i+1)); [ $((i % 50)) = 0 ] && rm -f f*; done")
     agent.wait("writes", "READY")
     time.sleep(1.5)
     cut = agent.directory / "homes" / "grace.img"
@@ -156,15 +149,15 @@ def test_a_power_cut_is_mended_before_it_is_mounted(node):
 @images
 def test_agents_come_and_go_and_it_stays_mounted_while_it_is_used(node):
     agent, _ = node
-    launch(agent, "one", "while true; do date > now; sleep 0.1; done")
-    launch(agent, "two", "sleep 1000")
+    agent.launch("one", "while true; do date > now; sleep 0.1; done")
+    agent.launch("two", "sleep 1000")
     for id in ("one", "two"):
         agent.wait(id, "READY")
     agent.stop()
     agent.start()
     agent.do("rm", "--force", "two")
     assert agent.run("exec", "one", "--", "cat", "now").returncode == 0
-    launch(agent, "three", "cat now && exit 6")
+    agent.launch("three", "cat now && exit 6")
     assert agent.wait("three", "STOPPED")["reason"]["exit_code"] == 6
     agent.do("rm", "--force", "one", "three")
     until(lambda: not left(agent), lambda: left(agent))
@@ -174,7 +167,7 @@ def test_agents_come_and_go_and_it_stays_mounted_while_it_is_used(node):
     unknown.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", unknown], check=True)
     agent.start("limits set")
-    launch(agent, "half", "true")
+    agent.launch("half", "true")
     until(lambda: not agent.lives, "killed")
     assert left(agent), "control: it was mounted"
     agent.start()
@@ -215,7 +208,7 @@ def test_homes_on_storage_that_hangs_do_not_delay_the_start_of_an_agent(node):
     try:
         agent.start()
         for owner, uid in (("ada", 2001), ("grace", 2002)):
-            launch(agent, owner, "while true; do date > now; sleep 0.1; done", owner=owner, uid=uid)
+            agent.launch(owner, "while true; do date > now; sleep 0.1; done", owner=owner, uid=uid)
             agent.wait(owner, "READY")
         agent.do("rm", "--force", "ada")
         agent.stop()
@@ -231,7 +224,7 @@ def test_homes_on_storage_that_hangs_do_not_delay_the_start_of_an_agent(node):
         reason, _ = run(agent, "other", "exit 3", owner="eve", uid=2003, storage=f"{{home: {agent.directory}/eve}}")
         assert reason["exit_code"] == 3 and time.monotonic() - begun < 15, reason
         # The control: the storage does hang.
-        launch(agent, "waits", "exit 4", owner="kay", uid=2004)
+        agent.launch("waits", "exit 4", owner="kay", uid=2004)
         time.sleep(1)
         assert agent.get("waits")["state"] == "STATE_PREPARING"
         subprocess.run(["fsfreeze", "--unfreeze", homes], check=True)
@@ -269,7 +262,7 @@ def test_places_that_are_no_good_for_a_home(node):
         subprocess.run(["fsfreeze", "--freeze", places["stale"]], check=True)
         begun = time.monotonic()
         for number in range(8):
-            launch(agent, f"stale-{number}", "true", storage=f"{{home: {places['stale']}/h{number}}}")
+            agent.launch(f"stale-{number}", "true", storage=f"{{home: {places['stale']}/h{number}}}")
         # The node gives directories a limit where it can; this one cannot, and starts all the same.
         reason, _ = run(agent, "good", "exit 3", owner="grace", uid=2002)
         assert reason["exit_code"] == 3 and time.monotonic() - begun < 20, reason
@@ -288,14 +281,14 @@ def test_places_that_are_no_good_for_a_home(node):
 def test_an_image_that_somebody_of_the_host_still_holds_has_one_device(node):
     """Two devices of one file would be two file systems that write over each other."""
     agent, _ = node
-    launch(agent, "first", "echo first > file; sleep 1000")
+    agent.launch("first", "echo first > file; sleep 1000")
     agent.wait("first", "READY")
     point = next(line.split()[4] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if str(agent.directory) in line and "ada" in line.split()[4])
     until((pathlib.Path(point) / "home/file").exists, "the file")
     with open(pathlib.Path(point) / "home/held", "w") as held:
         agent.do("rm", "--force", "first")
         until(lambda: point not in pathlib.Path("/proc/self/mountinfo").read_text(), "it is taken away, though held")
-        launch(agent, "second", "echo second >> file; sleep 1000")
+        agent.launch("second", "echo second >> file; sleep 1000")
         agent.wait("second", "READY")
         devices = [line for line in left(agent) if line.endswith("ada.img")]
         assert len(devices) == 1, devices

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import judge, until
+from conftest import busybox_image, judge, until
 
 
 def register(agent, name, version="1", path=None, more="readers: [ada]", file=None):
@@ -24,13 +24,6 @@ def register(agent, name, version="1", path=None, more="readers: [ada]", file=No
         (path / "sub" / "deep").write_text("deep\n")
     (folder / f"{file or name + '-' + version}.yaml").write_text(f"name: {name}\nversion: \"{version}\"\npath: {path}\n{more}\n")
     return path
-
-
-def launch(agent, id, script="sleep 1000", owner="ada", uid=2001, more="", tool="command", options=()):
-    path = agent.directory / f"{id}.yaml"
-    command = f"command: {json.dumps(['/bin/sh', '-c', script])}\n" if tool == "command" else ""
-    path.write_text(f"id: {id}\ntool: {tool}\nimage: busybox:latest\nresources: {{memory: 64Mi}}\nowner: {{name: {owner}, uid: {uid}, gid: {uid}}}\n{command}{more}")
-    return agent.do("launch", "--no-wait", *options, path)
 
 
 def inside(agent, id, script):
@@ -58,7 +51,7 @@ def test_datasets_by_name_and_version(place):
     for version in ("9", "10", "2"):
         register(agent, "sales", version, more="readers: [\"*\"]\nwriters: [ada]")
     register(agent, "secret", more="readers: [grace]")
-    launch(agent, "w", more="storage: {datasets: [{dataset: sales, target: /data/new}, {dataset: sales@9, target: /data/old, path: sub, mode: rw}]}\n")
+    agent.launch("w", more="storage: {datasets: [{dataset: sales, target: /data/new}, {dataset: sales@9, target: /data/old, path: sub, mode: rw}]}\n")
     found = agent.wait("w", "READY")["datasets"]
     assert [d["dataset"] for d in found] == ["sales@10", "sales@9"], found
     assert inside(agent, "w", "cat /data/new/rows /data/old/deep").stdout == "sales 10\ndeep\n"
@@ -74,9 +67,9 @@ def test_datasets_by_name_and_version(place):
         ("{dataset: sales@../1, target: /data/x}", "is not NAME or NAME@VERSION"), ("{dataset: sales, target: /etc/x}", "system folder"),
         ("{dataset: sales, path: ../.., target: /data/x}", "storage.datasets[0].path"), ("{dataset: sales, source: /etc, target: /data/x}", "asked for by name"),
         ("{target: /data/x}", "expected a dataset"), ("{source: /etc, path: x, target: /data/x}", "asked for by name")]:
-        refused = launch(agent, "bad", more=f"storage: {{datasets: [{storage}]}}\n")
+        refused = agent.launch("bad", more=f"storage: {{datasets: [{storage}]}}\n")
         assert refused.returncode == 1 and message in refused.stderr, (storage, refused)
-    assert launch(agent, "bad", owner="grace", uid=2002, more="storage: {datasets: [{dataset: sales, target: /data/x, writable: true}]}\n").stderr.count("may read sales@10, not write to it") == 1
+    assert agent.launch("bad", owner="grace", uid=2002, more="storage: {datasets: [{dataset: sales, target: /data/x, writable: true}]}\n").stderr.count("may read sales@10, not write to it") == 1
     # A registration that is wrong is told of, and hides no other.
     register(agent, "sales", "10", file="again")
     (agent.directory / "datasets/broken.yaml").write_text("name: [x\n")
@@ -90,7 +83,7 @@ def test_attached_changed_and_detached_while_it_runs(place):
     data = register(agent, "sales", "1", more="readers: [ada]\nwriters: [ada]")
     os.chown(data, 2001, 2001)
     register(agent, "secret", more="readers: [grace]")
-    launch(agent, "w", "while true; do sleep 0.1; done")
+    agent.launch("w", "while true; do sleep 0.1; done")
     agent.wait("w", "READY")
     assert agent.run("dataset", "attach", "w", "sales", "/data/sales").returncode == 0
     assert inside(agent, "w", "cat /data/sales/rows").stdout == "sales 1\n"
@@ -137,7 +130,7 @@ def test_what_the_workspace_makes_of_the_way_to_a_target(place):
     canary = agent.directory / "canary"
     canary.mkdir()
     before = (canary.stat().st_mtime_ns, sorted(os.listdir("/mnt")))
-    launch(agent, "w", f"ln -s {canary} ~/link; ln -s /mnt ~/mnt; ln -s ../../../../../.. ~/up; : > ~/file; mkdir ~/folder; sleep 1000")
+    agent.launch("w", f"ln -s {canary} ~/link; ln -s /mnt ~/mnt; ln -s ../../../../../.. ~/up; : > ~/file; mkdir ~/folder; sleep 1000")
     agent.wait("w", "READY")
     until(lambda: (agent.directory / "homes/ada/folder").exists(), "they are there")
     for target in ("link/x", "mnt/x", "up/mnt/x", "file/x", "link", "file"):
@@ -154,7 +147,7 @@ def test_what_the_workspace_makes_of_the_way_to_a_target(place):
 def test_an_agent_that_comes_back_finds_them(place):
     agent = place
     register(agent, "sales", more="readers: [ada]\nwriters: [ada]")
-    launch(agent, "w", more="storage: {datasets: [{dataset: sales, target: /data/fixed}]}\n")
+    agent.launch("w", more="storage: {datasets: [{dataset: sales, target: /data/fixed}]}\n")
     agent.wait("w", "READY")
     agent.run("dataset", "attach", "w", "sales", "/data/sales", "--write", "--expires", "8s")
     agent.run("dataset", "detach", "w", "/data/fixed")
@@ -175,8 +168,8 @@ def test_datasets_that_are_images(place, kind, tmp_path):
     make = ["mksquashfs", tmp_path / "tree", image, "-quiet"] if kind == "squashfs" else ["mkfs.erofs", image, tmp_path / "tree"]
     subprocess.run(make, check=True, capture_output=True)
     register(agent, "census", path=image, more="readers: [ada]\nwriters: [ada]")
-    launch(agent, "one", more="storage: {datasets: [{dataset: census, target: /data/census}]}\n")
-    launch(agent, "two")
+    agent.launch("one", more="storage: {datasets: [{dataset: census, target: /data/census}]}\n")
+    agent.launch("two")
     for id in ("one", "two"):
         agent.wait(id, "READY")
     assert agent.run("dataset", "attach", "two", "census", "/data/census").returncode == 0
@@ -200,10 +193,10 @@ def test_a_folder_that_owners_share(place):
     register(agent, "bad", more="project: {gid: 5001, members: {ada: 2001, grace: 2001}}")
     storage = "storage: {datasets: [{dataset: project, target: /data/project, mode: rw}]}\n"
     for owner, uid in (("ada", 2001), ("grace", 2002)):
-        launch(agent, owner, owner=owner, uid=uid, more=storage)
+        agent.launch(owner, owner=owner, uid=uid, more=storage)
     for owner in ("ada", "grace"):
         agent.wait(owner, "READY")
-    assert "not write" in launch(agent, "alan", owner="alan", uid=2003, more=storage).stderr or "no dataset project for alan" in launch(agent, "alan", owner="alan", uid=2003, more=storage).stderr
+    assert "not write" in agent.launch("alan", owner="alan", uid=2003, more=storage).stderr or "no dataset project for alan" in agent.launch("alan", owner="alan", uid=2003, more=storage).stderr
     inside(agent, "ada", "umask 077; cd /data/project; mkdir plans; echo a > plans/one; echo a > two")
     done = inside(agent, "grace", "umask 077; cd /data/project; echo g >> plans/one && echo g >> two && echo g > plans/three && mkdir plans/deep && cat plans/one")
     assert done.stdout == "a\ng\n", done
@@ -211,7 +204,7 @@ def test_a_folder_that_owners_share(place):
     assert {(path / "plans").stat().st_uid, (path / "plans/deep").stat().st_uid} == {2001, 2002}
     assert (path / "plans/one").stat().st_gid == 5001 and oct((path / "plans/one").stat().st_mode & 0o777) == "0o660"
     # The control: the same folder by its path, without being shared.
-    launch(agent, "plain", owner="grace", uid=2002, more=f"storage: {{datasets: [{{source: {path}, target: /data/project, writable: true}}]}}\n")
+    agent.launch("plain", owner="grace", uid=2002, more=f"storage: {{datasets: [{{source: {path}, target: /data/project, writable: true}}]}}\n")
     agent.wait("plain", "READY")
     assert inside(agent, "plain", "echo g >> /data/project/plans/one").returncode != 0
     assert "project.members" in agent.run("dataset", "ls").stderr
@@ -224,7 +217,7 @@ def test_homes_are_copied_restored_cloned_and_set_aside(place):
     agent = place
 
     def run(id, script, owner="ada", uid=2001):
-        launch(agent, id, script, owner=owner, uid=uid)
+        agent.launch(id, script, owner=owner, uid=uid)
         agent.wait(id, "STOPPED", "FAILED")
         text = agent.run("logs", id).stdout
         agent.do("rm", id)
@@ -234,7 +227,7 @@ def test_homes_are_copied_restored_cloned_and_set_aside(place):
     assert first.returncode == 0 and first.stdout.strip().endswith("-before"), first
     run("two", "echo second > file; rm -r private")
     # While it is used: of the image all of one moment.
-    launch(agent, "busy", "i=0; while true; do echo $i > a; echo $i > b; i=$((i+1)); done")
+    agent.launch("busy", "i=0; while true; do echo $i > a; echo $i > b; i=$((i+1)); done")
     agent.wait("busy", "READY")
     live = agent.run("home", "snapshot", "ada")
     assert live.returncode == 0, live
@@ -266,7 +259,7 @@ def test_homes_are_copied_restored_cloned_and_set_aside(place):
 
 def test_what_was_removed_long_ago_is_deleted(place):
     agent = place
-    launch(agent, "one", "exit 0")
+    agent.launch("one", "exit 0")
     agent.wait("one", "STOPPED")
     agent.do("rm", "one")
     name = agent.run("home", "rm", "ada", "--again", "ada").stdout.strip()
@@ -326,7 +319,7 @@ def test_a_tool_that_does_not_come_up_is_started_without_what_is_suspected(tools
     agent, home = tools
     plant(home, f".config/tool/{how}")
     (agent.directory / "secret").write_text("given once")
-    launch(agent, "w", tool="web", options=["--credential", f"key={agent.directory}/secret"])
+    agent.launch("w", tool="web", options=["--credential", f"key={agent.directory}/secret"])
     found = agent.wait("w", "READY", seconds=30)
     assert found["attempt"] == 2 and any(c.startswith("Rescue: the tool did not come up") for c in found["conditions"]), found
     assert inside(agent, "w", "cat /run/carrel/credentials/key").stdout == "given once", "the second start has the credentials too"
@@ -339,7 +332,7 @@ def test_a_tool_that_does_not_come_up_is_started_without_what_is_suspected(tools
     agent.do("rm", "--force", "w")
     # Undone as the note says, it is broken again, and rescued again; but once a workspace.
     subprocess.run(["mv", "-T", aside, home / ".config/tool"], check=True)
-    launch(agent, "again", tool="web")
+    agent.launch("again", tool="web")
     assert agent.wait("again", "READY", seconds=30)["attempt"] == 2
 
 
@@ -348,14 +341,14 @@ def test_no_rescue_where_there_is_nothing_to_set_aside_or_nobody_wants_it(tools)
     (agent.directory / "tools/dead.yaml").write_text(TOOL.format(name="dead", script=json.dumps("exit 7")))
     agent.stop()
     agent.start()
-    launch(agent, "w", tool="dead")
+    agent.launch("w", tool="dead")
     ended = agent.wait("w", "STOPPED", "FAILED", seconds=20)
     # Its folders for packages were made for it and are all there is to set aside.
     assert ended["attempt"] <= 2 and ended["reason"]["exit_code"] == 7
     again = agent.wait("w", "STOPPED", "FAILED")
     assert [e["type"] for e in agent.records()[0] if e["workspace"] == "w"].count("Rescue") <= 1 and again
     plant(home, ".config/tool/hangs")
-    launch(agent, "stopped", tool="web")
+    agent.launch("stopped", tool="web")
     agent.wait("stopped", "STARTING")
     agent.do("stop", "stopped", "--time", "0")
     assert agent.get("stopped")["attempt"] == 1 and (home / ".config/tool/hangs").exists()
@@ -364,11 +357,11 @@ def test_no_rescue_where_there_is_nothing_to_set_aside_or_nobody_wants_it(tools)
 def test_a_saved_session_that_is_too_large_is_set_aside_before_the_start(tools):
     agent, home = tools
     plant(home, ".session", "x" * 100)
-    launch(agent, "small", tool="web")
+    agent.launch("small", tool="web")
     agent.wait("small", "READY")
     assert (home / ".session").exists()
     plant(home, ".session", "x" * (2 << 20))
-    launch(agent, "large", tool="web")
+    agent.launch("large", tool="web")
     found = agent.wait("large", "READY")
     assert found.get("attempt") == 1 and not (home / ".session").exists() and len(list(home.glob(".session.set-aside-*"))) == 1, found
 
@@ -381,18 +374,18 @@ def test_links_of_a_home_lead_a_rescue_nowhere(tools):
     (home / ".config").symlink_to(victim)
     (home / ".local").symlink_to(victim)
     before = sorted(str(p) for p in victim.rglob("*"))
-    launch(agent, "w", tool="web")
+    agent.launch("w", tool="web")
     agent.wait("w", "READY", "FAILED", "STOPPED", seconds=20)
     assert sorted(str(p) for p in victim.rglob("*")) == before
 
 
 def test_packages_are_kept_apart_for_each_image(tools):
     agent, home = tools
-    launch(agent, "w", tool="web")
+    agent.launch("w", tool="web")
     agent.wait("w", "READY")
     assert inside(agent, "w", "echo one > $PACKAGES/p; test -d $OTHERS && echo both; echo $PACKAGES").stdout.startswith("both\n/home/analyst/.local/share/carrel/packages/")
     agent.do("rm", "--force", "w")
-    launch(agent, "again", tool="web")
+    agent.launch("again", tool="web")
     assert not agent.wait("again", "READY").get("conditions")
     assert inside(agent, "again", "cat $PACKAGES/p").stdout == "one\n"
     refused = agent.run("env", "reset", "ada")
@@ -402,7 +395,6 @@ def test_packages_are_kept_apart_for_each_image(tools):
     agent.do("rm", "--force", "again")
     # Another image: the same with a file more.
     subprocess.run(["sh", "-c", f"mkdir -p {agent.directory}/layer && cd {agent.directory}/layer && tar xf {agent.directory}/busybox.tar && ls"], check=True, capture_output=True)
-    from busybox import busybox_image
     busybox_image(agent.directory / "other.tar", extra={"etc/other": "x"})
     assert agent.run("image", "import", agent.directory / "other.tar", "--name", "other:latest").returncode == 0
     path = agent.directory / "other.yaml"
@@ -418,12 +410,12 @@ def test_packages_are_kept_apart_for_each_image(tools):
     assert agent.run("env", "reset", "ada").returncode == 3, "of which image?"
     before = agent.run("env", "reset", "ada", "--image", "busybox:latest")
     assert before.returncode == 0 and before.stdout.strip().endswith("-before-reset"), before
-    launch(agent, "fresh", tool="web")
+    agent.launch("fresh", tool="web")
     agent.wait("fresh", "READY")
     assert inside(agent, "fresh", "test -e $PACKAGES/p").returncode != 0
     agent.do("rm", "--force", "fresh")
     assert agent.run("env", "restore", "ada", copy.stdout.strip(), "--image", "busybox:latest").returncode == 0
-    launch(agent, "back", tool="web")
+    agent.launch("back", tool="web")
     agent.wait("back", "READY")
     assert inside(agent, "back", "cat $PACKAGES/p").stdout == "one\n"
     for command in (["restore", "ada", "../x", "--image", "busybox:latest"], ["ls", "nobody"], ["ls", "../x"]):
@@ -435,7 +427,7 @@ def test_packages_are_kept_apart_for_each_image(tools):
 def test_credential_files_end(place):
     agent = place
     (agent.directory / "a").write_text("alpha")
-    launch(agent, "w", options=["--credential", f"fixed={agent.directory}/a"])
+    agent.launch("w", options=["--credential", f"fixed={agent.directory}/a"])
     agent.wait("w", "READY")
     seen = lambda name: inside(agent, "w", f"cat /run/carrel/credentials/{name}").stdout
     assert agent.run("credentials", "put", "w", f"short={agent.directory}/a", "--expires", "12s").returncode == 0

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Errors
 import Foundation
 import Linux
 import Testing
@@ -32,7 +33,7 @@ struct Tar {
   var finished: [UInt8] { bytes + [UInt8](repeating: 0, count: 1024) }
 }
 
-private let breakages: [(@Sendable (inout [String: [UInt8]]) -> Void, ImageError.Code)] = [
+private let breakages: [(@Sendable (inout [String: [UInt8]]) -> Void, DriverError.Code)] = [
   ({ $0["oci-layout"] = nil }, .failedPrecondition),
   ({ $0["oci-layout"] = Array(#"{"imageLayoutVersion":"9"}"#.utf8) }, .failedPrecondition),
   ({ $0["index.json"] = [] }, .invalid), ({ $0["index.json"] = Array(#"{"manifests":[]}"#.utf8) }, .failedPrecondition),
@@ -104,7 +105,7 @@ private let escapes: [@Sendable (inout Tar) -> Void] = [
     build(&tar)
     var limits = UnpackLimits()
     limits.depth = 40
-    #expect(throws: ImageError.self) { _ = try unpack(tar.finished, limits: limits) }
+    #expect(throws: DriverError.self) { _ = try unpack(tar.finished, limits: limits) }
   }
 
   @Test("a file through a link of the same layer stays in the layer") func throughLink() throws {
@@ -153,12 +154,12 @@ private let escapes: [@Sendable (inout Tar) -> Void] = [
     tar.add("big", "0", String(repeating: "x", count: 300_000))
     var limits = UnpackLimits()
     limits.bytes = 100_000
-    #expect { _ = try unpack(tar.finished, limits: limits) } throws: { ($0 as? ImageError)?.code == .resourceExhausted }
+    #expect { _ = try unpack(tar.finished, limits: limits) } throws: { ($0 as? DriverError)?.code == .resourceExhausted }
     var many = Tar()
     for index in 0..<100 { many.add("f\(index)") }
     limits = UnpackLimits()
     limits.entries = 50
-    #expect { _ = try unpack(many.finished, limits: limits) } throws: { ($0 as? ImageError)?.code == .resourceExhausted }
+    #expect { _ = try unpack(many.finished, limits: limits) } throws: { ($0 as? DriverError)?.code == .resourceExhausted }
   }
 
   @Test(
@@ -227,9 +228,9 @@ private let escapes: [@Sendable (inout Tar) -> Void] = [
   }
 
   @Test("broken layouts are refused by their kind", arguments: breakages)
-  func broken(change: @Sendable (inout [String: [UInt8]]) -> Void, code: ImageError.Code) throws {
+  func broken(change: @Sendable (inout [String: [UInt8]]) -> Void, code: DriverError.Code) throws {
     let made = try layout(change)
-    #expect { _ = try importing(made.path) } throws: { ($0 as? ImageError)?.code == code }
+    #expect { _ = try importing(made.path) } throws: { ($0 as? DriverError)?.code == code }
   }
 
   @Test("a blob that is a FIFO is not waited for") func fifo() throws {
@@ -238,6 +239,6 @@ private let escapes: [@Sendable (inout Tar) -> Void] = [
       try FileManager.default.removeItem(atPath: made.path + "/" + name)
       mkfifo(made.path + "/" + name, 0o600)
     }
-    #expect { _ = try importing(made.path) } throws: { ($0 as? ImageError)?.code == .invalid }
+    #expect { _ = try importing(made.path) } throws: { ($0 as? DriverError)?.code == .invalid }
   }
 }

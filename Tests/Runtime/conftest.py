@@ -3,7 +3,6 @@
 
 A check that fails with a peer too says something about the host; one that fails with ours alone is our fault."""
 
-import copy
 import json
 import os
 import pathlib

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """buildah and containerd drive the runtime; crun and runc are the controls."""
 
-import json
-import os
 import signal
 import subprocess
 import time

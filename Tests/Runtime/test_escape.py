@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from conftest import HYBRID, ROOT, RUNTIME, Runtime, busybox_root, in_user_namespace, peer
+from conftest import ROOT, Runtime, busybox_root, in_user_namespace, peer
 
 OPEN = pathlib.Path(os.environ.get("CARREL_BUILD", ROOT / ".build")) / "open" / "debug" / "carrel-runtime"
 RESULTS = []

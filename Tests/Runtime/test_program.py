@@ -5,16 +5,14 @@ descriptors that are handed on, and the words of the command line."""
 import json
 import os
 import pathlib
-import pty
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import time
 
 import pytest
-from conftest import HYBRID, ROOT, RUNTIME, busybox_root, in_user_namespace
+from conftest import HYBRID, RUNTIME, busybox_root, in_user_namespace
 
 # What a static busybox needs for `true` and `echo`: nothing that a runtime itself calls between fork and execve(2) but that.
 LITTLE = ["execve", "exit_group", "exit", "brk", "arch_prctl", "write", "getuid", "geteuid", "getgid", "getegid", "prctl", "mprotect", "uname", "readlink",

@@ -5,13 +5,12 @@ import array
 import json
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import time
 
 import pytest
-from conftest import HYBRID, RUNTIME, in_user_namespace
+from conftest import RUNTIME, in_user_namespace
 
 
 @pytest.fixture

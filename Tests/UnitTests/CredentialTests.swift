@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Errors
 import Foundation
 import Testing
 
@@ -10,7 +11,7 @@ import Testing
     "AccessKeyId": "ASIAX", "SecretAccessKey": "CANARY/secret", "SessionToken": "CANARYsession", "Expiration": "2100-01-01T00:00:00Z",
   ]
 
-  static func read(_ changes: [String: Any]) throws(CredentialError) -> AWSCredentials {
+  static func read(_ changes: [String: Any]) throws(DriverError) -> AWSCredentials {
     let fields = (whole as [String: Any]).merging(changes) { $1 }
     return try AWSCredentials(json: try! JSONSerialization.data(withJSONObject: fields))
   }
@@ -34,12 +35,12 @@ import Testing
       (["SecretAccessKey": String(repeating: "x", count: 9000)], "SecretAccessKey:"),
     ] as [([String: any Sendable], String)])
   func refused(changes: [String: any Sendable], message: String) {
-    let error = #expect(throws: CredentialError.self) { try Self.read(changes) }
+    let error = #expect(throws: DriverError.self) { try Self.read(changes) }
     #expect(error?.description.hasPrefix(message) == true && error?.description.contains("CANARY") == false)
   }
 
   @Test("that are no JSON are refused", arguments: ["", "CANARY", "[1]", "{", "null"]) func noJSON(text: String) {
-    let error = #expect(throws: CredentialError.self) { try AWSCredentials(json: Data(text.utf8)) }
+    let error = #expect(throws: DriverError.self) { try AWSCredentials(json: Data(text.utf8)) }
     #expect(error?.description.contains("CANARY") == false)
   }
 

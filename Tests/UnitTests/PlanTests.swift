@@ -49,7 +49,8 @@ import Testing
     .terminal(socket: "/s", rows: 24, columns: 80), .awaitStart,
     .user(uid: 1000, gid: 1000, groups: [1000, 20], mask: 0o022, capabilities: sets), .undumpable, .noNewPrivileges,
     .seccomp(program: [1, 2, 3], flags: 2), .log(segmentBytes: 1, segments: 2, bytesPerSecond: 3),
-    .execute(arguments: ["a", ""], environment: ["A=ü"], directory: "/"),
+    .execute(arguments: ["a", ""], environment: ["A=ü"], directory: "/"), .namespaceRoot, .slaveMounts, .fileMask(0o22), .followSymlinks,
+    .closeDescriptors(from: 5),
   ]
 
   @Test("every operation survives encoding and decoding") func roundTrip() throws {
@@ -57,13 +58,16 @@ import Testing
     #expect(try Plan(decoding: plan.encoded()) == plan)
   }
 
-  @Test("codes on the wire are unique") func uniqueCodes() {
-    var names: [UInt8: String] = [:]
-    for shape in PlanTests.everyOperation.map(\.schema) {
-      #expect(names[shape.code] == nil || names[shape.code] == shape.name)
-      names[shape.code] = shape.name
-    }
-    #expect(names.count == PlanTests.everyOperation.count - 1)
+  @Test("every kind of operation is in the round trip, and an operation has the kind that it is decoded as") func kinds() {
+    #expect(Set(PlanTests.everyOperation.map(\.kind)) == Set(Operation.Kind.allCases))
+    for kind in Operation.Kind.allCases { #expect(kind.definition.blank.kind == kind) }
+    #expect(Set(Operation.Kind.allCases.map(\.definition.name)).count == Operation.Kind.allCases.count)
+  }
+
+  @Test("a plan of a release whose executor did more than the plan says is refused") func otherVersion() {
+    var bytes = Plan([.pivotRoot]).encoded()
+    bytes[Plan.magic.count] = 3
+    #expect { try Plan(decoding: bytes) } throws: { ($0 as? PlanError)?.problem == .otherVersion }
   }
 
   @Test("a plan cut off anywhere is refused and never crashes") func truncation() {
@@ -86,11 +90,11 @@ import Testing
     "bad plans are named by their problem",
     arguments: [
       ([], PlanError.Problem.truncated), (Array("XXXX".utf8), .notAPlan), (Plan.magic + [9, 0, 0, 0, 0], .otherVersion),
-      (Plan.magic + [3, 0, 0, 0, 0, 7], .trailingBytes), (Plan.magic + [3, 1, 0, 0, 0, 250, 0], .unknownOperation),
-      (Plan.magic + [3, 1, 0, 0, 0, 4, 1, 1], .wrongField), (Plan.magic + [3, 1, 0, 0, 0, 4, 1, 2, 255, 255, 255, 255], .truncated),
-      (Plan.magic + [3, 1, 0, 0, 0, 4, 1, 2, 1, 0, 0, 0, 0], .textHoldsNUL), (Plan.magic + [3, 1, 0, 0, 0, 20, 3], .wrongField),
-      (Plan.magic + [3, 1, 0, 0, 0, 24, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], .numberOutOfRange),
-      (Plan.magic + [3, 255, 255, 255, 255], .truncated),
+      (Plan.magic + [4, 0, 0, 0, 0, 7], .trailingBytes), (Plan.magic + [4, 1, 0, 0, 0, 250, 0], .unknownOperation),
+      (Plan.magic + [4, 1, 0, 0, 0, 4, 1, 1], .wrongField), (Plan.magic + [4, 1, 0, 0, 0, 4, 1, 2, 255, 255, 255, 255], .truncated),
+      (Plan.magic + [4, 1, 0, 0, 0, 4, 1, 2, 1, 0, 0, 0, 0], .textHoldsNUL), (Plan.magic + [4, 1, 0, 0, 0, 20, 3], .wrongField),
+      (Plan.magic + [4, 1, 0, 0, 0, 24, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], .numberOutOfRange),
+      (Plan.magic + [4, 255, 255, 255, 255], .truncated),
     ] as [([UInt8], PlanError.Problem)])
   func problems(bytes: [UInt8], problem: PlanError.Problem) {
     #expect { try Plan(decoding: bytes) } throws: { ($0 as? PlanError)?.problem == problem }
@@ -101,6 +105,9 @@ import Testing
     box.cgroups = ["/sys/fs/cgroup/x"]
     let names = PlanCompiler.compile(box, seccomp: [0]).operations.map(\.name)
     func at(_ name: String) throws -> Int { try #require(names.firstIndex(of: name)) }
+    #expect(names.first == "close descriptors")
+    #expect(try at("new user namespace") < at("become root of the user namespace"))
+    #expect(try at("make mounts slaves of the host's") < at("overlay root"))
     #expect(try at("join cgroup") < at("new cgroup namespace"))
     #expect(try at("new cgroup namespace") < at("mount cgroup"))
     #expect(try at("sysctl") < at("make read-only"))

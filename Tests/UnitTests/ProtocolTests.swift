@@ -20,7 +20,9 @@ import Testing
     .awaitingPlan, .preparing, .created(pid: 12), .waiting(pid: 12), .started(pid: 2), .failed(StepFailure("mask /x", .noEntry)),
     .ended(.exited(3)), .ended(.signalled(9)),
   ]
-  static let replies: [ShimReply] = [.done, .started, .failed(StepFailure("x", .access)), .refused(2), .unsupported, .malformed]
+  static let replies: [ShimReply] = [
+    .done, .started, .failed(StepFailure("x", .access, kind: .execution, subject: "/s")), .refused(2), .unsupported, .malformed,
+  ]
   static let reports: [ShimReport] =
     states.map { .state($0) } + [.issued(role: "a", count: 9), .outOfMemory(kills: 4), .execEnded(session: 7, .signalled(15))]
 

@@ -77,6 +77,7 @@ import Testing
     "an exit record is read back, and a part of one is not",
     arguments: [
       ExitRecord.ended(.exited(3)), .ended(.signalled(9)), .failed(StepFailure("mask /proc/x=y", .noSpace)),
+      .failed(StepFailure("bind /a b at /c", .invalid, kind: .bind, subject: "/a b")),
     ])
   func exitRecord(record: ExitRecord) throws {
     let path = NSTemporaryDirectory() + "carrel-exit-\(UUID().uuidString)"

@@ -2,6 +2,11 @@
 
 import Foundation
 import SwiftProtobuf
+import Agent
+import Concurrency
+import Errors
+import GRPCCore
+import GRPCProtobuf
 import Testing
 
 @testable import API
@@ -119,5 +124,23 @@ import Testing
     for value in Carrel_V1_FileSystem.allCases { try expect { $0.storage.fileSystem = value } }
     for value in Carrel_V1_NetworkPolicy.allCases { try expect { $0.network = value } }
     for value in Carrel_V1_RestartPolicy.allCases where value != .unspecified { try expect { $0.lifecycle.restartPolicy = value } }
+  }
+}
+
+@Suite("Errors on the wire") struct ErrorTests {
+  @Test("every reason and the field of a bad request are in the details, with the code that belongs to the reason") func details() throws {
+    for reason in AgentError.Reason.allCases {
+      let error = RPCError(AgentError(reason: reason, "x: is wrong"))
+      let status = try #require(try error.unpackGoogleRPCStatus())
+      #expect(error.message == "x: is wrong" && status.message == error.message && status.code == error.code)
+      #expect(status.details.compactMap(\.errorInfo).map(\.reason) == [reason.rawValue])
+    }
+    let field = RPCError(InvalidField("owner.uid", "expected 1000 to 2147483647"))
+    let status = try #require(try field.unpackGoogleRPCStatus())
+    #expect(field.code == .invalidArgument && field.message == "owner.uid: expected 1000 to 2147483647")
+    #expect(status.details.compactMap(\.badRequest).flatMap(\.violations).map(\.field) == ["owner.uid"])
+    #expect(RPCError(AgentError(DriverError(.notFound, "there is no image x"))).code == .notFound)
+    #expect(RPCError(LaneError.full(lane: "exec", queued: 1)).code == .resourceExhausted)
+    #expect(RPCError(CancellationError()).code == .cancelled)
   }
 }

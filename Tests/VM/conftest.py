@@ -4,26 +4,16 @@
 import json
 import pathlib
 import subprocess
-import time
 
 import pytest
 from busybox import APPLETS, busybox_image
+from support import until
 
 
 def sh(command, check=True, timeout=300):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=timeout)
     assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
-
-
-def until(condition, what, seconds=60):
-    end = time.time() + seconds
-    while time.time() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 class Host:

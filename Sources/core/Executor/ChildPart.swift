@@ -13,16 +13,17 @@ package struct ChildPart {
   let supervisor: ParentSocket
   /// The socket on which `awaitStart` waits for a connection; if nil, it waits for a message of the supervisor.
   private let gate: Handle?
-  /// The number of descriptors, from 3 on, that the program inherits. If nil, the caller closes descriptors.
-  private let inherited: UInt32?
+  /// Descriptors that `closeDescriptors` keeps for the caller.
+  private let kept: [Handle?]
+  /// True if this process becomes the program; otherwise it is PID 1 of a workspace, which starts the program.
+  private let becomesProgram: Bool
   var root: Handle?
   var layers: [Handle] = []
   /// The directory that was looked up last.
   var last: (path: String, folder: Handle)?
   /// The mounts attached over masked files and directories; the first of each kind is cloned for the others.
   var masks: (file: Handle?, folder: Handle?)
-  /// The resolution of paths inside the root: never out of it, and in a workspace without following symlinks, because a symlink of
-  /// the image could redirect a mount inside (CVE-2019-19921). The runtime-spec requires that they are followed.
+  /// The resolution of paths inside the root, which `followSymlinks` changes.
   var walk: Resolution = [.inRoot, .noSymlinks]
   /// The file to which the program's label is written right before it runs, so that hooks do not get the label.
   private var label: (file: Handle, text: String)?
@@ -38,9 +39,11 @@ package struct ChildPart {
   /// The directory at which the root is mounted.
   private var place: Handle?
 
-  package init(_ plan: Plan, _ host: HostPart, _ supervisor: ParentSocket, gate: Handle? = nil, inherited: UInt32? = nil) {
-    self.inherited = inherited
-    if inherited != nil { walk = Defence.resolveInRoot.isOn ? .inRoot : [] }
+  package init(
+    _ plan: Plan, _ host: HostPart, _ supervisor: ParentSocket, gate: Handle? = nil, keeping kept: [Handle?] = [], becomesProgram: Bool
+  ) {
+    self.kept = kept
+    self.becomesProgram = becomesProgram
     operations = plan.operations
     self.host = host
     self.supervisor = supervisor
@@ -49,33 +52,33 @@ package struct ChildPart {
 
   /// Executes all operations before `execute`.
   package mutating func enter() throws(StepFailure) {
+    // This precedes the wait: a child that holds its parent's end of the socket never reads the EOF that says that its parent died.
+    if let first = firstClosed { try host.closeAllExcept([supervisor.handle, gate] + kept, from: first) }
     do throws(Errno) {
+      // The ids of its user namespace are mapped by then.
       guard case .proceed(let pid)? = try supervisor.receive()?.message else { throw .noSuchProcess }
       hostPID = pid
-      place = openRootPath()
-      if isolated { try Process.setIDs(uid: 0, gid: 0, groups: []) }
-      if ownsMounts { try Mount.makeSlave() }
-      Process.setFileMask(0)
     } catch {
       throw StepFailure("enter namespaces", error)
     }
+    place = openRootPath()
     for (index, operation) in operations.enumerated() {
       switch operation {
       case .awaitStart: if gate != nil { try findProgram() }
       case .user, .seccomp, .seccompListener: try prepareProgram()
       default: break
       }
-      do throws(Errno) { try apply(operation, index) } catch { throw StepFailure(operation.label, error) }
+      do throws(Errno) { try apply(operation, index) } catch { throw StepFailure(operation, error) }
       if case .user = operation, let program, !program.isInDirectory { try program.payload.enterDirectory() }
     }
   }
 
   /// Executes the program; returns only if that fails.
-  func execute() -> StepFailure { program?.payload.execute() ?? StepFailure("execute", .invalid) }
+  func execute() -> StepFailure { program?.payload.execute() ?? StepFailure("execute", .invalid, kind: .execution) }
 
   /// Prepares the program as far as possible before a filter restricts the system calls for it.
   private mutating func prepareProgram() throws(StepFailure) {
-    guard let inherited, program == nil else { return }
+    guard becomesProgram, program == nil else { return }
     var user: UInt32 = 0
     for operation in operations { if case .user(let uid, _, _, _, _) = operation { user = uid } }
     for operation in operations {
@@ -88,7 +91,7 @@ package struct ChildPart {
           throw StepFailure("label the program " + label.text, error)
         }
       }
-      try Program.shut(keeping: inherited)
+      try Program.shut(from: firstClosed ?? 3)
       // The directory may be accessible only to root or, on network storage, only to the user.
       var isInDirectory = true
       do throws(StepFailure) { try payload.enterDirectory() } catch {
@@ -129,19 +132,10 @@ package struct ChildPart {
     }
   }
 
-  private var isolated: Bool {
-    for operation in operations {
-      if case .userNamespace = operation { return true }
-      if case .joinNamespace(let kind, _) = operation, Namespaces(rawValue: kind) == .user { return true }
-    }
-    return false
-  }
-
-  private var ownsMounts: Bool {
-    for operation in operations {
-      if case .namespaces(let kinds) = operation { return Namespaces(rawValue: kinds).contains(.mount) }
-    }
-    return false
+  /// The first descriptor that is closed; nil if none is.
+  private var firstClosed: UInt32? {
+    for operation in operations { if case .closeDescriptors(let first) = operation { return first } }
+    return nil
   }
 
   private mutating func apply(_ operation: Operation, _ index: Int) throws(Errno) {
@@ -234,6 +228,13 @@ package struct ChildPart {
       try Socket.send(listener.socket.descriptor, Array(listener.state.utf8), passing: [answers])
     case .joinNamespace(let kind, _):
       if Namespaces(rawValue: kind) == .cgroup, let file = host.opened[index] { try Process.join(file.descriptor, .cgroup) }
+    case .namespaceRoot: try Process.setIDs(uid: 0, gid: 0, groups: [])
+    case .slaveMounts: try Mount.makeSlave()
+    case .fileMask(let mask): Process.setFileMask(mask)
+    case .followSymlinks: walk = Defence.resolveInRoot.isOn ? .inRoot : []
+    // `enter` has closed them.
+    case .closeDescriptors: break
+    // These are the supervisor's.
     case .userNamespace, .namespaces, .outOfMemoryScore, .log, .execute: break
     }
   }
@@ -370,10 +371,10 @@ package struct ChildPart {
   /// of its creator. The objects that owned the closed numbers live until the program is executed.
   private func dropHostAccess() throws(Errno) {
     if Defence.undumpable.isOn { try Process.becomeUndumpable() }
-    guard let inherited, Defence.closedDescriptors.isOn else { return }
+    guard becomesProgram, Defence.closedDescriptors.isOn else { return }
     var needed: [Handle?] = [supervisor.handle, gate, terminal, starter?.handle, label?.file]
     for (index, operation) in operations.enumerated() { if case .seccompListener = operation { needed.append(host.opened[index]) } }
-    try Process.closeAll(from: 3 + inherited, except: needed.compactMap { $0 })
+    try Process.closeAll(from: firstClosed ?? 3, except: needed.compactMap { $0 })
   }
 
   private mutating func awaitStart() throws(Errno) {

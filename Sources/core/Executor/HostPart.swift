@@ -26,7 +26,7 @@ package final class HostPart {
 
   package func prepare() throws(StepFailure) {
     for (index, operation) in operations.enumerated() {
-      do throws(Errno) { opened[index] = try open(operation) } catch { throw StepFailure(operation.label, error) }
+      do throws(Errno) { opened[index] = try open(operation) } catch { throw StepFailure(operation, error) }
     }
   }
 
@@ -219,7 +219,7 @@ package final class HostPart {
         default: break
         }
       } catch {
-        throw StepFailure(operation.label, error)
+        throw StepFailure(operation, error)
       }
     }
   }
@@ -228,7 +228,7 @@ package final class HostPart {
   func completeBinds() throws(StepFailure) {
     for (index, operation) in operations.enumerated() {
       guard case .bind(_, _, let options) = operation else { continue }
-      do throws(Errno) { try mapBind(index, options) } catch { throw StepFailure(operation.label, error) }
+      do throws(Errno) { try mapBind(index, options) } catch { throw StepFailure(operation, error) }
     }
   }
 
@@ -289,6 +289,17 @@ package final class HostPart {
 func relative(_ path: String) -> String {
   let trimmed = path.drop { $0 == "/" }
   return trimmed.isEmpty ? "." : String(trimmed)
+}
+
+extension StepFailure {
+  /// Creates the failure of an operation of a plan.
+  init(_ operation: Operation, _ error: Errno) {
+    if case .bind(let source, _, _) = operation {
+      self.init(operation.label, error, kind: .bind, subject: source)
+    } else {
+      self.init(operation.label, error)
+    }
+  }
 }
 
 extension Operation {

@@ -19,13 +19,10 @@ package struct Launch {
   }
   /// Nil for a plan without `awaitStart`, whose program runs at once.
   private let gate: Gate?
-  /// The number of descriptors, from 3 on, that the program inherits.
-  private let inherited: UInt32
 
-  package init(_ plan: Plan, gate: Gate? = nil, inherited: UInt32 = 0) {
+  package init(_ plan: Plan, gate: Gate? = nil) {
     self.plan = plan
     self.gate = gate
-    self.inherited = inherited
   }
 
   package struct Started {
@@ -100,10 +97,9 @@ package struct Launch {
   private func become(_ host: HostPart, _ supervisor: ParentSocket) -> Never {
     var listener: Handle?
     if case .listener(let socket)? = gate { listener = socket }
-    var part = ChildPart(plan, host, supervisor, gate: listener, inherited: inherited)
+    var part = ChildPart(plan, host, supervisor, gate: listener, becomesProgram: true)
     var failure: StepFailure
     do throws(StepFailure) {
-      try host.closeAllExcept([supervisor.handle, listener], from: 3 + inherited)
       try part.enter()
       failure = part.execute()
     } catch {

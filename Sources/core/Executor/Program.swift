@@ -61,7 +61,8 @@ package struct Program {
       do throws(Errno) {
         let bytes = try report.descriptor.readAll(limit: 65_536)
         if bytes.isEmpty { return nil }  // close-on-exec: the program runs
-        return StepFailure(String(decoding: bytes.dropFirst(), as: UTF8.self), Errno(Int32(bytes[0])))
+        guard bytes.count > 1, let kind = StepFailure.Kind(rawValue: bytes[1]) else { throw .invalid }
+        return StepFailure(String(decoding: bytes.dropFirst(2), as: UTF8.self), Errno(Int32(bytes[0])), kind: kind)
       } catch {
         return StepFailure("fork", error)
       }
@@ -82,7 +83,7 @@ package struct Program {
       let pid = try Process.fork()
       if pid == 0 {
         let failure = become(streams)
-        let report = [UInt8(truncatingIfNeeded: failure.errno)] + Array(failure.step.utf8)
+        let report = [UInt8(truncatingIfNeeded: failure.errno), failure.kind.rawValue] + Array(failure.step.utf8)
         do throws(Errno) { try pipe.writing?.descriptor.write(report) } catch {}
         Process.exit(127)
       }
@@ -98,7 +99,7 @@ package struct Program {
   private func become(_ streams: Streams) -> StepFailure {
     do throws(StepFailure) {
       try Program.place(streams)
-      try Program.shut(keeping: 0)
+      try Program.shut(from: 3)
       try enterDirectory()
     } catch {
       return error
@@ -119,11 +120,10 @@ package struct Program {
     }
   }
 
-  /// Marks every descriptor except the streams and `kept` descriptors from 3 on close-on-exec, and resets signals to their
-  /// defaults.
-  static func shut(keeping kept: UInt32) throws(StepFailure) {
+  /// Marks every descriptor from `first` on close-on-exec, and resets signals to their defaults.
+  static func shut(from first: UInt32) throws(StepFailure) {
     do throws(Errno) {
-      try Process.closeOnExec(from: 3 + kept)
+      try Process.closeOnExec(from: first)
       Signals.resetAll()
       try Signals.unblockAll()
     } catch {
@@ -154,8 +154,8 @@ package struct Program {
       }
     }
     if worst == .noEntry, let path = candidates.first(where: { Process.exists($0) }) {
-      return StepFailure("find the interpreter of " + path, worst)
+      return StepFailure("find the interpreter of " + path, worst, kind: .interpreter)
     }
-    return StepFailure("execute " + (candidates.last ?? ""), worst)
+    return StepFailure("execute " + (candidates.last ?? ""), worst, kind: .execution)
   }
 }

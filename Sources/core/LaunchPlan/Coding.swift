@@ -21,7 +21,7 @@ package struct PlanError: Error, Equatable, Sendable {
 /// Numbers are little-endian. There are no references, so a reader only moves forward.
 extension Plan {
   static let magic: [UInt8] = [0x43, 0x52, 0x4C, 0x50]
-  static let version: UInt8 = 3
+  static let version: UInt8 = 4
   /// The size limit in bytes: more than any plan needs, and small enough to read into memory.
   package static let sizeLimit = 4 << 20
 
@@ -30,10 +30,10 @@ extension Plan {
     bytes.append(Plan.version)
     bytes.append(number: UInt64(operations.count), width: 4)
     for operation in operations {
-      let schema = operation.schema
-      bytes.append(schema.code)
-      bytes.append(UInt8(schema.fields.count))
-      for (_, value) in schema.fields {
+      let fields = operation.fields
+      bytes.append(operation.kind.rawValue)
+      bytes.append(UInt8(fields.count))
+      for (_, value) in fields {
         switch value {
         case .number(let number):
           bytes.append(1)
@@ -156,14 +156,6 @@ package struct Reader {
     return ranges
   }
 
-  package mutating func change() throws(PlanError) -> MountChange {
-    var change = MountChange(set: try number(), clear: try number())
-    change.recursiveSet = try number()
-    change.recursiveClear = try number()
-    change.propagation = try number()
-    return change
-  }
-
   /// Reads text that becomes a C string, which a NUL inside would truncate silently.
   private mutating func plainText() throws(PlanError) -> String {
     let raw = try counted()
@@ -174,115 +166,12 @@ package struct Reader {
 
 extension Operation {
   init(from reader: inout Reader) throws(PlanError) {
-    let code = try reader.byte()
+    guard let kind = Kind(rawValue: try reader.byte()) else { throw reader.error(.unknownOperation) }
     let count = try reader.byte()
-    self = try Operation.read(code, from: &reader)
-    if schema.fields.count != Int(count) { throw reader.error(.wrongField) }
-  }
-
-  private static func read(_ code: UInt8, from reader: inout Reader) throws(PlanError) -> Operation {
-    switch code {
-    case 1: return .cgroup(path: try reader.text())
-    case 2: return .userNamespace(owner: try reader.number32(), uids: try reader.ranges(), gids: try reader.ranges())
-    case 3: return .namespaces(try reader.number())
-    case 4: return .layer(path: try reader.text())
-    case 5: return .root(scratchBytes: try reader.number(), scratchInodes: try reader.number())
-    case 6:
-      return .directory(
-        path: try reader.text(), mode: try reader.number32(), uid: try reader.number32(), gid: try reader.number32())
-    case 7:
-      let (source, target) = (try reader.text(), try reader.text())
-      var options = BindOptions(change: try reader.change())
-      options.recursive = try reader.number() != 0
-      options.followsSource = try reader.number() != 0
-      options.uids = try reader.ranges()
-      options.gids = try reader.ranges()
-      options.mapsRecursively = try reader.number() != 0
-      return .bind(source: source, target: target, options: options)
-    case 8: return .secrets(target: try reader.text(), bytes: try reader.number())
-    case 11:
-      return .cgroupFileSystem(hierarchies: try reader.list(), target: try reader.text(), attributes: try reader.number())
-    case 13:
-      return .device(path: try reader.text(), major: try reader.number32(), minor: try reader.number32())
-    case 16: return .symlink(path: try reader.text(), target: try reader.text())
-    case 17:
-      return .file(path: try reader.text(), mode: try reader.number32(), content: try reader.content())
-    case 18: return .mask(path: try reader.text())
-    case 19: return .readOnly(path: try reader.text())
-    case 20: return .pivotRoot
-    case 21: return .hostname(try reader.text())
-    case 22: return .sysctl(key: try reader.text(), value: try reader.text())
-    case 23:
-      return .resourceLimit(
-        resource: try reader.number32(), soft: try reader.number(), hard: try reader.number(), strict: try reader.number() != 0)
-    case 24:
-      return .outOfMemoryScore(try reader.signed32())
-    case 25: return .sessionKeyring
-    case 26: return .cgroupNamespace
-    case 27: return .awaitStart
-    case 29:
-      let (uid, gid) = (try reader.number32(), try reader.number32())
-      var groups: [UInt32] = []
-      for text in try reader.list() {
-        guard let group = UInt32(text) else { throw reader.error(.numberOutOfRange) }
-        groups.append(group)
-      }
-      let mask = try reader.number32()
-      var sets = CapabilitySets()
-      sets.bounding = try reader.number()
-      sets.effective = try reader.number()
-      sets.permitted = try reader.number()
-      sets.inheritable = try reader.number()
-      sets.ambient = try reader.number()
-      return .user(uid: uid, gid: gid, groups: groups, mask: mask, capabilities: sets)
-    case 30: return .undumpable
-    case 31: return .noNewPrivileges
-    case 32: return .seccomp(program: try reader.content(), flags: try reader.number())
-    case 33:
-      return .log(
-        segmentBytes: try reader.number(), segments: try reader.number32(), bytesPerSecond: try reader.number())
-    case 34:
-      return .execute(
-        arguments: try reader.list(), environment: try reader.list(), directory: try reader.text())
-    case 35:
-      return .fileSystem(
-        type: try reader.text(), source: try reader.text(), target: try reader.text(), options: try reader.list(),
-        change: try reader.change(), copyUp: try reader.number() != 0)
-    case 36: return .joinNamespace(kind: try reader.number(), path: try reader.text())
-    case 37: return .rootDirectory(path: try reader.text())
-    case 38: return .attributes(path: try reader.text(), change: try reader.change())
-    case 39:
-      return .node(
-        path: try reader.text(), mode: try reader.number32(), major: try reader.number32(), minor: try reader.number32(),
-        uid: try reader.number32(), gid: try reader.number32())
-    case 40: return .domainname(try reader.text())
-    case 41: return .rendezvous
-    case 42:
-      return .hook(
-        arguments: try reader.list(), environment: try reader.list(), seconds: try reader.number32(), input: try reader.list())
-    case 43: return .terminal(socket: try reader.text(), rows: try reader.number32(), columns: try reader.number32())
-    case 44: return .personality(try reader.number())
-    case 46: return .workingDirectory(path: try reader.text())
-    case 45: return .timeOffsets(try reader.list())
-    case 47: return .label(file: try reader.text(), text: try reader.text())
-    case 48:
-      var scheduler = Scheduler()
-      scheduler.policy = try reader.number32()
-      scheduler.flags = try reader.number()
-      scheduler.nice = try reader.signed32()
-      scheduler.priority = try reader.number32()
-      scheduler.runtime = try reader.number()
-      scheduler.deadline = try reader.number()
-      scheduler.period = try reader.number()
-      return .scheduler(scheduler)
-    case 49: return .ioPriority(try reader.number32())
-    case 50: return .cpuAffinity(try reader.content())
-    case 51: return .seccompListener(socket: try reader.text(), state: try reader.list())
-    case 52:
-      return .outerNode(
-        path: try reader.text(), mode: try reader.number32(), major: try reader.number32(), minor: try reader.number32(),
-        uid: try reader.number32(), gid: try reader.number32())
-    default: throw reader.error(.unknownOperation)
-    }
+    self = kind.definition.blank
+    var coder = FieldCoder(reading: reader)
+    try code(&coder)
+    reader = coder.reader
+    if coder.count != Int(count) { throw reader.error(.wrongField) }
   }
 }

@@ -13,11 +13,23 @@ package enum Operation: Equatable, Sendable {
   case userNamespace(owner: UInt32, uids: [IDRange], gids: [IDRange])
   /// Create the other namespaces (`Linux.Namespaces`).
   case namespaces(UInt64)
+  /// Become uid and gid 0 of the user namespace, without supplementary groups.
+  case namespaceRoot
+  /// Make all mounts of the new mount namespace slaves of the host's: what is mounted inside never reaches the host.
+  case slaveMounts
+  /// Set the file mode creation mask (umask(2)) under which the root is filled.
+  case fileMask(UInt32)
+  /// Follow symlinks in paths of the root, which never lead out of it. The runtime-spec requires this; without it they are an error,
+  /// because a symlink of the image could redirect a mount (CVE-2019-19921).
+  case followSymlinks
+  /// Close all descriptors from this number on, except those that later operations need.
+  case closeDescriptors(from: UInt32)
   /// Join an existing namespace of one kind instead of a new one.
   case joinNamespace(kind: UInt64, path: String)
   /// Add a read-only image layer; the first one is the topmost.
   case layer(path: String)
-  /// Mount the root as an overlay of the layers; its upper layer is a tmpfs of this size, which is discarded at the end.
+  /// Mount the root as an overlay of the layers; its upper layer is a tmpfs of this size, which is discarded at the end. All of it
+  /// is mounted on a tmpfs that no other process can reach, and that is detached with the host's root.
   case root(scratchBytes: UInt64, scratchInodes: UInt64)
   /// Use this directory of the host, with all mounts below it, as the root instead of an overlay.
   case rootDirectory(path: String)

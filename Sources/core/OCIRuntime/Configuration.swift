@@ -56,14 +56,15 @@ struct Configuration {
 
   /// Compiles the plan, from the first namespace to the program.
   ///
-  /// `listening` is the number of inherited descriptors that are sockets of a service manager (sd_listen_fds(3)).
+  /// `inherited`: the number of descriptors from 3 on that the program inherits. `listening`: how many more come first that are sockets
+  /// of a service manager (sd_listen_fds(3)).
   func plan(
-    _ cgroup: Cgroup?, states: ContainerState, socket: String, cache: FilterCache, listening: UInt32 = 0
+    _ cgroup: Cgroup?, states: ContainerState, socket: String, cache: FilterCache, inherited: UInt32 = 0, listening: UInt32 = 0
   ) throws(RuntimeError) -> Plan {
     guard var process else { throw json.error("process", "is missing") }
     if listening > 0 { process.environment += ["LISTEN_FDS=\(listening)", "LISTEN_PID=1"] }
-    var steps: [Operation] = (cgroup?.paths ?? []).map { .cgroup(path: $0) }
-    steps += space.operations
+    var steps: [Operation] = [.closeDescriptors(from: 3 + inherited + listening), .followSymlinks]
+    steps += space.operations(joining: (cgroup?.paths ?? []).map { .cgroup(path: $0) })
     if let score = process.outOfMemoryScore { steps.append(.outOfMemoryScore(score)) }
     // This follows joining the cgroup, so that the container sees its own cgroup as the root.
     if space.made.contains(.cgroup) { steps.append(.cgroupNamespace) }

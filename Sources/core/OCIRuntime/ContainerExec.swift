@@ -46,18 +46,21 @@ extension Containers {
     try Containers.protectExecutable(configuration.space)
     let specification = try specification(options, configuration)
 
-    var steps = try cgroupSteps(state.cgroup, options.cgroups)
-    steps += try joined(state.pid)
+    var steps: [Operation] = [.closeDescriptors(from: 3 + options.inherited), .followSymlinks]
+    let joins = try joined(state.pid)
+    let isMapped = joins.contains { if case .joinNamespace(Namespaces.user.rawValue, _) = $0 { true } else { false } }
+    let first = specification.scheduling.initialAffinity
+    if !first.isEmpty { steps.append(.cpuAffinity(first)) }
+    steps += NamespaceSet.entering(joins, try cgroupSteps(state.cgroup, options.cgroups), isMapped: isMapped, ownsMounts: false)
     // Its namespaces are the container's only if the process still lives after they were found.
     guard state.process() != nil else { throw RuntimeError("container \(id) is not running") }
     if let score = specification.outOfMemoryScore { steps.append(.outOfMemoryScore(score)) }
-    if !specification.scheduling.initialAffinity.isEmpty { steps.insert(.cpuAffinity(specification.scheduling.initialAffinity), at: 0) }
     if !specification.scheduling.finalAffinity.isEmpty { steps.append(.cpuAffinity(specification.scheduling.finalAffinity)) }
     steps += specification.operations(
       filter: try SeccompReader.operations(configuration.linux, state.parts(status), cache: store.filters), gate: false, hooks: [],
       socket: options.consoleSocket)
     let started: Launch.Started
-    do throws(StepFailure) { started = try Launch(Plan(steps), inherited: options.inherited).start() } catch { throw RuntimeError(error) }
+    do throws(StepFailure) { started = try Launch(Plan(steps)).start() } catch { throw RuntimeError(error) }
     try writePID(started.child.pid, options.pidFile)
     return started
   }

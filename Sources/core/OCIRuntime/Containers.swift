@@ -111,7 +111,8 @@ package struct Containers {
     let cgroup = try CgroupPath.cgroup(configuration, id: folder.id, scope)
     var state = ContainerState(id: folder.id, configuration: configuration, cgroup: cgroup, scope: scope?.name ?? "")
     let plan = try configuration.plan(
-      cgroup, states: state, socket: options.consoleSocket, cache: store.filters, listening: options.listening)
+      cgroup, states: state, socket: options.consoleSocket, cache: store.filters, inherited: options.inherited,
+      listening: options.listening)
     try folder.write("config.json", text, isAwaited: false)
     if cgroup.exists {
       // A process that joins it would freeze, and this command would hang.
@@ -134,7 +135,7 @@ package struct Containers {
       }
       let started: Launch.Started
       do throws(StepFailure) {
-        started = try Launch(plan, gate: gate, inherited: options.inherited + options.listening).start { (pid) throws(StepFailure) in
+        started = try Launch(plan, gate: gate).start { (pid) throws(StepFailure) in
           for hook in configuration.hooks.runtime { try Containers.run(hook, state.parts(.creating), pid) }
         }
       } catch {

@@ -62,13 +62,25 @@ struct NamespaceSet {
   /// True if the container's root is not the host's root.
   var isMapped: Bool { has(.user) }
 
-  /// The operations that create and join them. The child enters the cgroup and time namespaces later itself.
-  var operations: [Operation] {
+  /// Returns the operations that create and join them, and that join these cgroups. The child enters the cgroup and time namespaces
+  /// itself, after it has joined the cgroups.
+  func operations(joining cgroups: [Operation]) -> [Operation] {
     var steps: [Operation] = []
     if made.contains(.user) { steps.append(.userNamespace(owner: 0, uids: uids, gids: gids)) }
     let cloned = made.subtracting([.user, .cgroup, .time])
     steps.append(.namespaces(cloned.rawValue))
-    for entry in joined { steps.append(.joinNamespace(kind: entry.kind.rawValue, path: entry.path)) }
-    return steps
+    let joins = joined.map { Operation.joinNamespace(kind: $0.kind.rawValue, path: $0.path) }
+    return steps + NamespaceSet.entering(joins, cgroups, isMapped: isMapped, ownsMounts: made.contains(.mount))
+  }
+
+  /// Returns the operations of a process that joins namespaces and cgroups. `isMapped`: it is in a user namespace other than the host's.
+  static func entering(_ joins: [Operation], _ cgroups: [Operation], isMapped: Bool, ownsMounts: Bool) -> [Operation] {
+    var (steps, last): ([Operation], [Operation]) = ([], [])
+    for join in joins {
+      if case .joinNamespace(Namespaces.cgroup.rawValue, _) = join { last.append(join) } else { steps.append(join) }
+    }
+    if isMapped { steps.append(.namespaceRoot) }
+    if ownsMounts { steps.append(.slaveMounts) }
+    return steps + [.fileMask(0)] + cgroups + last
   }
 }

@@ -381,15 +381,14 @@ package final class Supervisor {
   /// Runs the child's side of the clone until it exits.
   private func becomeInit(_ plan: Plan, _ host: HostPart, _ control: ParentSocket, output: Handle?, errors: Handle?) -> Never {
     do throws(StepFailure) {
-      try host.closeAllExcept([control.handle, output, errors], from: 3)
-      try Supervisor.enterSandbox(plan, host, control)
+      try Supervisor.enterSandbox(plan, host, control, keeping: [output, errors])
       var payload: Program?
       for operation in plan.operations {
         if case .execute(let arguments, let environment, let directory) = operation {
           payload = Program(arguments: arguments, environment: environment, directory: directory)
         }
       }
-      guard let payload, let output, let errors else { throw StepFailure("execute", .invalid) }
+      guard let payload, let output, let errors else { throw StepFailure("execute", .invalid, kind: .execution) }
       // From here on, PID 1 has its socket, its signals and the tool's output, and no descriptor of the host. The objects that
       // owned the closed numbers live as long as this process, because this function never returns.
       do throws(Errno) {
@@ -406,8 +405,10 @@ package final class Supervisor {
   }
 
   /// Executes the child's part. It is a separate function so that its descriptors are closed before their numbers are used again.
-  private static func enterSandbox(_ plan: Plan, _ host: HostPart, _ control: ParentSocket) throws(StepFailure) {
-    var part = ChildPart(plan, host, control)
+  private static func enterSandbox(
+    _ plan: Plan, _ host: HostPart, _ control: ParentSocket, keeping outputs: [Handle?]
+  ) throws(StepFailure) {
+    var part = ChildPart(plan, host, control, keeping: outputs, becomesProgram: false)
     try part.enter()
   }
 

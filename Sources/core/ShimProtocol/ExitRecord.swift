@@ -17,7 +17,8 @@ package enum ExitRecord: Equatable, Sendable {
     switch self {
     case .ended(.exited(let code)): text += "exited=\(code)\n"
     case .ended(.signalled(let signal)): text += "signalled=\(signal)\n"
-    case .failed(let failure): text += "failed=\(failure.errno)\nstep=\(failure.step)\n"
+    case .failed(let failure):
+      text += "failed=\(failure.errno)\nkind=\(failure.kind.rawValue)\nsubject=\(failure.subject)\nstep=\(failure.step)\n"
     }
     text += "realtime=\(Clock.realtime)\nboottime=\(Clock.boottime)\n"
     let bytes = Array(text.utf8)
@@ -57,7 +58,7 @@ package enum ExitRecord: Equatable, Sendable {
 
   static func parse(_ text: String) -> ExitRecord? {
     var found: ExitRecord?
-    var errno: Int32?
+    var (errno, kind, subject): (Int32?, StepFailure.Kind?, String) = (nil, nil, "")
     var complete = false
     for line in text.split(separator: "\n") {
       guard let equals = line.firstIndex(of: "=") else { return nil }
@@ -67,11 +68,39 @@ package enum ExitRecord: Equatable, Sendable {
       case "exited": if let code = Int32(value) { found = .ended(.exited(code)) }
       case "signalled": if let signal = Int32(value) { found = .ended(.signalled(signal)) }
       case "failed": errno = Int32(value)
-      case "step": if let errno { found = .failed(StepFailure(String(value), Errno(errno))) }
+      case "kind": kind = UInt8(value).flatMap { StepFailure.Kind(rawValue: $0) }
+      case "subject": subject = String(value)
+      case "step":
+        guard let errno else { break }
+        if let kind {
+          found = .failed(StepFailure(String(value), Errno(errno), kind: kind, subject: subject))
+        } else {
+          found = .failed(StepFailure(legacy: String(value), Errno(errno)))
+        }
       case "boottime": complete = true
       default: break
       }
     }
     return complete ? found : nil
+  }
+}
+
+extension StepFailure {
+  /// Creates the failure from its text, which is all that commit 7ede341 recorded and sent. It goes with `LegacyShimConnection`.
+  package init(legacy step: String, _ error: Errno) {
+    let bytes = step.utf8
+    if bytes.starts(with: "find the interpreter".utf8) {
+      self.init(step, error, kind: .interpreter)
+    } else if bytes.starts(with: "execute".utf8) {
+      self.init(step, error, kind: .execution)
+    } else if bytes.starts(with: "bind /".utf8) {
+      let path = step.dropFirst(5)
+      // "bind SOURCE at TARGET".
+      var end = path.startIndex
+      while end < path.endIndex, !path[end...].utf8.starts(with: " at ".utf8) { end = path.index(after: end) }
+      self.init(step, error, kind: .bind, subject: String(path[..<end]))
+    } else {
+      self.init(step, error)
+    }
   }
 }

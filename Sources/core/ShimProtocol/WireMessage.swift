@@ -48,11 +48,30 @@ package struct MessageSocket<Outgoing: WireMessage, Incoming: WireMessage>: Send
 
 /// The step of a launch that failed, and its error number.
 package struct StepFailure: Error, Equatable, Sendable {
-  /// The operation's name, and its path if it has one.
+  /// What failed, as far as someone decides by it. Codes on the wire.
+  package enum Kind: UInt8, Sendable {
+    /// An operation of the plan, or the work of the supervisor.
+    case isolation = 0
+    /// The execution of a program.
+    case execution = 1
+    /// The look-up of the interpreter that a program names.
+    case interpreter = 2
+    /// A mount of a directory of the host, which is the subject.
+    case bind = 3
+
+    package var isProgram: Bool { self == .execution || self == .interpreter }
+  }
+
+  package let kind: Kind
+  /// The path on the host that the step is about; empty if nobody decides by it.
+  package let subject: String
+  /// The step for people: the operation's name, and its path if it has one.
   package let step: String
   package let errno: Int32
 
-  package init(_ step: String, _ error: Errno) {
+  package init(_ step: String, _ error: Errno, kind: Kind = .isolation, subject: String = "") {
+    self.kind = kind
+    self.subject = subject
     self.step = step
     errno = error.code
   }
@@ -110,7 +129,9 @@ package struct MessageWriter {
   }
 
   package mutating func failure(_ value: StepFailure) {
+    number(UInt64(value.kind.rawValue))
     text(value.step)
+    text(value.subject)
     number(value.errno)
   }
 
@@ -170,7 +191,13 @@ extension Reader {
     }
   }
 
-  package mutating func failure() throws(PlanError) -> StepFailure { StepFailure(try string(), Errno(try int32())) }
+  package mutating func failure() throws(PlanError) -> StepFailure {
+    guard let code = UInt8(exactly: try number(width: 8)), let kind = StepFailure.Kind(rawValue: code) else {
+      throw error(.numberOutOfRange)
+    }
+    let (step, subject) = (try string(), try string())
+    return StepFailure(step, Errno(try int32()), kind: kind, subject: subject)
+  }
 
   package mutating func exec() throws(PlanError) -> ExecRequest {
     ExecRequest(

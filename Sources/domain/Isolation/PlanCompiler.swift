@@ -123,10 +123,16 @@ package enum PlanCompiler {
         type: type, source: type, target: target, options: options, change: MountChange(set: attributes), copyUp: false)
     }
 
-    steps += box.cgroups.map { .cgroup(path: $0) }
     steps += [
+      .closeDescriptors(from: 3),
       .userNamespace(owner: box.firstID, uids: ids, gids: ids),
       .namespaces(namespaces.rawValue),
+      .namespaceRoot,
+      .slaveMounts,
+      .fileMask(0),
+    ]
+    steps += box.cgroups.map { .cgroup(path: $0) }
+    steps += [
       // A higher OOM score makes the kernel kill a workspace before it kills the agent.
       .outOfMemoryScore(500),
       // The cgroup namespace follows the join, so that its root is the workspace's own cgroup.

@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+package import Errors
 package import Foundation
-
-package struct CredentialError: Error, Equatable, Sendable, CustomStringConvertible {
-  /// The message. It never contains output of a provider.
-  package let description: String
-  package init(_ description: String) { self.description = description }
-}
 
 /// Temporary credentials of one AWS role. The description contains no secret.
 package struct AWSCredentials: Sendable, CustomStringConvertible {
@@ -20,7 +15,7 @@ package struct AWSCredentials: Sendable, CustomStringConvertible {
 
   /// Reads the format that SDKs expect of a `credential_process`: an object with `AccessKeyId`, `SecretAccessKey`, `SessionToken` and
   /// `Expiration` (ISO 8601), in UTF-8.
-  package init(json: Data, now: Date = .now) throws(CredentialError) {
+  package init(json: Data, now: Date = .now) throws(DriverError) {
     let object = try ProviderOutput(json)
     accessKeyID = try object.text("AccessKeyId")
     secretAccessKey = try object.text("SecretAccessKey")

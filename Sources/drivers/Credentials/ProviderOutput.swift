@@ -1,34 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 
+package import Errors
 package import Foundation
 
 /// The output of a provider: a JSON object whose values are strings. Errors never contain any of it.
 struct ProviderOutput {
   private let object: [String: Any]
 
-  init(_ json: Data) throws(CredentialError) {
+  init(_ json: Data) throws(DriverError) {
     guard let object = try? JSONSerialization.jsonObject(with: json) as? [String: Any] else {
-      throw CredentialError("expected a JSON object; got \(json.count) bytes that are not one")
+      throw DriverError(.failed, "expected a JSON object; got \(json.count) bytes that are not one")
     }
     self.object = object
   }
 
   func has(_ name: String) -> Bool { object[name] != nil }
 
-  func text(_ name: String) throws(CredentialError) -> String {
+  func text(_ name: String) throws(DriverError) -> String {
     guard let value = object[name] as? String, !value.isEmpty, value.utf8.count <= 8192,
       value.utf8.allSatisfy({ (0x21...0x7E).contains($0) })
-    else { throw CredentialError("\(name): expected a string of 1 to 8192 printable ASCII characters without spaces") }
+    else { throw DriverError(.failed, "\(name): expected a string of 1 to 8192 printable ASCII characters without spaces") }
     return value
   }
 
-  func moment(_ name: String, after now: Date) throws(CredentialError) -> Date {
+  func moment(_ name: String, after now: Date) throws(DriverError) -> Date {
     let text = try text(name)
     guard
       let date = (try? Date(text, strategy: .iso8601))
         ?? (try? Date(text, strategy: .iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted)))
-    else { throw CredentialError("\(name): expected a moment such as 2026-01-31T12:00:00Z") }
-    guard date > now else { throw CredentialError("\(name): they have expired already") }
+    else { throw DriverError(.failed, "\(name): expected a moment such as 2026-01-31T12:00:00Z") }
+    guard date > now else { throw DriverError(.failed, "\(name): they have expired already") }
     return date
   }
 }
@@ -41,7 +42,7 @@ package struct GitCredentials: Sendable, CustomStringConvertible {
 
   package var description: String { "git credentials until \(expires)" }
 
-  package init(json: Data, now: Date = .now) throws(CredentialError) {
+  package init(json: Data, now: Date = .now) throws(DriverError) {
     let object = try ProviderOutput(json)
     username = object.has("Username") ? try object.text("Username") : "x-access-token"
     password = try object.text("Password")
@@ -61,7 +62,7 @@ package struct WebIdentity: Sendable, CustomStringConvertible {
 
   package var description: String { "a web identity until \(expires)" }
 
-  package init(json: Data, now: Date = .now) throws(CredentialError) {
+  package init(json: Data, now: Date = .now) throws(DriverError) {
     let object = try ProviderOutput(json)
     token = try object.text("Token")
     expires = try object.moment("Expiration", after: now)

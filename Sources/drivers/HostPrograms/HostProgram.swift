@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+package import Errors
 package import Foundation
 internal import Glibc
-
-/// The error of a host program that could not be run, was killed, exceeded its timeout or printed too much.
-package struct HostProgramError: Error, Sendable, CustomStringConvertible {
-  /// The exit status; nil if the program did not start or was killed.
-  package let status: Int?
-  package let description: String
-}
 
 /// The host programs that the agent runs: e2fsprogs, mount(8), cp(1), credential processes.
 package enum HostProgram {
@@ -23,7 +17,7 @@ package enum HostProgram {
   /// process group is killed, with every process that the program started in it; both are errors.
   package static func run(
     _ command: [String], path: String = "/usr/sbin:/usr/bin:/sbin:/bin", errors: Errors, limit: Int = 1 << 20, within seconds: UInt32? = nil
-  ) throws(HostProgramError) -> (status: Int, output: Data) {
+  ) throws(DriverError) -> (status: Int, output: Data) {
     let process = Foundation.Process()
     process.executableURL = URL(fileURLWithPath: "/bin/sh")
     // carreld ignores SIGCHLD, so that the kernel reaps its supervisors: it cannot get an exit status itself, so sh prints it.
@@ -32,7 +26,7 @@ package enum HostProgram {
     process.standardInput = FileHandle.nullDevice
     let output = Foundation.Pipe()
     process.standardOutput = output
-    do { try process.run() } catch { throw HostProgramError(status: nil, description: "\(command[0]): cannot be run: \(error)") }
+    do { try process.run() } catch { throw DriverError(.failed, "\(command[0]): cannot be run: \(error)") }
     // Foundation creates a new process group for the program.
     let group = process.processIdentifier
     let deadline = seconds.map { seconds in
@@ -47,13 +41,13 @@ package enum HostProgram {
     if printed.count == room { kill(-group, SIGKILL) }
     process.waitUntilExit()
     guard printed.count < room else {
-      throw HostProgramError(status: nil, description: "\(command[0]): printed more than \(limit) bytes")
+      throw DriverError(.failed, "\(command[0]): printed more than \(limit) bytes")
     }
     guard let mark = printed.lastIndex(of: UInt8(ascii: "=")),
       let status = Int(String(decoding: printed[(mark + 1)...], as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines))
     else {
       let why = seconds.map { "did not exit within \($0) s, or was killed" } ?? "was killed"
-      throw HostProgramError(status: nil, description: "\(command[0]): \(why)")
+      throw DriverError(.failed, "\(command[0]): \(why)")
     }
     return (status, printed[..<mark])
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CArchive
+internal import Errors
 internal import Linux
 
 /// Limits on what an archive may unpack to (a 10 KB file can contain 10 GB).
@@ -37,7 +38,7 @@ final class ArchiveStream {
   private let compressedSize: UInt64
   private var produced: UInt64 = 0
   private var entries = 0
-  private var failure: ImageError?
+  private var failure: DriverError?
   private let name: String
 
   init(_ file: borrowing Descriptor, name: String, limits: UnpackLimits) throws {
@@ -80,12 +81,12 @@ final class ArchiveStream {
     let result = archive_read_data_block(outer, &block, &size, &offset)
     if result == ARCHIVE_EOF { return 0 }
     guard result == ARCHIVE_OK, let block else {
-      failure = ImageError(.dataLoss, "\(name): \(message(outer))")
+      failure = DriverError(.dataLoss, "\(name): \(message(outer))")
       return -1
     }
     produced += UInt64(size)
     if produced > limits.bytes || (produced > 1 << 26 && produced / limits.ratio > compressedSize) {
-      failure = ImageError(.resourceExhausted, "\(name): unpacks to \(produced) bytes or more, which exceeds its limit")
+      failure = DriverError(.resourceExhausted, "\(name): unpacks to \(produced) bytes or more, which exceeds its limit")
       return -1
     }
     hasher.update(UnsafeRawBufferPointer(start: block, count: size))
@@ -99,10 +100,10 @@ final class ArchiveStream {
     if let failure { throw failure }
     if result == ARCHIVE_EOF { return nil }
     guard result == ARCHIVE_OK || result == ARCHIVE_WARN, let raw else {
-      throw ImageError(.dataLoss, "\(name): \(message(inner))")
+      throw DriverError(.dataLoss, "\(name): \(message(inner))")
     }
     entries += 1
-    if entries > limits.entries { throw ImageError(.resourceExhausted, "\(name): contains more than \(limits.entries) entries") }
+    if entries > limits.entries { throw DriverError(.resourceExhausted, "\(name): contains more than \(limits.entries) entries") }
     let path = text(archive_entry_pathname(raw))
     let link = archive_entry_hardlink(raw)
     let kind: Entry.Kind =
@@ -130,7 +131,7 @@ final class ArchiveStream {
       if let failure { throw failure }
       if result == ARCHIVE_EOF { return }
       guard result == ARCHIVE_OK || result == ARCHIVE_WARN else {
-        throw ImageError(.dataLoss, "\(name): \(message(inner))")
+        throw DriverError(.dataLoss, "\(name): \(message(inner))")
       }
       try each(UnsafeRawBufferPointer(start: block, count: size), UInt64(offset))
     }
@@ -165,7 +166,7 @@ final class ArchiveStream {
 
   private func succeed(_ result: Int32, _ archive: OpaquePointer) throws {
     if result != ARCHIVE_OK && result != ARCHIVE_WARN {
-      throw ImageError(.failedPrecondition, "\(name): is not a tar archive: \(message(archive))")
+      throw DriverError(.failedPrecondition, "\(name): is not a tar archive: \(message(archive))")
     }
   }
 }

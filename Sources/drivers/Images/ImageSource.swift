@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Foundation
 internal import Linux
 
@@ -30,7 +31,7 @@ struct ImageSource {
     } else if root.exists("manifest.json") {
       try self.init(dockerArchive: root)
     } else {
-      throw ImageError(.failedPrecondition, "neither oci-layout nor manifest.json found; expected an OCI layout or a docker-archive")
+      throw DriverError(.failedPrecondition, "neither oci-layout nor manifest.json found; expected an OCI layout or a docker-archive")
     }
   }
 
@@ -40,15 +41,15 @@ struct ImageSource {
     struct Layout: Decodable { let imageLayoutVersion: String }
     let layout: Layout = try ImageSource.decode(try ImageSource.read(root, "oci-layout", limit: 4096), "oci-layout")
     guard layout.imageLayoutVersion == "1.0.0" else {
-      throw ImageError(.failedPrecondition, "oci-layout: version \(layout.imageLayoutVersion); expected 1.0.0")
+      throw DriverError(.failedPrecondition, "oci-layout: version \(layout.imageLayoutVersion); expected 1.0.0")
     }
     let index: OCIDocument = try ImageSource.decode(
       try ImageSource.read(root, "index.json", limit: ImageSource.documentLimit), "index.json")
     guard let entries = index.manifests, index.layers == nil else {
-      throw ImageError(.invalid, "index.json: expected a list of manifests and no layers")
+      throw DriverError(.invalid, "index.json: expected a list of manifests and no layers")
     }
     guard entries.count == 1 else {
-      throw ImageError(.failedPrecondition, "index.json: names \(entries.count) images; expected one")
+      throw DriverError(.failedPrecondition, "index.json: names \(entries.count) images; expected one")
     }
     name = entries[0].annotations?["org.opencontainers.image.ref.name"]
     var chosen = entries[0]
@@ -56,18 +57,18 @@ struct ImageSource {
     if let platforms = document.manifests {
       let fitting = platforms.filter { $0.platform?.os == "linux" && $0.platform?.architecture == "amd64" }
       guard fitting.count == 1 else {
-        throw ImageError(.failedPrecondition, "the image's index names \(fitting.count) manifests for linux/amd64; expected one")
+        throw DriverError(.failedPrecondition, "the image's index names \(fitting.count) manifests for linux/amd64; expected one")
       }
       chosen = fitting[0]
       document = try ImageSource.document(root, chosen)
     }
     guard let configEntry = document.config, let layerEntries = document.layers, document.manifests == nil else {
-      throw ImageError(.invalid, "manifest \(chosen.digest): expected config and layers, and no manifests")
+      throw DriverError(.invalid, "manifest \(chosen.digest): expected config and layers, and no manifests")
     }
     guard let manifestDigest = Digest(chosen.digest) else { throw ImageSource.badDigest(chosen.digest) }
     digest = manifestDigest
     if let type = configEntry.mediaType, !MediaType.configs.contains(type) {
-      throw ImageError(.unimplemented, "config: media type \(type) is not that of an image config")
+      throw DriverError(.unimplemented, "config: media type \(type) is not that of an image config")
     }
     configBytes = try ImageSource.blob(root, configEntry)
     config = try ImageSource.decode(configBytes, "config \(configEntry.digest)")
@@ -78,7 +79,7 @@ struct ImageSource {
     try checkCount(entries.count, config)
     return try zip(entries, config.rootfs.diff_ids).map { entry, diffID in
       if let type = entry.mediaType, !MediaType.layers.contains(type) {
-        throw ImageError(.unimplemented, "layer \(entry.digest): media type \(type) is not supported; layers are never downloaded")
+        throw DriverError(.unimplemented, "layer \(entry.digest): media type \(type) is not supported; layers are never downloaded")
       }
       guard let digest = Digest(entry.digest) else { throw badDigest(entry.digest) }
       guard let diff = Digest(diffID) else { throw badDigest(diffID) }
@@ -89,7 +90,7 @@ struct ImageSource {
   private static func document(_ root: borrowing Descriptor, _ entry: OCIDescriptor) throws -> OCIDocument {
     let document: OCIDocument = try decode(try blob(root, entry), entry.digest)
     if document.layers != nil && document.manifests != nil {
-      throw ImageError(.invalid, "\(entry.digest): contains both layers and manifests")
+      throw DriverError(.invalid, "\(entry.digest): contains both layers and manifests")
     }
     return document
   }
@@ -97,11 +98,11 @@ struct ImageSource {
   private static func blob(_ root: borrowing Descriptor, _ entry: OCIDescriptor) throws -> [UInt8] {
     guard let digest = Digest(entry.digest) else { throw badDigest(entry.digest) }
     guard entry.size <= UInt64(ImageSource.documentLimit) else {
-      throw ImageError(.resourceExhausted, "\(entry.digest): declares \(entry.size) bytes; at most \(ImageSource.documentLimit)")
+      throw DriverError(.resourceExhausted, "\(entry.digest): declares \(entry.size) bytes; at most \(ImageSource.documentLimit)")
     }
     let bytes = try read(root, "blobs/sha256/\(digest.hex)", limit: ImageSource.documentLimit)
     guard UInt64(bytes.count) == entry.size, Hasher256.digest(bytes) == digest else {
-      throw ImageError(.dataLoss, "blob \(entry.digest): content does not match its digest and size")
+      throw DriverError(.dataLoss, "blob \(entry.digest): content does not match its digest and size")
     }
     return bytes
   }
@@ -112,7 +113,7 @@ struct ImageSource {
     let manifests: [DockerManifest] = try ImageSource.decode(
       try ImageSource.read(root, "manifest.json", limit: ImageSource.documentLimit), "manifest.json")
     guard manifests.count == 1 else {
-      throw ImageError(.failedPrecondition, "manifest.json: names \(manifests.count) images; expected one")
+      throw DriverError(.failedPrecondition, "manifest.json: names \(manifests.count) images; expected one")
     }
     let manifest = manifests[0]
     name = manifest.RepoTags?.first
@@ -130,18 +131,18 @@ struct ImageSource {
 
   private static func checkCount(_ count: Int, _ config: OCIConfig) throws {
     guard (1...layerLimit).contains(count) else {
-      throw ImageError(count == 0 ? .failedPrecondition : .resourceExhausted, "the image has \(count) layers; expected 1 to \(layerLimit)")
+      throw DriverError(count == 0 ? .failedPrecondition : .resourceExhausted, "the image has \(count) layers; expected 1 to \(layerLimit)")
     }
     guard count == config.rootfs.diff_ids.count else {
-      throw ImageError(.invalid, "the manifest has \(count) layers, the config names \(config.rootfs.diff_ids.count)")
+      throw DriverError(.invalid, "the manifest has \(count) layers, the config names \(config.rootfs.diff_ids.count)")
     }
     if let architecture = config.architecture, architecture != "amd64" {
-      throw ImageError(.failedPrecondition, "the image is for \(architecture); this host runs amd64")
+      throw DriverError(.failedPrecondition, "the image is for \(architecture); this host runs amd64")
     }
   }
 
-  private static func badDigest(_ text: String) -> ImageError {
-    ImageError(.invalid, "\(text.prefix(100)) is not sha256: and 64 lower-case hex digits")
+  private static func badDigest(_ text: String) -> DriverError {
+    DriverError(.invalid, "\(text.prefix(100)) is not sha256: and 64 lower-case hex digits")
   }
 
   /// Opens a blob, which must be a regular file inside the layout. A symlink in its place is not followed, and a FIFO does not block.
@@ -151,8 +152,8 @@ struct ImageSource {
       guard try file.status().kind == .regular else { throw .invalid }
       return file
     } catch {
-      if error == .invalid || error == .loop { throw ImageError(.invalid, "\(path): is not a regular file inside the layout") }
-      throw ImageError(path, error)
+      if error == .invalid || error == .loop { throw DriverError(.invalid, "\(path): is not a regular file inside the layout") }
+      throw DriverError(path, error)
     }
   }
 
@@ -161,8 +162,8 @@ struct ImageSource {
     do throws(Errno) {
       return try file.readAll(limit: limit)
     } catch {
-      if error == .messageTooLong { throw ImageError(.resourceExhausted, "\(path): is larger than \(limit) bytes") }
-      throw ImageError(path, error)
+      if error == .messageTooLong { throw DriverError(.resourceExhausted, "\(path): is larger than \(limit) bytes") }
+      throw DriverError(path, error)
     }
   }
 
@@ -170,7 +171,7 @@ struct ImageSource {
     do {
       return try JSONDecoder().decode(T.self, from: Data(bytes))
     } catch let error as DecodingError {
-      throw ImageError(.invalid, "\(what): \(explain(error))")
+      throw DriverError(.invalid, "\(what): \(explain(error))")
     }
   }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Foundation
 internal import Linux
 internal import Synchronization
@@ -62,7 +63,7 @@ package final class ImageStore: Sendable {
     if let digest = Digest(reference), let name = names.first(where: { $0.value == digest.description })?.key {
       return try image(digest: digest.description, name: name)
     }
-    throw ImageError(.notFound, "there is no image \(reference); see `carrel image ls`")
+    throw DriverError(.notFound, "there is no image \(reference); see `carrel image ls`")
   }
 
   /// Finds an image in memory, where it is after its first use; never reads the disk.
@@ -92,7 +93,7 @@ package final class ImageStore: Sendable {
     let bytes: [UInt8]
     do throws(Errno) { bytes = try root.descriptor.open("names.json", [.readOnly, .noFollow]).readAll(limit: 64 << 20) } catch {
       // Only a missing file means that there are no images: after any other error the next import would overwrite the list.
-      guard error == .noEntry else { throw ImageError(.failedPrecondition, "the list of images cannot be read: \(error.sentence)") }
+      guard error == .noEntry else { throw DriverError(.failedPrecondition, "the list of images cannot be read: \(error.sentence)") }
       return [:]
     }
     return try JSONDecoder().decode([String: String].self, from: Data(bytes))
@@ -107,7 +108,7 @@ package final class ImageStore: Sendable {
 
   private func readImage(digest: String, name: String) throws -> StoredImage {
     guard let data = FileManager.default.contents(atPath: "\(path)/images/\(digest.dropFirst(7)).json") else {
-      throw ImageError(.dataLoss, "image \(name): its description \(digest) is missing; import it again")
+      throw DriverError(.dataLoss, "image \(name): its description \(digest) is missing; import it again")
     }
     let stored = try JSONDecoder().decode(StoredImage.self, from: data)
     return StoredImage(
@@ -129,7 +130,7 @@ package final class ImageStore: Sendable {
       let layout = try openSource(source, ingest, limits, progress)
       let image = try ImageSource(root: layout.descriptor)
       guard let finalName = name ?? image.name.map(ImageStore.plainName), !finalName.isEmpty else {
-        throw ImageError(.invalid, "the archive names no image; give a name")
+        throw DriverError(.invalid, "the archive names no image; give a name")
       }
       var size: UInt64 = 0
       for (index, layer) in image.layers.enumerated() {
@@ -164,7 +165,7 @@ package final class ImageStore: Sendable {
       let others = try names.map { try self.image(digest: $0.value, name: $0.key) }
       let kept = Set(others.flatMap(\.layers))
       if !others.contains(where: { $0.digest == image.digest }), inUse.contains(image.digest) {
-        throw ImageError(.inUse, "image \(image.name) is in use by a workspace; delete that first")
+        throw DriverError(.inUse, "image \(image.name) is in use by a workspace; delete that first")
       }
       defer { known.withLock { $0 = nil } }
       try root.descriptor.replace("names.json", with: Array(try JSONEncoder().encode(names)))
@@ -188,7 +189,7 @@ package final class ImageStore: Sendable {
     do throws(Errno) {
       given = Handle(try Descriptor.open(source, [.readOnly, .nonBlocking]))
     } catch {
-      throw ImageError("image \(source)", error)
+      throw DriverError("image \(source)", error)
     }
     switch try given.descriptor.status().kind {
     case .directory: return given
@@ -201,7 +202,7 @@ package final class ImageStore: Sendable {
       var unpacker = LayerUnpacker(into: spread, name: source, limits: limits)
       try unpacker.unpack(stream)
       return spread
-    default: throw ImageError(.invalid, "\(source): expected a directory or a file")
+    default: throw DriverError(.invalid, "\(source): expected a directory or a file")
     }
   }
 
@@ -228,7 +229,7 @@ package final class ImageStore: Sendable {
     try unpacker.unpack(stream)
     let found = try stream.finish()
     guard found == layer.diffID else {
-      throw ImageError(.dataLoss, "layer \(layer.path): unpacks to \(found); the image's config expects \(layer.diffID)")
+      throw DriverError(.dataLoss, "layer \(layer.path): unpacks to \(found); the image's config expects \(layer.diffID)")
     }
     let report = unpacker.report
     if report.devices + report.setuidBits + report.attributes > 0 {
@@ -254,7 +255,7 @@ package final class ImageStore: Sendable {
       if let size, count > size { break }
     }
     guard size == nil || count == size, hasher.finish() == digest else {
-      throw ImageError(.dataLoss, "blob \(digest): content does not match its digest and size")
+      throw DriverError(.dataLoss, "blob \(digest): content does not match its digest and size")
     }
   }
 

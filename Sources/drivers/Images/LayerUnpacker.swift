@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Linux
 
 /// Unpacks a layer into an empty directory by descriptors, and never outside it. Deletions become the markers of overlayfs: a 0:0
@@ -36,7 +37,7 @@ struct LayerUnpacker {
         let folder = try root.descriptor.open(directory.path, [.readOnly, .directory], resolving: [.inRoot, .noSymlinks])
         try folder.setModificationTime(directory.modified, ".")
       } catch {
-        if error != .noEntry && error != .loop && error != .notDirectory { throw ImageError("\(name): \(directory.path)", error) }
+        if error != .noEntry && error != .loop && error != .notDirectory { throw DriverError("\(name): \(directory.path)", error) }
       }
     }
   }
@@ -50,15 +51,15 @@ struct LayerUnpacker {
       let folder = try parentFolder(folderPath)
       if last.hasPrefix(".wh.") { return try whiteOut(last, in: folder) }
     } catch {
-      throw ImageError("\(name): \(entry.path)", error)
+      throw DriverError("\(name): \(entry.path)", error)
     }
     guard (0..<65_536).contains(entry.uid), (0..<65_536).contains(entry.gid) else {
-      throw ImageError(.invalid, "\(name): \(entry.path): uid \(entry.uid), gid \(entry.gid): must be below 65536")
+      throw DriverError(.invalid, "\(name): \(entry.path): uid \(entry.uid), gid \(entry.gid): must be below 65536")
     }
     do {
       try make(entry, last, stream)
     } catch let error as Errno {
-      throw ImageError("\(name): \(entry.path)", error)
+      throw DriverError("\(name): \(entry.path)", error)
     }
   }
 
@@ -92,7 +93,7 @@ struct LayerUnpacker {
       try keepAttributes(entry, on: made)
       try folder.descriptor.setModificationTime(entry.modified, last)
     case .symlink:
-      guard !entry.linkTarget.isEmpty else { throw ImageError(.invalid, "\(name): \(entry.path): symlink without a target") }
+      guard !entry.linkTarget.isEmpty else { throw DriverError(.invalid, "\(name): \(entry.path): symlink without a target") }
       try clear(last, in: folder)
       try folder.descriptor.makeSymlink(last, to: entry.linkTarget)
       try folder.descriptor.setOwner(uid, gid, last)
@@ -105,7 +106,7 @@ struct LayerUnpacker {
   /// Creates a hard link. Its target must be an earlier regular file of this layer, at a path without symlinks.
   private func link(_ entry: ArchiveStream.Entry, _ last: String, _ folder: Handle) throws {
     let parts = try components(entry.linkTarget)
-    guard let targetName = parts.last else { throw ImageError(.invalid, "\(name): \(entry.path): hard link to the root") }
+    guard let targetName = parts.last else { throw DriverError(.invalid, "\(name): \(entry.path): hard link to the root") }
     do throws(Errno) {
       let path = parts.dropLast().joined(separator: "/")
       let targetFolder = try root.descriptor.open(
@@ -114,7 +115,7 @@ struct LayerUnpacker {
       try clear(last, in: folder)
       try folder.descriptor.makeHardLink(last, to: targetName, in: targetFolder)
     } catch {
-      throw ImageError(
+      throw DriverError(
         .invalid, "\(name): \(entry.path): hard link to \(entry.linkTarget), which is not an earlier regular file of this layer")
     }
   }
@@ -181,13 +182,13 @@ struct LayerUnpacker {
 
   private func components(_ path: String) throws -> [String] {
     guard path.utf8.count <= limits.pathBytes else {
-      throw ImageError(.invalid, "\(name): a path of \(path.utf8.count) bytes; at most \(limits.pathBytes)")
+      throw DriverError(.invalid, "\(name): a path of \(path.utf8.count) bytes; at most \(limits.pathBytes)")
     }
-    guard !path.hasPrefix("/") else { throw ImageError(.invalid, "\(name): \(path): is an absolute path") }
+    guard !path.hasPrefix("/") else { throw DriverError(.invalid, "\(name): \(path): is an absolute path") }
     let parts = path.split(separator: "/").filter { $0 != "." }.map(String.init)
-    guard !parts.contains("..") else { throw ImageError(.invalid, "\(name): \(path): contains '..', which leaves the layer") }
+    guard !parts.contains("..") else { throw DriverError(.invalid, "\(name): \(path): contains '..', which leaves the layer") }
     guard parts.count <= limits.depth else {
-      throw ImageError(.invalid, "\(name): a path \(parts.count) deep; at most \(limits.depth)")
+      throw DriverError(.invalid, "\(name): a path \(parts.count) deep; at most \(limits.depth)")
     }
     return parts
   }

@@ -2,6 +2,7 @@
 
 internal import Configuration
 internal import CNftables
+internal import Errors
 internal import Synchronization
 
 /// The agent's own nftables table. It is replaced in one transaction, and nothing outside it is changed.
@@ -25,7 +26,7 @@ final class Firewall: Sendable {
   private let linkPrefix: String
 
   init(table: String, linkPrefix: String) throws {
-    guard let pointer = nft_ctx_new(0) else { throw NetworkError(description: "libnftables: cannot create a context") }
+    guard let pointer = nft_ctx_new(0) else { throw DriverError(.failed, "libnftables: cannot create a context") }
     nft_ctx_buffer_output(pointer)
     nft_ctx_buffer_error(pointer)
     context = Mutex(Context(pointer: pointer))
@@ -87,7 +88,7 @@ final class Firewall: Sendable {
     try context.withLock { context in
       guard nft_run_cmd_from_buffer(context.pointer, commands) == 0 else {
         let message = nft_ctx_get_error_buffer(context.pointer).map { String(cString: $0) } ?? ""
-        throw NetworkError(description: "nftables: \(message.split(separator: "\n").first.map(String.init) ?? "refused")")
+        throw DriverError(.failed, "nftables: \(message.split(separator: "\n").first.map(String.init) ?? "refused")")
       }
     }
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 package import Configuration
+internal import Errors
 package import Linux
 internal import Procfs
 
@@ -90,7 +91,7 @@ package final class NetworkDriver: Sendable {
     do throws(Errno) {
       try Descriptor.open("/proc/sys/net/\(path)", [.writeOnly]).write(Array(value.utf8))
     } catch {
-      throw NetworkError(description: "cannot set net/\(path) to \(value): \(error.sentence)")
+      throw DriverError(.failed, "cannot set net/\(path) to \(value): \(error.sentence)")
     }
   }
 }

@@ -3,11 +3,8 @@
 internal import Configuration
 internal import CLinux
 internal import CNetlink
+internal import Errors
 internal import Linux
-
-package struct NetworkError: Error, Sendable, CustomStringConvertible {
-  package let description: String
-}
 
 /// Creates a socket in the network namespace of `file`. A socket stays in the namespace in which it was created, so this thread enters the
 /// namespace only for `make` and returns, without a suspension in between.
@@ -15,7 +12,7 @@ func withNamespace<T: ~Copyable>(_ file: borrowing Descriptor, _ make: () throws
   let home = try Descriptor.open("/proc/thread-self/ns/net", [.readOnly])
   let target = file.number
   guard clx_setns(target, Int32(CLX_NEWNET)) == 0 else {
-    throw NetworkError(description: "cannot enter the workspace's network namespace")
+    throw DriverError(.failed, "cannot enter the workspace's network namespace")
   }
   defer {
     // A crash is better than work in the wrong namespace: the agent is restarted and recovers.
@@ -29,7 +26,7 @@ final class RouteSocket {
   private let socket: OpaquePointer
 
   init() throws {
-    guard let socket = nl_socket_alloc() else { throw NetworkError(description: "netlink: out of memory") }
+    guard let socket = nl_socket_alloc() else { throw DriverError(.failed, "netlink: out of memory") }
     self.socket = socket
     try succeed(nl_connect(socket, 0 /* NETLINK_ROUTE */), "connect to netlink")
   }
@@ -44,7 +41,7 @@ final class RouteSocket {
   /// Creates a veth pair whose peer is in the namespace of `file`.
   func addPair(_ name: String, group: UInt32, alias: String, peer peerName: String, in file: borrowing Descriptor) throws {
     guard let link = rtnl_link_veth_alloc(), let peer = rtnl_link_veth_get_peer(link) else {
-      throw NetworkError(description: "netlink: out of memory")
+      throw DriverError(.failed, "netlink: out of memory")
     }
     defer {
       rtnl_link_put(peer)
@@ -72,7 +69,7 @@ final class RouteSocket {
   static func index(of name: String) throws -> Int32 {
     // Netlink is not used here: it replies with every attribute of the link.
     let index = if_nametoindex(name)
-    guard index != 0 else { throw NetworkError(description: "cannot find the link \(name)") }
+    guard index != 0 else { throw DriverError(.failed, "cannot find the link \(name)") }
     return Int32(index)
   }
 
@@ -85,7 +82,7 @@ final class RouteSocket {
 
   private func change(_ what: String, _ describe: (_ present: OpaquePointer, _ change: OpaquePointer) -> Void) throws {
     guard let present = rtnl_link_alloc(), let change = rtnl_link_alloc() else {
-      throw NetworkError(description: "netlink: out of memory")
+      throw DriverError(.failed, "netlink: out of memory")
     }
     defer {
       rtnl_link_put(present)
@@ -106,7 +103,7 @@ final class RouteSocket {
 
   /// Assigns an address to a link, which also adds the route to the address of its peer.
   func addAddress(_ address: IPv4Address, facing peer: IPv4Address, to index: Int32) throws {
-    guard let entry = rtnl_addr_alloc() else { throw NetworkError(description: "netlink: out of memory") }
+    guard let entry = rtnl_addr_alloc() else { throw DriverError(.failed, "netlink: out of memory") }
     defer { rtnl_addr_put(entry) }
     let local = try netlinkAddress(address, 32)
     let other = try netlinkAddress(peer, 32)
@@ -123,7 +120,7 @@ final class RouteSocket {
   /// Adds the default route through a gateway on a link.
   func addDefaultRoute(through index: Int32, gateway: IPv4Address) throws {
     guard let route = rtnl_route_alloc(), let hop = rtnl_route_nh_alloc() else {
-      throw NetworkError(description: "netlink: out of memory")
+      throw DriverError(.failed, "netlink: out of memory")
     }
     defer { rtnl_route_put(route) }
     let everywhere = try netlinkAddress(IPv4Address(0), 0)
@@ -142,12 +139,12 @@ final class RouteSocket {
 
   private func netlinkAddress(_ address: IPv4Address, _ prefix: Int32) throws -> OpaquePointer {
     var bytes = address.bytes
-    guard let built = nl_addr_build(2, &bytes, 4) else { throw NetworkError(description: "netlink: out of memory") }
+    guard let built = nl_addr_build(2, &bytes, 4) else { throw DriverError(.failed, "netlink: out of memory") }
     nl_addr_set_prefixlen(built, prefix)
     return built
   }
 
   private func succeed(_ result: Int32, _ what: String) throws {
-    if result < 0 { throw NetworkError(description: "cannot \(what): \(String(cString: nl_geterror(result)))") }
+    if result < 0 { throw DriverError(.failed, "cannot \(what): \(String(cString: nl_geterror(result)))") }
   }
 }

@@ -309,6 +309,11 @@ package final class LegacyShimConnection: SandboxLink {
       self = message
     }
 
+    private static func failure(_ reader: inout Reader) throws(PlanError) -> StepFailure {
+      let step = try reader.string()
+      return StepFailure(legacy: step, Errno(try reader.int32()))
+    }
+
     private static func read(_ bytes: [UInt8]) throws(PlanError) -> Message? {
       var reader = Reader(bytes)
       switch try reader.byte() {
@@ -316,7 +321,7 @@ package final class LegacyShimConnection: SandboxLink {
       case 21: return .created(pid: try reader.int32())
       case 22: return .waiting(pid: try reader.int32())
       case 23: return .started
-      case 24: return .failed(try reader.failure())
+      case 24: return .failed(try failure(&reader))
       case 25: return .exited(try reader.status())
       case 26: return .secret(try reader.counted())
       case 27: return .done
@@ -324,7 +329,7 @@ package final class LegacyShimConnection: SandboxLink {
       case 29: return .execStarted
       case 30:
         _ = try reader.uint32()
-        return .execFailed(try reader.failure())
+        return .execFailed(try failure(&reader))
       case 31:
         _ = try reader.uint32()
         return .execExited(try reader.status())

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Foundation
 internal import HostPrograms
 internal import Linux
@@ -107,8 +108,8 @@ package final class DatasetVolumes: Sendable {
       if try file.read(at: 0, upTo: 4) == Array("hsqs".utf8) { return "squashfs" }
       if try file.read(at: 1024, upTo: 4) == [0xE2, 0xE1, 0xF5, 0xE0] { return "erofs" }
     } catch {
-      throw StorageError(description: "dataset \(image): \(error.sentence)")
+      throw DriverError(.failedPrecondition, "dataset \(image): \(error.sentence)")
     }
-    throw StorageError(description: "dataset \(image) is neither a directory nor a squashfs or EROFS image")
+    throw DriverError(.failedPrecondition, "dataset \(image) is neither a directory nor a squashfs or EROFS image")
   }
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Linux
 
 /// Homes that are encrypted with the owner's key. The key is part of a request and is passed to the kernel only, which holds it while
 /// the home is mounted.
 enum HomeEncryption {
   /// Unlocks a home that was just mounted or is in use already: each request for an encrypted home needs its key.
-  static func open(_ path: String, of home: String, isAsked: Bool, key: [UInt8]?) throws(StorageError) {
-    func refusal(_ why: String) -> StorageError { StorageError(description: "home \(home) \(why)") }
+  static func open(_ path: String, of home: String, isAsked: Bool, key: [UInt8]?) throws(DriverError) {
+    func refusal(_ why: String) -> DriverError { DriverError(.failedPrecondition, "home \(home) \(why)") }
     guard let folder = try? Descriptor.openPlain(path, [.readOnly, .directory]) else { throw refusal("cannot be opened") }
     let policy = folder.encryptionPolicy
     guard isAsked else {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Foundation
 internal import HostPrograms
 internal import Linux
@@ -22,7 +23,7 @@ package struct HomePackages: Sendable {
       let status = try Descriptor.openPlain(home, [.path, .directory]).status()
       (uid, gid) = (status.uid, status.gid)
     } catch {
-      throw StorageError(description: "home \(home): \(error.sentence)")
+      throw DriverError(.failedPrecondition, "home \(home): \(error.sentence)")
     }
   }
 
@@ -39,7 +40,7 @@ package struct HomePackages: Sendable {
       for name in folders { _ = try make("\(HomePackages.folder)/\(key)/\(name)", in: root) }
       return isNew ? others : []
     } catch {
-      throw StorageError(description: "home \(home): cannot create \(HomePackages.folder): \(error.sentence)")
+      throw DriverError(.failedPrecondition, "home \(home): cannot create \(HomePackages.folder): \(error.sentence)")
     }
   }
 
@@ -96,7 +97,7 @@ package struct HomePackages: Sendable {
   /// Renames the packages to a snapshot, and copies `snapshot`, if given, into their place. Returns the name of the new snapshot.
   package func reset(_ key: String, to snapshot: String? = nil) throws -> String {
     if let snapshot, !names("\(HomePackages.folder)/\(HomePackages.snapshotsName)/\(key)").contains(snapshot) {
-      throw StorageError(description: "packages for \(key): snapshot \(snapshot) does not exist")
+      throw DriverError(.failedPrecondition, "packages for \(key): snapshot \(snapshot) does not exist")
     }
     let name = HomeStore.stamp(.now) + (snapshot == nil ? "-before-reset" : "-before-restore")
     try run(
@@ -107,7 +108,7 @@ package struct HomePackages: Sendable {
 
   private func run(_ script: String, _ arguments: String...) throws {
     guard names(HomePackages.folder).contains(arguments[0]) else {
-      throw StorageError(description: "packages for \(arguments[0]): not found")
+      throw DriverError(.failedPrecondition, "packages for \(arguments[0]): not found")
     }
     // The owner cannot traverse the path to the home, so root changes into it first.
     try HostProgram.run(

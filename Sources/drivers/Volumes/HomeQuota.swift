@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Foundation
 internal import HostPrograms
 internal import Linux
@@ -37,7 +38,7 @@ package enum HomeQuota {
       "\(failure): \(mount) has no project quotas (mount option prjquota)")
     // A file system with quota accounting but no enforcement accepts the limit without an error.
     guard let use = HomeVolumes.Use(at: home), use.limitBytes <= bytes else {
-      throw StorageError(description: "\(failure): \(mount) does not enforce project quotas (mount option prjquota)")
+      throw DriverError(.failedPrecondition, "\(failure): \(mount) does not enforce project quotas (mount option prjquota)")
     }
   }
 
@@ -47,7 +48,7 @@ package enum HomeQuota {
       let inode = try Descriptor.openPlain(home, [.path, .directory]).status().inode
       return max(1, UInt32(truncatingIfNeeded: inode ^ inode >> 31) & 0x7FFF_FFFF)
     } catch {
-      throw StorageError(description: "home \(home): \(error.sentence)")
+      throw DriverError(.failedPrecondition, "home \(home): \(error.sentence)")
     }
   }
 

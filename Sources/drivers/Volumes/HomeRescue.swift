@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Foundation
 internal import Linux
 
@@ -55,7 +56,7 @@ package struct HomeRescue: Sendable {
       try leave(note, text, in: root)
       return (note, moved)
     } catch {
-      throw StorageError(description: "home \(home): cannot set files aside: \(error.sentence)")
+      throw DriverError(.failedPrecondition, "home \(home): cannot set files aside: \(error.sentence)")
     }
   }
 

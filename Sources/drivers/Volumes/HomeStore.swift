@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 package import Foundation
 internal import HostPrograms
 internal import Linux
@@ -92,7 +93,7 @@ package struct HomeStore: Sendable {
   /// Copies a snapshot to a new home of another owner, who must not have one, and changes the owner of every file.
   package func clone(_ owner: String, _ snapshot: String, to other: String, uid: UInt32, gid: UInt32, _ progress: @escaping Progress) throws
   {
-    guard isImage(other) == nil else { throw StorageError(description: "home \(path(other)) is there already") }
+    guard isImage(other) == nil else { throw DriverError(.failedPrecondition, "home \(path(other)) is there already") }
     let source = try find(".snapshots", owner, snapshot)
     let isImage = source.hasSuffix(".img")
     let temporary = "\(root)/.snapshots/\(owner)/.cloning-\(other)"
@@ -169,8 +170,8 @@ package struct HomeStore: Sendable {
 
   /// Moves a removed home back; without a name, the one that was removed last.
   package func recover(_ owner: String, _ name: String?) throws {
-    guard isImage(owner) == nil else { throw StorageError(description: "home \(path(owner)): already exists; remove it first") }
-    guard let name = name ?? removed(owner).last?.name else { throw StorageError(description: "\(owner) has no removed home") }
+    guard isImage(owner) == nil else { throw DriverError(.failedPrecondition, "home \(path(owner)): already exists; remove it first") }
+    guard let name = name ?? removed(owner).last?.name else { throw DriverError(.failedPrecondition, "\(owner) has no removed home") }
     let source = try find(".removed", owner, name)
     try HomeStore.move(source, path(owner) + (source.hasSuffix(".img") ? ".img" : ""))
   }
@@ -193,7 +194,7 @@ package struct HomeStore: Sendable {
   // --------------------------------------------------------------------- paths
 
   private func existing(_ owner: String) throws -> String {
-    guard let isImage = isImage(owner) else { throw StorageError(description: "there is no home \(path(owner))") }
+    guard let isImage = isImage(owner) else { throw DriverError(.failedPrecondition, "there is no home \(path(owner))") }
     return path(owner) + (isImage ? ".img" : "")
   }
 
@@ -202,7 +203,7 @@ package struct HomeStore: Sendable {
     guard !name.isEmpty, !name.hasPrefix("."), !name.contains("/"),
       let path = [plain, plain + ".img"].first(where: { Linux.Process.exists($0) })
     else {
-      throw StorageError(description: "\(owner) has no \(kind == ".removed" ? "removed home" : "snapshot") of that name")
+      throw DriverError(.failedPrecondition, "\(owner) has no \(kind == ".removed" ? "removed home" : "snapshot") of that name")
     }
     return path
   }
@@ -219,7 +220,7 @@ package struct HomeStore: Sendable {
         return (name, path + (source.hasSuffix(".img") ? ".img" : ""))
       }
     }
-    throw StorageError(description: "\(folder): names \(stem) to \(stem)-999 are all in use")
+    throw DriverError(.failedPrecondition, "\(folder): names \(stem) to \(stem)-999 are all in use")
   }
 
   package static func stamp(_ moment: Date) -> String {
@@ -231,7 +232,7 @@ package struct HomeStore: Sendable {
 
   private static func move(_ from: String, _ to: String) throws {
     guard Foundation.rename(from, to) == 0 else {
-      throw StorageError(description: "cannot move \(from) to \(to): \(String(cString: strerror(errno)))")
+      throw DriverError(.failedPrecondition, "cannot move \(from) to \(to): \(String(cString: strerror(errno)))")
     }
   }
 

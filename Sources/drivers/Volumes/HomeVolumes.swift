@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Foundation
 internal import HostPrograms
 internal import Linux
@@ -117,8 +118,8 @@ package final class HomeVolumes: Sendable {
     let point = mountPoint(home)
     try users(point).ids.withLock { _ in
       let size = size(home + ".img")
-      guard size > 0 else { throw StorageError(description: "there is no home \(home).img") }
-      guard bytes > size else { throw StorageError(description: "home \(home).img has \(size) bytes; homes only grow") }
+      guard size > 0 else { throw DriverError(.failedPrecondition, "there is no home \(home).img") }
+      guard bytes > size else { throw DriverError(.failedPrecondition, "home \(home).img has \(size) bytes; homes only grow") }
       if try mounted().contains(point) { return try growMounted(home, at: point, to: bytes) }
       try mount(home, at: point, HomeRequirements(bytes: bytes))
       unmount(point, lock: home + ".img.lock")
@@ -203,7 +204,7 @@ package final class HomeVolumes: Sendable {
         try mount(home, at: point, HomeRequirements(bytes: size(home + ".img")))
         if HomeEncryption.isEncrypted(path(home)) {
           unmount(point, lock: home + ".img.lock")
-          throw StorageError(description: "home \(home) is encrypted; it can be read only while a workspace uses it")
+          throw DriverError(.failedPrecondition, "home \(home) is encrypted; it can be read only while a workspace uses it")
         }
       }
       ids.insert(temporaryUser)
@@ -220,9 +221,9 @@ package final class HomeVolumes: Sendable {
   private func mount(_ home: String, at point: String, _ wish: HomeRequirements) throws {
     let image = home + ".img"
     guard !Linux.Process.exists(home) else {
-      throw StorageError(
-        description:
-          "home \(home) is a directory, and this node keeps homes as images; move its files into the image, and the directory away")
+      throw DriverError(
+        .failedPrecondition,
+        "home \(home) is a directory, and this node keeps homes as images; move its files into the image, and the directory away")
     }
     let file = Handle(try open(image))
     try lock(image)
@@ -253,8 +254,9 @@ package final class HomeVolumes: Sendable {
         format.rawValue, [("source", loop.path)] + format.mountOptions, attributes: [.noSetuid, .noDevices, .noAccessTime])
       try Mount.attach(mount, to: Descriptor.openPlain(point, [.path, .directory]))
     } catch {
-      throw StorageError(
-        description: "home \(image) cannot be mounted: "
+      throw DriverError(
+        .failedPrecondition,
+        "home \(image) cannot be mounted: "
           + (error == .noDevice ? "the kernel does not support \(format.rawValue) or loop devices" : error.sentence))
     }
   }
@@ -280,7 +282,7 @@ package final class HomeVolumes: Sendable {
     do throws(Linux.Errno) {
       return try Descriptor.openPlain(image, [.readWrite, .create], mode: 0o600)
     } catch {
-      throw StorageError(description: "home \(image) cannot be opened: \(error.sentence)")
+      throw DriverError(.failedPrecondition, "home \(image) cannot be opened: \(error.sentence)")
     }
   }
 
@@ -293,14 +295,14 @@ package final class HomeVolumes: Sendable {
     // link(2) is atomic: the lock file never exists without its content.
     if made, (try? FileManager.default.linkItem(atPath: path + ".\(holder)", toPath: path)) != nil { return }
     let other = (try? String(contentsOfFile: path, encoding: .utf8))?.trimmingCharacters(in: .whitespacesAndNewlines) ?? "?"
-    guard other == holder else { throw StorageError(description: "home \(image) is in use on node \(other) (\(path))") }
+    guard other == holder else { throw DriverError(.failedPrecondition, "home \(image) is in use on node \(other) (\(path))") }
   }
 
   /// Creates, checks and grows the file system, as far as that is possible before the mount. Returns its format.
   private func ready(_ image: String, _ file: Handle, _ wish: HomeRequirements) throws -> VolumeFormat {
     guard let format = try VolumeFormat.found(in: file.descriptor, of: image) else {
       guard wish.bytes >= wish.format.floor else {
-        throw StorageError(description: "home \(image): \(wish.format.rawValue) needs at least \(wish.format.floor >> 20) MiB")
+        throw DriverError(.failedPrecondition, "home \(image): \(wish.format.rawValue) needs at least \(wish.format.floor >> 20) MiB")
       }
       try resize(image, wish.bytes)
       try HostProgram.run(wish.format.make(image, isEncrypted: wish.isEncrypted), on: image, "home \(image): cannot create the file system")
@@ -308,10 +310,11 @@ package final class HomeVolumes: Sendable {
     }
     let size = size(image)
     guard !wish.isFormatExact || format == wish.format else {
-      throw StorageError(description: "home \(image) is \(format.rawValue), and \(wish.format.rawValue) was asked for; it stays what it is")
+      throw DriverError(
+        .failedPrecondition, "home \(image) is \(format.rawValue), and \(wish.format.rawValue) was asked for; it stays what it is")
     }
     guard wish.bytes >= size || !wish.isExact else {
-      throw StorageError(description: "home \(image) has \(size) bytes, and \(wish.bytes) were asked for; homes only grow")
+      throw DriverError(.failedPrecondition, "home \(image) has \(size) bytes, and \(wish.bytes) were asked for; homes only grow")
     }
     guard format == .ext4 else { return format }
     // s_state is not "clean", or the journal needs a replay (ext4's on-disk layout).
@@ -351,7 +354,7 @@ package final class HomeVolumes: Sendable {
   }
 
   private func mounted() throws -> [String] {
-    guard let table = MountTable() else { throw StorageError(description: "homes: the table of mounts cannot be read; retry") }
+    guard let table = MountTable() else { throw DriverError(.failedPrecondition, "homes: the table of mounts cannot be read; retry") }
     return table.points.filter { $0.hasPrefix(root + "/") }
   }
 }

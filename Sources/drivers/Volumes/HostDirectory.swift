@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Linux
 internal import Procfs
-
-package struct StorageError: Error, Sendable, CustomStringConvertible {
-  package let description: String
-  package init(description: String) { self.description = description }
-}
 
 /// Directories of the host that are mounted into a workspace.
 package enum HostDirectory {
@@ -48,7 +44,7 @@ package enum HostDirectory {
       _ = try Descriptor.openPlain(path, [.path, .directory])
     } catch {
       let why = error == .loop ? "the path contains a symlink, which is not allowed" : error.sentence
-      throw StorageError(description: "dataset \(path): \(why)")
+      throw DriverError(.failedPrecondition, "dataset \(path): \(why)")
     }
   }
 
@@ -63,7 +59,7 @@ package enum HostDirectory {
       if status.permissions & 0o2777 != 0o2770 { try folder.setMode(0o2770) }
       try folder.setExtendedAttribute("system.posix_acl_default", projectACL)
     } catch {
-      throw StorageError(description: "project folder \(path): \(error.sentence)")
+      throw DriverError(.failedPrecondition, "project folder \(path): \(error.sentence)")
     }
   }
 
@@ -71,8 +67,8 @@ package enum HostDirectory {
   private static let projectACL: [UInt8] =
     [2, 0, 0, 0] + [(1, 7), (4, 7), (32, 0)].flatMap { [UInt8($0.0), 0, UInt8($0.1), 0, 0xFF, 0xFF, 0xFF, 0xFF] }
 
-  private static func refusal(_ path: String, _ why: String) -> StorageError {
-    StorageError(description: "home \(path) \(why)")
+  private static func refusal(_ path: String, _ why: String) -> DriverError {
+    DriverError(.failedPrecondition, "home \(path) \(why)")
   }
 
   private static func split(_ path: String) -> (parent: String, name: String) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 internal import Linux
 
 /// The file systems that the volume file of a home can contain, and their programs.
@@ -28,8 +29,9 @@ package enum VolumeFormat: String, CaseIterable, Sendable {
       }
       return nil
     } catch {
-      throw StorageError(
-        description: error == .invalid
+      throw DriverError(
+        .failedPrecondition,
+        error == .invalid
           ? "home \(image) holds something that is no file system of a home (\(allCases.map(\.rawValue).joined(separator: ", ")))"
           : "home \(image) cannot be read: \(error.sentence)")
     }

@@ -5,6 +5,7 @@ package import API
 package import Agent
 internal import Concurrency
 internal import Credentials
+internal import Errors
 internal import Foundation
 internal import GRPCCore
 internal import GRPCNIOTransportHTTP2
@@ -242,12 +243,12 @@ private final class ControllerCall: Sendable {
   }
 
   private func take(_ given: Carrel_Controller_V1_CredentialsGiven) {
-    let result: Result<Data, CredentialError> =
+    let result: Result<Data, DriverError> =
       if !given.error.isEmpty {
-        .failure(CredentialError("controller \(controller): \(printable(given.error, limit: 200))"))
+        .failure(DriverError(.failed, "controller \(controller): \(printable(given.error, limit: 200))"))
       } else if given.content.count > CredentialProvider.sizeLimit {
         .failure(
-          CredentialError("controller \(controller): \(given.content.count) bytes; expected at most \(CredentialProvider.sizeLimit)"))
+          DriverError(.failed, "controller \(controller): \(given.content.count) bytes; expected at most \(CredentialProvider.sizeLimit)"))
       } else {
         .success(given.content)
       }

@@ -3,6 +3,7 @@
 package import Agent
 internal import Concurrency
 internal import GRPCCore
+internal import Logging
 
 /// The limits of calls. The caller has a reply at the limit even if the work does not end; that work belongs to the node's
 /// `CallRegistry`, which counts it, and `carrel node` shows it.
@@ -19,10 +20,19 @@ package enum CallLimit {
 }
 
 extension Node {
-  /// Runs a call within its limit, and converts its errors to gRPC's.
+  /// Runs a call within its limit, and converts its errors to gRPC's. Errors of the agent itself are logged, with where they came from.
   package nonisolated func answer<T: Sendable>(
     _ call: String, within limit: Duration = CallLimit.standard, _ body: @escaping @Sendable () async throws -> T
   ) async throws -> T {
-    do { return try await calls.run(call, within: limit, body) } catch { throw RPCError(error) }
+    do { return try await calls.run(call, within: limit, body) } catch {
+      if let error = error as? AgentError, error.code == .internal {
+        services.logger.error(
+          "a call failed",
+          metadata: [
+            "call": "\(call)", "error": "\(error)", "at": "\(error.location)", "cause": "\(error.cause.map { "\($0)" } ?? "")",
+          ])
+      }
+      throw RPCError(error)
+    }
   }
 }

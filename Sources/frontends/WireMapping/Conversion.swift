@@ -2,9 +2,7 @@
 
 package import API
 package import Agent
-internal import Concurrency
 internal import Foundation
-package import GRPCCore
 package import Images
 package import Journal
 internal import SwiftProtobuf
@@ -308,50 +306,5 @@ extension Carrel_V1_Image {
     layers = UInt32(image.layers.count)
     created = image.created
     if withConfig { configJson = image.configJSON }
-  }
-}
-
-extension RPCError {
-  /// Converts any error. This is the only place that maps the agent's codes to gRPC's.
-  package init(_ error: any Error) {
-    if let known = error as? RPCError {
-      self = known
-      return
-    }
-    if let field = error as? InvalidField {
-      self.init(code: .invalidArgument, message: field.description)
-      return
-    }
-    guard let known = error as? AgentError else {
-      self.init(code: RPCError.code(of: error), message: "\(error)")
-      return
-    }
-    let code: RPCError.Code =
-      switch known.code {
-      case .invalidArgument: .invalidArgument
-      case .notFound: .notFound
-      case .alreadyExists: .alreadyExists
-      case .failedPrecondition: .failedPrecondition
-      case .resourceExhausted: .resourceExhausted
-      case .outOfRange: .outOfRange
-      case .dataLoss: .dataLoss
-      case .unimplemented: .unimplemented
-      case .deadlineExceeded: .deadlineExceeded
-      case .unavailable: .unavailable
-      case .internal: .internalError
-      }
-    self.init(code: code, message: known.description)
-  }
-
-  /// Returns the code of an error that comes from a lower layer without a wrapper.
-  private static func code(of error: any Error) -> RPCError.Code {
-    switch error {
-    case is DeadlineExceeded: .deadlineExceeded
-    case is TooManyCalls: .resourceExhausted
-    case LaneError.full: .resourceExhausted
-    case LaneError.stuck, LaneError.slow: .unavailable
-    case is CancellationError: .cancelled
-    default: .internalError
-    }
   }
 }

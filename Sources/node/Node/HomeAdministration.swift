@@ -2,6 +2,7 @@
 
 internal import Configuration
 internal import Concurrency
+internal import Errors
 internal import Foundation
 internal import Images
 internal import Linux
@@ -83,7 +84,8 @@ package struct HomeAdministration: Sendable {
     let whole = bytes / 4096 * 4096
     return try await copying { [store, volumes] in
       guard store.isImage(owner) == true else {
-        throw StorageError(description: "there is no home \(store.path(owner)).img; a directory has the limit that a launch asks for")
+        throw DriverError(
+          .failedPrecondition, "there is no home \(store.path(owner)).img; a directory has the limit that a launch asks for")
       }
       try volumes.grow(store.path(owner), to: whole)
       return whole
@@ -136,7 +138,7 @@ package struct HomeAdministration: Sendable {
     try validate(owner: owner, "owner")
     let work: @Sendable () throws -> T = { [store, volumes] in
       switch store.isImage(owner) {
-      case nil: throw StorageError(description: "there is no home \(store.path(owner))")
+      case nil: throw DriverError(.failedPrecondition, "there is no home \(store.path(owner))")
       case false?: return try body(HomePackages(home: store.path(owner)))
       case true?: return try volumes.visit(store.path(owner)) { try body(HomePackages(home: $0)) }
       }
@@ -180,7 +182,8 @@ package struct HomeAdministration: Sendable {
     // The home is closed before this check, so that no workspace begins to use it between the check and the work.
     for workspace in await workspaces() where registry.home(workspace.spec) == path {
       guard workspace.record.state.isTerminal else {
-        throw AgentError(.failedPrecondition, "home \(path) is in use by workspace \(workspace.id); stop it first")
+        throw AgentError(
+          reason: .workspaceRunning, "home \(path) is in use by workspace \(workspace.id); stop it first")
       }
       // A workspace that has ended may not have released its home yet.
       try await workspace.released.value
@@ -190,8 +193,8 @@ package struct HomeAdministration: Sendable {
   private func copying<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
     do {
       return try await services.lanes.onCopies(services.configuration.homes, body)
-    } catch let error as StorageError {
-      throw AgentError(.failedPrecondition, error.description)
+    } catch let error as DriverError {
+      throw AgentError(error)
     }
   }
 }

@@ -2,6 +2,7 @@
 
 package import Configuration
 package import Concurrency
+internal import Errors
 internal import Foundation
 package import Images
 internal import Isolation
@@ -162,7 +163,8 @@ package actor Node {
     if let present = workspaces[spec.id] {
       let record = present.record
       guard record.spec == spec else {
-        throw AgentError(.alreadyExists, "workspace \(spec.id) exists with another spec (state \(record.state.rawValue))")
+        throw AgentError(
+          reason: .workspaceExists, "workspace \(spec.id) exists with another spec (state \(record.state.rawValue))")
       }
       return (record, false)
     }
@@ -228,7 +230,7 @@ package actor Node {
     let used = try await journal.extent().bytes
     guard used <= journalRoom else {
       throw AgentError(
-        .resourceExhausted,
+        reason: .journalFull,
         "journal: \(Quantity.describe(bytes: used)) of \(configuration.journalLimit) are in use, and the rest is reserved for ends; the controller has to acknowledge"
       )
     }
@@ -237,24 +239,26 @@ package actor Node {
   private func admit(_ amounts: ResourceLimits) throws {
     if let drain {
       throw AgentError(
-        .failedPrecondition, "the node is drained by \(drain.by) since \(drain.began); `carrel uncordon` ends this")
+        reason: .nodeDrained, "the node is drained by \(drain.by) since \(drain.began); `carrel uncordon` ends this")
     }
     let records = workspaces.values.map(\.record)
     let launching = records.count { $0.state == .pending || $0.state == .preparing }
     guard launching < configuration.maxLaunching else {
-      throw AgentError(.resourceExhausted, "launches: \(launching) in progress (limit \(configuration.maxLaunching)); retry later")
+      throw AgentError(
+        reason: .launchesExhausted, "launches: \(launching) in progress (limit \(configuration.maxLaunching)); retry later")
     }
     let reserve = Quantity.whole(configuration.reservedMemory) ?? 0
     let used = records.filter { !$0.state.isTerminal }.reduce(0) { $0 + $1.amounts.memoryBytes }
     let room = facts.memoryBytes > reserve + used ? facts.memoryBytes - reserve - used : 0
     guard amounts.memoryBytes <= room else {
       throw AgentError(
-        .resourceExhausted,
+        reason: .memoryExhausted,
         "memory: requested \(Quantity.describe(bytes: amounts.memoryBytes)), free \(Quantity.describe(bytes: room)) of \(Quantity.describe(bytes: facts.memoryBytes))"
       )
     }
     guard records.count < configuration.maxWorkspaces else {
-      throw AgentError(.resourceExhausted, "workspaces: \(records.count) exist (limit \(configuration.maxWorkspaces)); delete stopped ones")
+      throw AgentError(
+        reason: .workspacesExhausted, "workspaces: \(records.count) exist (limit \(configuration.maxWorkspaces)); delete stopped ones")
     }
   }
 
@@ -271,7 +275,8 @@ package actor Node {
   private func freeSlot() throws -> Int {
     let used = Set(workspaces.values.map(\.record.slot))
     guard let slot = (0..<configuration.maxWorkspaces).first(where: { !used.contains($0) }) else {
-      throw AgentError(.resourceExhausted, "slots: no id range and address is free; delete stopped workspaces")
+      throw AgentError(
+        reason: .workspacesExhausted, "slots: no id range and address is free; delete stopped workspaces")
     }
     return slot
   }
@@ -425,7 +430,7 @@ package actor Node {
   package nonisolated func imageWork<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
     do {
       return try await services.lanes.images.run { [images] in try body(images) }
-    } catch let error as ImageError {
+    } catch let error as DriverError {
       throw AgentError(error)
     }
   }
@@ -434,7 +439,7 @@ package actor Node {
   package nonisolated func readImages<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
     do {
       return try await services.lanes.inspect.run { [images] in try body(images) }
-    } catch let error as ImageError {
+    } catch let error as DriverError {
       throw AgentError(error)
     }
   }

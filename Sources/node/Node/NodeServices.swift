@@ -2,6 +2,7 @@
 
 package import Configuration
 internal import Concurrency
+internal import Errors
 internal import Foundation
 internal import Images
 internal import Journal
@@ -96,8 +97,8 @@ struct HostImages: ImageLookup {
     let store = store
     do {
       return try await lanes.launch.run { try store.find(reference) }
-    } catch let error as ImageError {
-      throw AgentError(error)
+    } catch let error as DriverError {
+      throw error.code == .notFound ? AgentError(reason: .imageNotFound, error.message, cause: error) : AgentError(error)
     }
   }
 

@@ -111,16 +111,13 @@ struct StopSummary {
 package func explain(_ failure: StepFailure) -> String {
   let why: String =
     switch Errno(failure.errno) {
-    case .noEntry where failure.step.hasPrefix("find the interpreter"): "the file exists, but the interpreter that it names does not"
-    case .noEntry where failure.step.hasPrefix("execute"): "there is no such program in the image"
-    case .access where failure.step.hasPrefix("execute"): "it is not executable"
-    case .invalid where failure.step.hasPrefix("bind "):
-      "workspaces need id-mapped mounts, which its file system (\(HostDirectory.fileSystem(of: source(of: failure.step)))) has not"
+    case .noEntry where failure.kind == .interpreter: "the file exists, but the interpreter that it names does not"
+    case .noEntry where failure.kind == .execution: "there is no such program in the image"
+    case .access where failure.kind == .execution: "it is not executable"
+    case .invalid where failure.kind == .bind:
+      "workspaces need id-mapped mounts, which its file system (\(HostDirectory.fileSystem(of: failure.subject))) has not"
     case .notExecutable: "not built for this machine's architecture"
     default: Errno(failure.errno).sentence
     }
   return "\(failure.step): \(why)"
 }
-
-/// Returns SOURCE of "bind SOURCE at TARGET".
-private func source(of step: String) -> String { step.dropFirst(5).components(separatedBy: " at ").first ?? "" }

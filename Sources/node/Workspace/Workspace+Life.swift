@@ -490,8 +490,7 @@ extension Workspace {
 extension Reason {
   /// Creates the reason for a failed step of a start.
   init(_ failure: StepFailure) {
-    let isProgram = failure.step.hasPrefix("execute") || failure.step.hasPrefix("find the")
-    self.init(isProgram ? .executable : .isolation, explain(failure))
+    self.init(failure.kind.isProgram ? .executable : .isolation, explain(failure))
     step = failure.step
     errno = failure.errno
   }

@@ -192,7 +192,7 @@ package actor Workspace {
   func delete() async throws {
     let record = record
     guard record.state.isTerminal else {
-      throw AgentError(.failedPrecondition, "workspace \(id) is \(record.state.rawValue); stop it first")
+      throw AgentError(reason: .workspaceRunning, "workspace \(id) is \(record.state.rawValue); stop it first")
     }
     // `isDeleting` counts as a stop request in `aftermath`: no attempt follows.
     isDeleting = true
@@ -204,7 +204,7 @@ package actor Workspace {
     try await released.value
     guard !isDeleted else { throw AgentError.noWorkspace(id) }
     guard self.record.state.isTerminal else {
-      throw AgentError(.failedPrecondition, "workspace \(id) is \(self.record.state.rawValue); stop it first")
+      throw AgentError(reason: .workspaceRunning, "workspace \(id) is \(self.record.state.rawValue); stop it first")
     }
     let entry = Journal.Entry(
       try services.event(.deleted, record, after: record.state), .deletion(of: id))
@@ -247,7 +247,7 @@ package actor Workspace {
   nonisolated func requireUp(_ rule: String) throws -> WorkspaceRecord {
     let record = record
     guard record.state.isUp else {
-      throw AgentError(.failedPrecondition, "workspace \(id) is \(record.state.rawValue); \(rule)")
+      throw AgentError(reason: .workspaceNotRunning, "workspace \(id) is \(record.state.rawValue); \(rule)")
     }
     return record
   }
@@ -255,7 +255,7 @@ package actor Workspace {
   /// Sends a request to the supervisor and returns the descriptors in its reply.
   @discardableResult
   package func request(_ request: ShimRequest, passing: [Handle] = []) async throws -> [Handle] {
-    guard let link else { throw AgentError(.unavailable, "workspace \(id): cannot reach its supervisor; retry later") }
+    let link = try requireLink()
     do throws(SupervisorError) {
       return try await link.request(request, passing: passing)
     } catch {
@@ -263,18 +263,22 @@ package actor Workspace {
     }
   }
 
+  /// Returns the connection to the supervisor; throws if there is none.
+  func requireLink() throws -> any SandboxLink {
+    if let link { return link }
+    throw AgentError(reason: .supervisorUnreachable, "workspace \(id): cannot reach its supervisor; retry later")
+  }
+
   static func callError(_ error: SupervisorError, _ id: String) -> AgentError {
-    let code: AgentError.Code =
-      switch error {
-      case .disconnected, .noReply, .cancelled: .unavailable
-      case .refused(.messageTooLong): .invalidArgument
-      case .refused: .internal
-      case .failed: .failedPrecondition
-      case .unsupported: .unimplemented
-      case .malformed: .internal
-      case .tooManyExecs: .resourceExhausted
-      }
-    return AgentError(code, "workspace \(id): \(error)")
+    let message = "workspace \(id): \(error)"
+    switch error {
+    case .disconnected, .noReply, .cancelled: return AgentError(reason: .supervisorUnreachable, message, cause: error)
+    case .tooManyExecs: return AgentError(reason: .callsExhausted, message, cause: error)
+    case .refused(.messageTooLong): return AgentError(.invalidArgument, message, cause: error)
+    case .failed: return AgentError(.failedPrecondition, message, cause: error)
+    case .unsupported: return AgentError(.unimplemented, message, cause: error)
+    case .refused, .malformed: return AgentError(.internal, message, cause: error)
+    }
   }
 
   /// Returns the tool's token, from memory or from the supervisor.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Errors
 package import ShimProtocol
 internal import Configuration
 internal import Concurrency
@@ -249,7 +250,7 @@ package struct BrokerFeature: WorkspaceFeature {
       values["host"] = host
       values["organisation"] = organisation
     }
-    guard let provider else { throw CredentialError("the node's configuration no longer names a provider") }
+    guard let provider else { throw DriverError(.failed, "the node's configuration no longer names a provider") }
     let given = values
     let data: Data
     if case .controller(let name, let seconds) = provider {
@@ -257,12 +258,12 @@ package struct BrokerFeature: WorkspaceFeature {
     } else {
       data = try await services.lanes.providers.run { try provider.fetch { Tool.fill($0, given) } }
     }
-    do throws(CredentialError) { return try BrokerFeature.parse(data, one) } catch {
-      throw CredentialError("\(provider.name { Tool.fill($0, given) }): \(error)")
+    do throws(DriverError) { return try BrokerFeature.parse(data, one) } catch {
+      throw DriverError(.failed, "\(provider.name { Tool.fill($0, given) }): \(error)")
     }
   }
 
-  private static func parse(_ data: Data, _ one: BrokeredCredential) throws(CredentialError) -> (body: [UInt8], expires: Date) {
+  private static func parse(_ data: Data, _ one: BrokeredCredential) throws(DriverError) -> (body: [UInt8], expires: Date) {
     switch one {
     case .role:
       let credentials = try AWSCredentials(json: data)

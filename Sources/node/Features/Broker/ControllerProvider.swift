@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Concurrency
-package import Credentials
+internal import Credentials
+package import Errors
 package import Foundation
 internal import Synchronization
 
@@ -33,12 +34,12 @@ package final class ControllerProvider: Sendable {
       state.calls[controller] = nil
       return state.waiting.keys.filter { $0[0] == controller }
     }
-    for key in left { finish(key, .failure(CredentialError("controller \(controller): its call ended before it replied"))) }
+    for key in left { finish(key, .failure(DriverError(.failed, "controller \(controller): its call ended before it replied"))) }
   }
 
-  package func answer(_ controller: String, _ id: String, _ result: Result<Data, CredentialError>) { finish([controller, id], result) }
+  package func answer(_ controller: String, _ id: String, _ result: Result<Data, DriverError>) { finish([controller, id], result) }
 
-  private func finish(_ key: [String], _ result: Result<Data, CredentialError>) {
+  private func finish(_ key: [String], _ result: Result<Data, DriverError>) {
     state.withLock { $0.waiting[key] }?.fulfil(result.mapError { $0 })
   }
 
@@ -51,10 +52,10 @@ package final class ControllerProvider: Sendable {
       if pass != nil { state.waiting[key] = answer }
       return pass
     }
-    guard let pass else { throw CredentialError("controller \(controller): is not connected") }
+    guard let pass else { throw DriverError(.failed, "controller \(controller): is not connected") }
     defer { state.withLock { $0.waiting[key] = nil } }
     pass(question)
     return try await answer.value(
-      within: .seconds(seconds), else: CredentialError("controller \(controller): did not answer within \(seconds) s"))
+      within: .seconds(seconds), else: DriverError(.failed, "controller \(controller): did not answer within \(seconds) s"))
   }
 }

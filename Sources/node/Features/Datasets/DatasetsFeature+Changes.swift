@@ -57,13 +57,13 @@ extension DatasetsFeature {
       try await open(dataset, by: record.spec.id)
     } catch {
       await releaseImages(workspace)
-      throw AgentError(.failedPrecondition, "\(error)")
+      throw AgentError(.failedPrecondition, "\(error)", cause: error)
     }
     do {
       _ = try await inject(.attach(plan: bytes), target: dataset.target, workspace)
     } catch {
       await releaseImages(workspace)
-      throw AgentError(.failedPrecondition, "dataset.target: \(dataset.target) cannot be mounted on: \(error)")
+      throw AgentError(.failedPrecondition, "dataset.target: \(dataset.target) cannot be mounted on: \(error)", cause: error)
     }
     Fault.at(.datasetMounted)
     await workspace.update { $0[DatasetsFeature.self].mounted.append(dataset) }
@@ -181,7 +181,7 @@ extension DatasetsFeature {
   private func inject(_ request: InjectorRequest, target: String?, _ workspace: Workspace) async throws -> UInt64 {
     let id = workspace.id
     guard let process = await workspace.link?.process, let place = workspace.record.sandbox else {
-      throw AgentError(.unavailable, "workspace \(id): cannot reach its supervisor; retry later")
+      throw AgentError(reason: .supervisorUnreachable, "workspace \(id): cannot reach its supervisor; retry later")
     }
     let injection = MountInjection(helper: services.helper, process: process)
     let folder = place.path(in: services.configuration.state)

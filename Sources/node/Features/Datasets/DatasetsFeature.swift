@@ -2,6 +2,7 @@
 
 internal import Configuration
 internal import Concurrency
+internal import Errors
 internal import Foundation
 internal import Isolation
 internal import LaunchPlan
@@ -112,7 +113,7 @@ package struct DatasetsFeature: WorkspaceFeature {
         try HostDirectory.checkDataset(dataset.folder(images))
       }
     } catch let error as LaneError {
-      throw StorageError(description: "dataset \(dataset.reference ?? dataset.source): its file system \(error.problem)")
+      throw DriverError(.failedPrecondition, "dataset \(dataset.reference ?? dataset.source): its file system \(error.problem)")
     }
   }
 

@@ -114,7 +114,7 @@ extension Workspace {
     guard let tool = services.tool(of: record.spec), let image = try? await services.images.find(record.imageDigest) else {
       throw AgentError(.failedPrecondition, "workspace \(id): its image or tool no longer exists")
     }
-    guard let link else { throw AgentError(.unavailable, "workspace \(id): cannot reach its supervisor; retry later") }
+    let link = try requireLink()
     var variables: [String: String] = asked.terminal ? ["TERM": "xterm-256color"] : [:]
     variables.merge(draft(record, tool, image).variables(record.spec)) { _, new in new }
     variables.merge(asked.environment) { _, new in new }
