@@ -8,7 +8,7 @@ import time
 
 import pytest
 from conftest import BIN, batch, judge, memory, node_info, one, until
-from test_storage import inside, launch
+from test_storage import inside
 
 
 @pytest.mark.parametrize("node", [one(more="journal: {keep: 0}\n")], indirect=True)
@@ -167,7 +167,7 @@ def test_a_controller_gives_credentials(node):
     give(1, 12)
     panel.start("--credentials", given)
     until(lambda: node_info(agent)["controllers"][0].get("connected"), "connected")
-    launch(agent, "w", more="aws: {roles: [analyst]}\n")
+    agent.launch("w", more="aws: {roles: [analyst]}\n")
     agent.wait("w", "READY")
     key = lambda: inside(agent, "w", "wget -qO- --header \"Authorization: $(cat $AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE)\" $AWS_CONTAINER_CREDENTIALS_FULL_URI")
     assert json.loads(key().stdout)["AccessKeyId"] == "ASIA1"
@@ -185,7 +185,7 @@ def test_a_controller_gives_credentials(node):
     assert {(a["workspace"], a["owner"], a["awsRole"]) for a in asked} == {("w", "ada", "analyst")} and len({a["id"] for a in asked}) == len(asked) >= 3, asked
     # One that has none says so; one that nobody asked is not heard.
     given.unlink()
-    launch(agent, "none", more="aws: {roles: [analyst]}\n")
+    agent.launch("none", more="aws: {roles: [analyst]}\n")
     agent.wait("none", "READY")
     until(lambda: any("panel: there are none for ada" in f for f in failed()), failed)
     for path in [agent.directory / "carreld.log", panel.log, *agent.state.glob("journal*")]:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from conftest import judge, until
-from test_homes import image, launch, left, run
+from test_homes import image, left, run
 
 IMAGES = pytest.param({"more": "storage: {driver: image, size: 32Mi}\n"}, id="images")
 pytestmark = pytest.mark.parametrize("node", [IMAGES], indirect=True)
@@ -28,7 +28,7 @@ def test_every_file_system_holds_its_limit_grows_and_is_copied(node, format, siz
     other = "xfs" if format != "xfs" else "ext4"
     reason, _ = run(agent, "other", "true", storage=f"{{fileSystem: {other}, size: 1Gi}}")
     assert f"is {format}, and {other} was asked for" in reason["message"], reason
-    launch(agent, "uses", "sleep 1000", storage=storage)
+    agent.launch("uses", "sleep 1000", storage=storage)
     agent.wait("uses", "READY")
     room = lambda: int(agent.run("exec", "uses", "--", "/bin/sh", "-c", "df -m . | tail -1").stdout.split()[-5])
     before = room()
@@ -38,7 +38,7 @@ def test_every_file_system_holds_its_limit_grows_and_is_copied(node, format, siz
         agent.do("rm", "--force", "uses")
         until(lambda: not left(agent), lambda: left(agent))
         assert agent.run("home", "grow", "ada", f"{size + 64}Mi").returncode == 0
-        launch(agent, "uses", "sleep 1000")
+        agent.launch("uses", "sleep 1000")
         agent.wait("uses", "READY")
     else:
         assert grown.returncode == 0, grown
@@ -63,7 +63,7 @@ def test_file_systems_need_their_room(node):
     agent, _ = node
     for storage, message in (("{fileSystem: xfs, size: 32Mi}", "between 300Mi"), ("{fileSystem: btrfs, size: 64Mi}", "between 256Mi"), ("{fileSystem: ntfs}", "fileSystem"),
                              ("{fileSystem: xfs, encrypted: true, size: 1Gi}", "storage.encrypted: is for ext4")):
-        refused = launch(agent, "bad", "true", storage=storage)
+        refused = agent.launch("bad", "true", storage=storage)
         assert refused.returncode == 1 and message in refused.stderr, refused
 
 
@@ -72,7 +72,7 @@ def test_a_power_cut_is_mended_when_it_is_mounted(node):
     agent, _ = node
     for format, size, owner in (("xfs", 320, "ada"), ("btrfs", 256, "grace")):
         storage = f"{{fileSystem: {format}, size: {size}Mi}}"
-        launch(agent, f"w-{format}", "echo kept > kept; sync; i=0; while true; do echo $i > f$i; i=$((i+1)); [ $((i % 50)) = 0 ] && rm -f f*; done", owner=owner, storage=storage)
+        agent.launch(f"w-{format}", "echo kept > kept; sync; i=0; while true; do echo $i > f$i; i=$((i+1)); [ $((i % 50)) = 0 ] && rm -f f*; done", owner=owner, storage=storage)
         agent.wait(f"w-{format}", "READY")
         until(lambda: (agent.state / "homes").exists() and subprocess.run(f"ls {agent.state}/homes/*{owner}/home/kept", shell=True, capture_output=True).returncode == 0, "it writes")
         subprocess.run(["sync"], check=True)
@@ -100,9 +100,9 @@ def test_encrypted_homes(node):
     canary = os.urandom(16).hex()
     script = f"i=0; while [ $i -lt 200 ]; do echo {canary} >> canary-{canary[:8]}; i=$((i+1)); done; sync"
     for options, message in (((), "home_key: is missing"), (key(short), "home_key: 31 bytes"), (key(agent.directory / "none"), "cannot be read")):
-        refused = launch(agent, "bad", "true", storage=storage, options=options)
+        refused = agent.launch("bad", "true", storage=storage, options=options)
         assert refused.returncode in (1, 2) and message in refused.stderr, refused
-    assert "home_key: is for homes that are encrypted" in launch(agent, "bad", "true", options=key(right)).stderr
+    assert "home_key: is for homes that are encrypted" in agent.launch("bad", "true", options=key(right)).stderr
     assert run(agent, "first", script, storage=storage, options=key(right))[0]["exit_code"] == 0
     assert run(agent, "control", script, owner="grace", uid=2002)[0]["exit_code"] == 0
     until(lambda: not left(agent), lambda: left(agent))
@@ -110,7 +110,7 @@ def test_encrypted_homes(node):
     assert holds(image(agent, "grace"), *words), "control: what is not encrypted is there to be read"
     assert not holds(image(agent), *words)
     # With its key it is as it was, beside others of its owner that bring it too, and for nobody who does not.
-    launch(agent, "uses", "sleep 1000", storage=storage, options=key(right))
+    agent.launch("uses", "sleep 1000", storage=storage, options=key(right))
     agent.wait("uses", "READY")
     count = lambda id: agent.run("exec", id, "--", "/bin/sh", "-c", f"grep -c {canary} canary-*").stdout.strip()
     assert count("uses") == "200"
