@@ -10,6 +10,10 @@ from busybox import APPLETS, busybox_image
 from support import until
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "smoke: what CI runs of these tests (hack/vm --smoke)")
+
+
 def sh(command, check=True, timeout=300):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=timeout)
     assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"

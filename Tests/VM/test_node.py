@@ -24,6 +24,7 @@ def cgroup(id, controller="memory"):
     return base / record["sandbox"]["cgroup"]
 
 
+@pytest.mark.smoke
 def test_the_unit_runs_and_is_ready_when_it_says_so(host):
     assert sh("systemctl is-active carreld carrel-workspaces").stdout.split() == ["active", "active"]
     assert sh("systemctl show -p NotifyAccess,Type,StatusText carreld").stdout.count("notify") == 1
@@ -34,6 +35,7 @@ def test_the_unit_runs_and_is_ready_when_it_says_so(host):
     assert node.get("degraded", []) == degraded
 
 
+@pytest.mark.smoke
 def test_limits_are_what_was_asked_for_outside_and_inside(host):
     host.launch("limits", "sleep 600")
     host.running("limits")
@@ -52,6 +54,7 @@ def test_limits_are_what_was_asked_for_outside_and_inside(host):
     host.carrel("rm --force limits")
 
 
+@pytest.mark.smoke
 def test_out_of_memory_is_said_with_limit_and_peak_and_swap_does_not_help(host):
     sh("dd if=/dev/zero of=/swap bs=1M count=128 && chmod 600 /swap && mkswap /swap && swapon /swap")
     hog = "dd if=/dev/zero of=/dev/null bs=100M count=1"
@@ -208,6 +211,7 @@ def test_the_journal_has_fields(host):
     host.carrel("rm noted")
 
 
+@pytest.mark.smoke
 def test_a_killed_agent_comes_back_and_takes_the_workspaces_over(host):
     host.launch("survivor", "while true; do echo tick; sleep 1; done")
     host.launch("late", "sleep 6; exit 7")

@@ -41,6 +41,7 @@ def run(bundle, id, script, resources, options="", check=False):
     return sh(f"carrel-runtime run {options} --bundle {other} {id} </dev/null {kept}", check=check)
 
 
+@pytest.mark.smoke
 def test_limits(bundle):
     resources = {"memory": {"limit": 64 << 20, "swap": 64 << 20}, "pids": {"limit": 20}, "cpu": {"quota": 50000, "period": 100000, "shares": 512}}
     done = run(bundle, "l1", "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max cpu.weight memory.swap.max 2>/dev/null || cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us cpu/cpu.shares", resources)
@@ -50,6 +51,7 @@ def test_limits(bundle):
     assert run(bundle, "l3", f"exec {HOG}", {"memory": {"limit": 160 << 20}}).returncode == 0, "control"
 
 
+@pytest.mark.smoke
 def test_device_rules(bundle):
     """A node for the host's disk is made and cannot be opened; one that is allowed can."""
     script = "mknod /tmp/disk b 254 0; (: </tmp/disk) && echo disk; mknod /tmp/thing c 10 183; (: </tmp/thing) && echo read; (: >/tmp/thing) && echo written; rm /tmp/disk /tmp/thing; head -c 1 /dev/zero | wc -c; true"
@@ -60,6 +62,7 @@ def test_device_rules(bundle):
     assert "disk" in allowed.stdout, allowed
 
 
+@pytest.mark.smoke
 def test_pause_kill_and_nothing_left(bundle):
     run(bundle, "p1", "(sleep 1000 & sleep 1000 & wait) & exec sleep 1000", {"pids": {"limit": 20}}, options="--detach", check=True)
     sh("carrel-runtime pause p1")

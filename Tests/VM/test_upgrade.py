@@ -3,9 +3,11 @@
 
 import pathlib
 
+import pytest
 from conftest import sh
 
 
+@pytest.mark.smoke
 def test_an_upgrade_keeps_and_a_removal_leaves_nothing(host):
     host.launch("kept", "sleep 600")
     host.running("kept")
