@@ -121,7 +121,11 @@ package enum Socket {
     }
     let handles = passed.prefix(Int(count)).map { Handle(Descriptor(adopting: $0)) }
     if bytes.isEmpty { return nil }
-    return Message(bytes: bytes, descriptors: handles)
+    // A copy of the right size: one of these is kept for each connection, and the buffer has room for the largest message.
+    var exact: [UInt8] = []
+    exact.reserveCapacity(bytes.count)
+    exact.append(contentsOf: bytes)
+    return Message(bytes: exact, descriptors: handles)
   }
 }
 

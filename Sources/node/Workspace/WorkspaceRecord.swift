@@ -196,11 +196,19 @@ extension WorkspaceRecord: Codable {
     let kept = try values.nestedContainer(keyedBy: FeatureKey.self, forKey: .features)
     for key in kept.allKeys {
       if let type = featureStates[key.stringValue] {
-        features[key.stringValue] = try type.init(kept: try kept.decode(JSONValue.self, forKey: key))
+        features[key.stringValue] = try WorkspaceRecord.state(type, key, kept)
       } else {
         unknownFeatures[key.stringValue] = try kept.decode(JSONValue.self, forKey: key)
       }
     }
+  }
+
+  private static func state<S: FeatureState>(
+    _ type: S.Type, _ key: FeatureKey, _ kept: KeyedDecodingContainer<FeatureKey>
+  ) throws -> S {
+    // The detour over defaults is for records of other releases only, because an agent decodes every record when it starts.
+    if let state = try? kept.decode(S.self, forKey: key) { return state }
+    return try S(kept: try kept.decode(JSONValue.self, forKey: key))
   }
 
   package func encode(to encoder: any Encoder) throws {
