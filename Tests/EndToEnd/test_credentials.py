@@ -280,10 +280,10 @@ def test_variables_that_hide_the_broker_are_found(agent, workspace):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"aws": "{roles: []}"}, "aws.roles: 0 roles"), ({"aws": "{roles: [a, a]}"}, "aws.roles: one is there twice"),
+    ({"aws": "{roles: []}"}, "aws.roles: 0 roles"), ({"aws": "{roles: [a, a]}"}, "aws.roles: contains a role twice"),
     ({"aws": "{roles: [../x]}"}, "aws.roles[0]: expected 1 to 128 letters"), ({"aws": "{role: x}"}, "role"),
     ({"aws": "{roles: [a]}", "environment": "{AWS_PROFILE: x}"}, "environment.AWS_PROFILE: hides the renewed credentials"),
-    ({"credentials": "[broker-token]"}, "is the agent's own")])
+    ({"credentials": "[broker-token]"}, "is reserved for the agent")])
 def test_bad_inputs(agent, changes, message):
     refused = agent.launch("batch.yaml", "refused", check=False, **changes)
     assert refused.returncode == 1 and message in refused.stderr, refused

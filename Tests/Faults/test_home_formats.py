@@ -23,11 +23,11 @@ def test_every_file_system_holds_its_limit_grows_and_is_copied(node, format, siz
     reason, text = run(agent, "first", "grep ' /home/analyst ' /proc/mounts; echo kept > file; yes | dd of=big bs=1M 2>&1 | grep -o 'No space left'; exit 5", storage=storage)
     assert reason["exit_code"] == 5 and f" {format} rw,nosuid,nodev" in text and "No space left" in text, text
     assert image(agent).stat().st_blocks * 512 <= (size << 20) + (1 << 20)
-    # Asked for nothing, it is what it is; asked for something else, it stays what it is.
+    # Asked for nothing, it stays what it is; asked for something else, it is refused.
     assert "kept" in run(agent, "silent", "rm big; cat file")[1]
     other = "xfs" if format != "xfs" else "ext4"
     reason, _ = run(agent, "other", "true", storage=f"{{fileSystem: {other}, size: 1Gi}}")
-    assert f"is {format}, and {other} was asked for" in reason["message"], reason
+    assert f"is {format}; the file system of an existing home cannot be changed to {other}" in reason["message"], reason
     agent.launch("uses", "sleep 1000", storage=storage)
     agent.wait("uses", "READY")
     room = lambda: int(agent.run("exec", "uses", "--", "/bin/sh", "-c", "df -m . | tail -1").stdout.split()[-5])
@@ -43,7 +43,7 @@ def test_every_file_system_holds_its_limit_grows_and_is_copied(node, format, siz
     else:
         assert grown.returncode == 0, grown
     assert room() >= before + 50 and image(agent).stat().st_size == size + 64 << 20
-    for arguments, message in ((["ada", f"{size}Mi"], "homes only grow"), (["ada", "x"], "size"), (["nobody", "1Gi"], "there is no home"), (["../x", "1Gi"], "owner")):
+    for arguments, message in ((["ada", f"{size}Mi"], "a home can only grow"), (["ada", "x"], "size"), (["nobody", "1Gi"], "there is no home"), (["../x", "1Gi"], "owner")):
         refused = agent.run("home", "grow", *arguments)
         assert refused.returncode == 1 and message in refused.stderr, refused
     # A copy beside its original, both in use at once.

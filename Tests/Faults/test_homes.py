@@ -77,7 +77,7 @@ def test_it_grows_and_never_shrinks(node):
     reason, text = run(agent, "larger", "cat file; df -m . | tail -1", storage="{size: 64Mi}")
     assert "kept" in text and image(agent).stat().st_size == 64 << 20 and int(text.split()[-5]) > 50, text
     reason, _ = run(agent, "smaller", "true", storage="{size: 32Mi}")
-    assert reason["code"] == "StorageFailed" and "homes only grow" in reason["message"], reason
+    assert reason["code"] == "StorageFailed" and "a home can only grow" in reason["message"], reason
     # What the node gives where nobody asks is no wish for less.
     assert "kept" in run(agent, "silent", "cat file")[1] and image(agent).stat().st_size == 64 << 20
     for size, message in (("1Ki", "is not a quantity between 16Mi"), ("x", "is not a quantity"), ("-1", "is not a quantity")):
@@ -95,7 +95,7 @@ def test_it_grows_and_never_shrinks(node):
 
 @images
 @pytest.mark.parametrize("thing, message", [
-    ("garbage", "no file system of a home"), ("symlink", "cannot be opened"), ("directory", "homes as images"), ("locked", "in use on node elsewhere")])
+    ("garbage", "does not hold a file system"), ("symlink", "cannot be opened"), ("directory", "homes as images"), ("locked", "in use on node elsewhere")])
 def test_what_is_in_the_way_is_refused_by_name_and_untouched(node, thing, message):
     agent, _ = node
     path = image(agent)
@@ -268,7 +268,7 @@ def test_places_that_are_no_good_for_a_home(node):
         assert reason["exit_code"] == 3 and time.monotonic() - begun < 20, reason
         for number in range(8):
             ended = agent.wait(f"stale-{number}", "FAILED", "STOPPED", seconds=60)
-            assert "does not answer within 30 s" in ended["reason"]["message"], ended
+            assert "does not respond within 30 s" in ended["reason"]["message"], ended
     finally:
         subprocess.run(["fsfreeze", "--unfreeze", places["stale"]])
         time.sleep(0.5)

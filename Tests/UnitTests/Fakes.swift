@@ -195,16 +195,16 @@ final class FakeEvents: EventSink {
     for promise in waiting { promise.fulfil(.success(())) }
   }
 
-  func submit(_ entries: [Journal.Entry], insists: Bool) -> Promise<Void> {
+  func submit(_ entries: [Journal.Entry], retriesUntilDurable: Bool) -> Promise<Void> {
     let promise = Promise<Void>()
     let mood = state.withLock { state in
-      if state.mood != .refuses || insists { state.entries += entries }
+      if state.mood != .refuses || retriesUntilDurable { state.entries += entries }
       if state.mood == .hangs { state.waiting.append(promise) }
       return state.mood
     }
     switch mood {
     case .takes: promise.fulfil(.success(()))
-    case .refuses: insists ? () : promise.fulfil(.failure(TestFailure("database or disk is full")))
+    case .refuses: retriesUntilDurable ? () : promise.fulfil(.failure(TestFailure("database or disk is full")))
     case .hangs: break
     }
     return promise
@@ -326,7 +326,7 @@ struct Bench {
   func launch(_ secrets: LaunchSecrets = LaunchSecrets()) async throws -> Task<Void, Never> {
     let link = try await workspace.accept(secrets)
     let workspace = workspace
-    return Task { if let link { await workspace.live(.accepted(link)) } }
+    return Task { if let link { await workspace.runAttempts(.accepted(link)) } }
   }
 
   /// Brings the attempt with this number to its tool.

@@ -41,7 +41,7 @@ import Testing
     // A warning comes when a quarter of the time is left: at once for these.
     await workspace.update { record in
       for name in ["a", "soon", "late"] {
-        record[CredentialsFeature.self].ends[name] = CredentialEnd(given: 0, seconds: Date.now.timeIntervalSince1970 + 100)
+        record[CredentialsFeature.self].ends[name] = CredentialExpiry(given: 0, seconds: Date.now.timeIntervalSince1970 + 100)
       }
     }
     let running = Task { await feature.run(workspace, isAdopted: false, reports: AsyncStream { $0.finish() }) }
@@ -49,14 +49,14 @@ import Testing
     try await Task.sleep(for: .milliseconds(20))
     #expect(events.types.filter { $0 == "CredentialsExpiring" }.count == 3)
     #expect(workspace.record.condition(.credentialsExpiring)?.message == "soon removed: a, late, soon")
-    await workspace.update { $0[CredentialsFeature.self].ends["soon"] = CredentialEnd(given: 0, seconds: 1) }
+    await workspace.update { $0[CredentialsFeature.self].ends["soon"] = CredentialExpiry(given: 0, seconds: 1) }
     try await until("removed") { events.types.contains("CredentialsRemoved") }
     #expect(workspace.record[CredentialsFeature.self].ends.keys.sorted() == ["a", "late"])
     running.cancel()
     await running.value
   }
 
-  @Test("the file of the tool's token is the agent's own, at the launch and after") func reserved() async throws {
+  @Test("the file of the tool's token is reserved for the agent, at the launch and after") func reserved() async throws {
     let services = try Bench.services(FakeSandboxes(), FakeEvents())
     let feature = CredentialsFeature(services: services)
     let tool = try Tool(yaml: "name: t\nhome: /h\ntokenFile: mytoken\narguments: [x]\n")

@@ -154,7 +154,7 @@ import Testing
       $0.stop = WorkspaceRecord.StopRequest(by: "me", killAt: 0, bootID: $0.bootID)
     }
     bench.sandboxes.state.withLock { $0.isSilent = true }
-    await bench.workspace.live(.recovered)
+    await bench.workspace.runAttempts(.recovered)
     #expect(bench.workspace.record.state == .stopped && bench.workspace.record.reason?.stoppedBy == "me")
   }
 
@@ -208,7 +208,7 @@ import Testing
     let link = FakeLink(states[step])
     let bench = try Self.recovered(.preparing, link, plan: step > 0)
     let workspace = bench.workspace
-    let life = Task { await workspace.live(.recovered) }
+    let life = Task { await workspace.runAttempts(.recovered) }
     if step == 0 { try await link.wait(for: .launch) }
     if step < 2 { link.report(.created(pid: getpid())) }
     if step < 3 { link.report(.waiting(pid: getpid())) }
@@ -227,7 +227,7 @@ import Testing
   @Test("an exit that is on record is reported, whatever the agent knew before", arguments: [WorkspaceState.preparing, .starting, .ready])
   func exitOnRecord(state: WorkspaceState) async throws {
     let bench = try Self.recovered(state, nil, plan: true, exit: .ended(.exited(48)))
-    await bench.workspace.live(.recovered)
+    await bench.workspace.runAttempts(.recovered)
     #expect(bench.workspace.record.reason?.code == .exited && bench.workspace.record.reason?.exitCode == 48)
   }
 
@@ -235,7 +235,7 @@ import Testing
     let bench = try Self.recovered(.ready, FakeLink(.started(pid: getpid())), plan: true)
     bench.sandboxes.state.withLock { $0.gate = Promise() }
     let workspace = bench.workspace
-    let life = Task { await workspace.live(.recovered) }
+    let life = Task { await workspace.runAttempts(.recovered) }
     try await Task.sleep(for: .milliseconds(20))
     life.cancel()
     await life.value
@@ -275,7 +275,7 @@ import Testing
   func supervisorLost() async throws {
     let bench = try Self.recovered(.preparing, nil)
     let workspace = bench.workspace
-    let life = Task { await workspace.live(.recovered) }
+    let life = Task { await workspace.runAttempts(.recovered) }
     let link = try await bench.start()
     #expect(bench.events.types == ["Restarting", "Preparing", "Starting", "Ready"])
     bench.finish(link, 0)
@@ -283,7 +283,7 @@ import Testing
     #expect(workspace.record.reason?.exitCode == 0)
 
     let secret = try Self.recovered(.preparing, nil, spec: Bench.spec { $0.credentials = ["key"] })
-    await secret.workspace.live(.recovered)
+    await secret.workspace.runAttempts(.recovered)
     #expect(secret.workspace.record.state == .failed && secret.workspace.record.reason?.code == .credentialsLost)
   }
 
@@ -292,7 +292,7 @@ import Testing
     let link = FakeLink(.awaitingPlan, secrets: ["key": key])
     let bench = try Self.recovered(.preparing, link, spec: Bench.spec { $0.credentials = ["key"] })
     let workspace = bench.workspace
-    let life = Task { await workspace.live(.recovered) }
+    let life = Task { await workspace.runAttempts(.recovered) }
     try await link.wait(for: .launch)
     #expect(await workspace.secrets.credentials.map(\.content) == [[7, 8]])
     bench.finish(link, 0)
@@ -301,10 +301,10 @@ import Testing
 
   @Test("a supervisor that is gone without a record is reported as that, and after a reboot as lost to it") func lost() async throws {
     let gone = try Self.recovered(.ready, nil, plan: true)
-    await gone.workspace.live(.recovered)
+    await gone.workspace.runAttempts(.recovered)
     #expect(gone.workspace.record.reason?.code == .unknown)
     let rebooted = try Self.recovered(.ready, nil, plan: true) { $0.bootID = "another" }
-    await rebooted.workspace.live(.recovered)
+    await rebooted.workspace.runAttempts(.recovered)
     #expect(rebooted.workspace.record.reason?.code == .lost)
     #expect(rebooted.events.types == ["Stopped"])
 
@@ -314,7 +314,7 @@ import Testing
       $0.startedNanoseconds = 1
     }
     ended.sandboxes.put(.ended(.exited(4)), of: ended.workspace.record.sandbox)
-    await ended.workspace.live(.recovered)
+    await ended.workspace.runAttempts(.recovered)
     let reason = try #require(ended.workspace.record.reason)
     #expect(reason.code == .exited && reason.exitCode == 4 && reason.ranMilliseconds == nil)
   }
@@ -326,7 +326,7 @@ import Testing
       $0.stop = WorkspaceRecord.StopRequest(by: "me", killAt: 0, bootID: $0.bootID)
     }
     let workspace = bench.workspace
-    let life = Task { await workspace.live(.recovered) }
+    let life = Task { await workspace.runAttempts(.recovered) }
     try await link.wait(for: .kill)
     await life.value
     #expect(workspace.record.state == .stopped && workspace.record.reason?.stoppedBy == "me")

@@ -67,7 +67,7 @@ import Testing
     let services = try Bench.services(FakeSandboxes(), FakeEvents())
     let journal = try Journal(path: folder + "/j.sqlite")
     let sink = JournalSink(journal, EventFeed(), services.logger)
-    let done = sink.submit([Journal.Entry(try services.nodeEvent(.swept, [:]))], insists: true)
+    let done = sink.submit([Journal.Entry(try services.nodeEvent(.swept, [:]))], retriesUntilDurable: true)
     let run = Task { try await sink.run() }
     run.cancel()
     try await run.value

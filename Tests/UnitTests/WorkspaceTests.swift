@@ -128,15 +128,15 @@ private let brokenAmounts: [(@Sendable (inout WorkspaceSpec.Resources) -> Void, 
 }
 
 @Suite("The state machine") struct StateMachineTests {
-  static let occurrences: [Occurrence] = [
+  static let inputs: [StateMachineInput] = [
     .preparationBegan, .launched, .becameReady, .stopRequested(by: "x"), .ended(Reason(.exited, "e")),
-    .preparationFailed(Reason(.storage, "f")), .restartDecided,
+    .preparationFailed(Reason(.storage, "f")), .restartDecided, .supervisorLost,
   ]
 
-  /// Every pair of state and occurrence, with the state that follows; what is not here is illegal.
+  /// Every pair of state and input, with the state that follows; what is not here is illegal.
   static let legal: [WorkspaceState: [Int: WorkspaceState]] = [
     .pending: [0: .preparing, 3: .stopped, 5: .failed],
-    .preparing: [1: .starting, 3: .stopping, 4: .stopped, 5: .failed],
+    .preparing: [1: .starting, 3: .stopping, 4: .stopped, 5: .failed, 7: .pending],
     .starting: [2: .ready, 3: .stopping, 4: .stopped, 5: .failed],
     .ready: [3: .stopping, 4: .stopped],
     .stopping: [4: .stopped, 5: .stopped],
@@ -145,17 +145,17 @@ private let brokenAmounts: [(@Sendable (inout WorkspaceSpec.Resources) -> Void, 
   ]
 
   @Test("allows what it should and nothing else", arguments: WorkspaceState.allCases) func exhaustive(state: WorkspaceState) {
-    for (index, occurrence) in StateMachineTests.occurrences.enumerated() {
-      let next = try? StateMachine.apply(occurrence, to: state).state
-      #expect(next == StateMachineTests.legal[state]?[index], "\(state) + \(occurrence)")
+    for (index, input) in StateMachineTests.inputs.enumerated() {
+      let next = try? StateMachine.apply(input, to: state).state
+      #expect(next == StateMachineTests.legal[state]?[index], "\(state) + \(input)")
     }
   }
 
   @Test("an end always has a reason") func reasons() throws {
     for state in WorkspaceState.allCases {
-      for occurrence in StateMachineTests.occurrences {
-        guard let next = try? StateMachine.apply(occurrence, to: state), next.state.isTerminal else { continue }
-        #expect(next.reason != nil, "\(state) + \(occurrence)")
+      for input in StateMachineTests.inputs {
+        guard let next = try? StateMachine.apply(input, to: state), next.state.isTerminal else { continue }
+        #expect(next.reason != nil, "\(state) + \(input)")
       }
     }
   }

@@ -93,7 +93,7 @@ package struct CredentialBroker {
     let known = issues.count
     budget -= 1
     for (index, slot) in slots.dropFirst().enumerated().reversed() where poller.isReady(slot) {
-      if !hear(index) { connections.remove(at: index) }
+      if !receive(index) { connections.remove(at: index) }
     }
     if poller.isReady(slots[0]) { accept() }
     return Array(issues[known...])
@@ -108,7 +108,7 @@ package struct CredentialBroker {
   }
 
   /// Handles data on a connection; returns false when the connection is finished.
-  private mutating func hear(_ index: Int) -> Bool {
+  private mutating func receive(_ index: Int) -> Bool {
     do throws(Errno) {
       let bytes = try connections[index].socket.descriptor.read(upTo: 4096)
       if bytes.isEmpty { return false }

@@ -19,7 +19,7 @@ package enum GitHelper {
       case .refused(let why): return refuse(why)
       case .found(let path):
         let token = try Descriptor.open(tokenFile, [.readOnly]).readAll(limit: 4096)
-        let (status, body) = try ask(path, token)
+        let (status, body) = try request(path, token)
         guard status == 200 else { return refuse(message(body)) }
         StandardStream.output.write(body)
         return 0
@@ -73,7 +73,7 @@ package enum GitHelper {
       }
   }
 
-  private static func ask(_ path: String, _ token: [UInt8]) throws(Errno) -> (status: Int, body: [UInt8]) {
+  private static func request(_ path: String, _ token: [UInt8]) throws(Errno) -> (status: Int, body: [UInt8]) {
     let socket = try Socket.connect(loopback: CredentialBroker.port)
     let head = "GET \(path) HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nAuthorization: "
     try socket.write(Array(head.utf8) + token + Array("\r\n\r\n".utf8))

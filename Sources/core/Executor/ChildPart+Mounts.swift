@@ -98,7 +98,7 @@ extension ChildPart {
       try supervisor.send(.terminal, passing: [pair.master])
     }
     // Hooks that run before the program already use the terminal.
-    do throws(StepFailure) { try Program.place(Program.Streams(terminal: pair.slave)) } catch { throw Errno(error.errno) }
+    do throws(StepFailure) { try Program.redirect(Program.Streams(terminal: pair.slave)) } catch { throw Errno(error.errno) }
     terminal = pair.slave
     if root != nil {
       try Mount.attach(try Mount.clone(pair.slave.descriptor), to: try makeFile("/dev/console", mode: 0o600))

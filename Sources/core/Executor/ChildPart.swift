@@ -85,13 +85,13 @@ package struct ChildPart {
       guard case .execute(let arguments, var environment, let directory) = operation else { continue }
       if !environment.contains(where: { $0.utf8.starts(with: "HOME=".utf8) }) { environment.append("HOME=" + PasswordFile.home(of: user)) }
       let payload = Program(arguments: arguments, environment: environment, directory: directory)
-      if terminal == nil { try Program.place(Program.Streams()) }
+      if terminal == nil { try Program.redirect(Program.Streams()) }
       if let label {
         do throws(Errno) { try label.file.descriptor.write(Array(label.text.utf8)) } catch {
           throw StepFailure("label the program " + label.text, error)
         }
       }
-      try Program.shut(from: firstClosed ?? 3)
+      try Program.closeDescriptors(from: firstClosed ?? 3)
       // The directory may be accessible only to root or, on network storage, only to the user.
       var isInDirectory = true
       do throws(StepFailure) { try payload.enterDirectory() } catch {

@@ -50,11 +50,11 @@ package struct Launch {
   package func start(_ atRendezvous: (Int32) throws(StepFailure) -> Void = { _ in }) throws(StepFailure) -> Started {
     let host = HostPart(plan)
     try host.prepare()
-    let control: Control
-    do throws(Errno) { control = try Control() } catch { throw StepFailure("make a socket pair", error) }
-    guard let child = try host.clone() else { become(host, ParentSocket(control.takeFar())) }
+    let control: SocketPair
+    do throws(Errno) { control = try SocketPair() } catch { throw StepFailure("make a socket pair", error) }
+    guard let child = try host.clone() else { become(host, ParentSocket(control.takePeerEnd())) }
     // The child's EOF arrives only after this process has closed its copy of the child's end.
-    _ = control.takeFar()
+    _ = control.takePeerEnd()
     Fault.at(.cloned)
     let localEnd = InitSocket(control.localEnd)
     do throws(StepFailure) {
@@ -77,7 +77,7 @@ package struct Launch {
     do throws(Errno) { try localEnd.send(.proceed(pid: pid)) } catch { throw StepFailure("enter namespaces", error) }
     while true {
       let received: InitSocket.Received?
-      do throws(Errno) { received = try localEnd.receive() } catch { throw StepFailure("hear from the child", error) }
+      do throws(Errno) { received = try localEnd.receive() } catch { throw StepFailure("wait for the child", error) }
       switch received?.message {
       case .ready:
         try atRendezvous(pid)
@@ -86,9 +86,9 @@ package struct Launch {
       case .waiting: return terminal
       case .failed(let failure): throw failure
       case nil:
-        if gate != nil { throw StepFailure("hear from the child", .noSuchProcess) }
+        if gate != nil { throw StepFailure("wait for the child", .noSuchProcess) }
         return terminal
-      default: throw StepFailure("hear from the child", .invalid)
+      default: throw StepFailure("wait for the child", .invalid)
       }
     }
   }
@@ -111,7 +111,7 @@ package struct Launch {
 }
 
 /// A socket pair of which one end is handed to the child.
-private final class Control {
+private final class SocketPair {
   let localEnd: Handle
   private var peerEnd: Handle?
 
@@ -121,7 +121,7 @@ private final class Control {
     peerEnd = ends.1
   }
 
-  func takeFar() -> Handle {
+  func takePeerEnd() -> Handle {
     defer { peerEnd = nil }
     return peerEnd ?? localEnd
   }

@@ -98,8 +98,8 @@ package struct Program {
   /// Replaces this process by the program; returns only if that fails.
   private func become(_ streams: Streams) -> StepFailure {
     do throws(StepFailure) {
-      try Program.place(streams)
-      try Program.shut(from: 3)
+      try Program.redirect(streams)
+      try Program.closeDescriptors(from: 3)
       try enterDirectory()
     } catch {
       return error
@@ -108,7 +108,7 @@ package struct Program {
   }
 
   /// Starts a new session and redirects the standard streams.
-  static func place(_ streams: Streams) throws(StepFailure) {
+  static func redirect(_ streams: Streams) throws(StepFailure) {
     do throws(Errno) {
       try Process.newSession()
       if let input = streams.input { try Process.place(input.descriptor.number, at: 0) }
@@ -121,7 +121,7 @@ package struct Program {
   }
 
   /// Marks every descriptor from `first` on close-on-exec, and resets signals to their defaults.
-  static func shut(from first: UInt32) throws(StepFailure) {
+  static func closeDescriptors(from first: UInt32) throws(StepFailure) {
     do throws(Errno) {
       try Process.closeOnExec(from: first)
       Signals.resetAll()

@@ -176,7 +176,7 @@ struct Configuration {
     guard let sysctl = try linux.object("sysctl") else { return [] }
     for (key, value) in try sysctl.stringMembers() {
       guard key.utf8.allSatisfy(Configuration.isKeyByte), !key.split(separator: "/").contains(where: { $0 == ".." || $0 == "." }) else {
-        throw sysctl.error(key, "is no sysctl")
+        throw sysctl.error(key, "is not a sysctl")
       }
       let dotted = String(decoding: key.utf8.map { $0 == UInt8(ascii: "/") ? UInt8(ascii: ".") : $0 }, as: UTF8.self)
       let kind: Namespaces
@@ -232,7 +232,7 @@ struct Configuration {
     switch try json.string("domain") ?? "" {
     case "LINUX": return 0
     case "LINUX32": return 8
-    case let other: throw json.error("domain", "\(other) is no domain")
+    case let other: throw json.error("domain", "\(other) is not an execution domain")
     }
   }
 }

@@ -380,17 +380,17 @@ package struct Containers {
 
   package func usage(_ id: String) throws(RuntimeError) -> Usage { try cgroup(id).usage() }
 
-  /// Calls `tell` with the usage at an interval, and after an OOM kill in the container, until it ends.
-  package func watch(_ id: String, milliseconds: UInt32, _ tell: (ContainerEvent) -> Void) throws(RuntimeError) {
+  /// Calls `report` with the usage at an interval, and after an OOM kill in the container, until it ends.
+  package func watch(_ id: String, milliseconds: UInt32, _ report: (ContainerEvent) -> Void) throws(RuntimeError) {
     let folder = try store.open(id)
     let state = try folder.state()
     let cgroup = try cgroup(id)
     var kills = cgroup.usage().outOfMemoryKills
     while let process = state.process() {
       let usage = cgroup.usage()
-      if usage.outOfMemoryKills > kills { tell(.outOfMemory) }
+      if usage.outOfMemoryKills > kills { report(.outOfMemory) }
       kills = usage.outOfMemoryKills
-      tell(.usage(usage))
+      report(.usage(usage))
       var poller = Poller()
       _ = poller.add(process)
       do throws(Errno) { try poller.wait(milliseconds: Int32(clamping: milliseconds)) } catch {

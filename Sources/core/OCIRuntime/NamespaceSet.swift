@@ -22,9 +22,9 @@ struct NamespaceSet {
     for entry in try linux.objects("namespaces") {
       let name = try entry.string("type") ?? ""
       guard let kind = NamespaceSet.kinds.first(where: { $0.name == name })?.kind else {
-        throw entry.error("type", "\(name) is no kind of namespace")
+        throw entry.error("type", "\(name) is not a kind of namespace")
       }
-      guard !has(kind) else { throw entry.error("type", "\(name) is there twice") }
+      guard !has(kind) else { throw entry.error("type", "\(name) occurs twice") }
       let path = try entry.string("path") ?? ""
       guard !path.isEmpty else {
         made.insert(kind)

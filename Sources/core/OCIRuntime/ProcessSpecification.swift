@@ -93,7 +93,7 @@ package struct ProcessSpecification {
     guard name.utf8.starts(with: "RLIMIT_".utf8), let index = resources.firstIndex(where: { "RLIMIT_" + $0 == name }) else {
       throw json.error("type", "\(name): not a resource limit of Linux")
     }
-    guard !seen.contains(UInt32(index)) else { throw json.error("type", "\(name) is there twice") }
+    guard !seen.contains(UInt32(index)) else { throw json.error("type", "\(name) occurs twice") }
     guard let soft = try json.unsigned("soft"), let hard = try json.unsigned("hard") else {
       throw json.error("expected soft and hard")
     }

@@ -39,7 +39,7 @@ enum ResourcesReader {
     if let unified = try json.object("unified") {
       for (file, text) in try unified.stringMembers() {
         guard !file.utf8.contains(UInt8(ascii: "/")), file.utf8.contains(UInt8(ascii: ".")), !file.utf8.starts(with: "cgroup.".utf8) else {
-          throw unified.error(file, "is no file of a controller")
+          throw unified.error(file, "is not a file of a controller")
         }
         resources.unified.append((file, text))
       }

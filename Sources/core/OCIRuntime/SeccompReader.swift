@@ -112,7 +112,7 @@ enum SeccompReader {
     case "SCMP_ACT_TRACE": return .trace(code)
     case "SCMP_ACT_LOG": return .log
     case "SCMP_ACT_NOTIFY": return .notify
-    case let other: throw json.error(name, "\(other) is no action")
+    case let other: throw json.error(name, "\(other) is not an action")
     }
   }
 

@@ -50,7 +50,7 @@ struct SystemdScope {
   // ---------------------------------------------------------------- life cycle
 
   /// A process that keeps a scope alive while nothing else is in it.
-  final class Holder {
+  final class ScopeProcess {
     private let pid: Int32
     /// The pipe from which it reads; it exits at EOF.
     private let input: Pipe
@@ -76,12 +76,12 @@ struct SystemdScope {
 
   /// Creates the scope by systemd-run(1), which calls systemd over its bus and then becomes cat(1) in the scope: output from cat
   /// means that the scope exists.
-  func start() throws(RuntimeError) -> Holder {
+  func start() throws(RuntimeError) -> ScopeProcess {
     guard Process.exists("/run/systemd/system") else { throw RuntimeError("--systemd-cgroup: systemd does not run here") }
     let said: [UInt8]
     do throws(Errno) {
       let (input, output, errors) = (try Pipe(), try Pipe(), try Pipe())
-      let holder = Holder(
+      let holder = ScopeProcess(
         pid: try SystemdScope.spawn(
           [
             "systemd-run", "--scope", "--quiet", "--collect", "--unit=" + name, "--slice=" + slice, "--property=Delegate=yes",

@@ -91,7 +91,7 @@ package final class Supervisor {
       if let fromBroker { report(issues: broker?.serve(poller, fromBroker) ?? []) }
       if let fromMemory { lookAtMemory(isReady: poller.isReady(fromMemory)) }
       for session in execs.overdue() { request(.execSignal(session: session, signal: Signals.kill)) }
-      if let fromChild, poller.isReady(fromChild) { if launched?.ending == nil { handleReport() } else { conclude() } }
+      if let fromChild, poller.isReady(fromChild) { if launched?.ending == nil { handleReport() } else { finish() } }
       // Its directory was removed, so no agent can connect again.
       if isAlone, connections.isEmpty, !folder.descriptor.exists(Supervisor.socketName) { isDone = true }
     }
@@ -467,7 +467,7 @@ package final class Supervisor {
     launched?.ending = ending
   }
 
-  private func conclude() {
+  private func finish() {
     guard let child = launched, let ending = child.ending else { return }
     var ended = ExitStatus.signalled(Signals.kill)
     // PID 1's own exit code is not the tool's: the tool was then killed by the SIGKILL that the kernel sends when PID 1 exits.

@@ -113,10 +113,10 @@ package enum PlanCompiler {
     return .bind(source: bind.source, target: bind.target, options: options)
   }
 
-  package static func compile(_ box: SandboxSpec, seccomp: [UInt8]) -> Plan {
+  package static func compile(_ spec: SandboxSpec, seccomp: [UInt8]) -> Plan {
     let harder = MountAttributes([.noSetuid, .noDevices, .noExec]).rawValue
     let namespaces: Namespaces = [.mount, .pid, .ipc, .uts, .network]
-    let ids = [IDRange(inside: 0, outside: box.firstID, count: idCount)]
+    let ids = [IDRange(inside: 0, outside: spec.firstID, count: idCount)]
     var steps: [Operation] = []
     func fileSystem(_ type: String, _ target: String, _ attributes: UInt64, _ options: [String] = []) -> Operation {
       .fileSystem(
@@ -125,26 +125,26 @@ package enum PlanCompiler {
 
     steps += [
       .closeDescriptors(from: 3),
-      .userNamespace(owner: box.firstID, uids: ids, gids: ids),
+      .userNamespace(owner: spec.firstID, uids: ids, gids: ids),
       .namespaces(namespaces.rawValue),
       .namespaceRoot,
       .slaveMounts,
       .fileMask(0),
     ]
-    steps += box.cgroups.map { .cgroup(path: $0) }
+    steps += spec.cgroups.map { .cgroup(path: $0) }
     steps += [
       // A higher OOM score makes the kernel kill a workspace before it kills the agent.
       .outOfMemoryScore(500),
       // The cgroup namespace follows the join, so that its root is the workspace's own cgroup.
       .cgroupNamespace,
     ]
-    steps += box.layers.map { .layer(path: $0) }
+    steps += spec.layers.map { .layer(path: $0) }
     steps += [
-      .root(scratchBytes: box.scratchBytes, scratchInodes: max(box.scratchBytes / 4096, 65_536)),
+      .root(scratchBytes: spec.scratchBytes, scratchInodes: max(spec.scratchBytes / 4096, 65_536)),
       fileSystem("proc", "/proc", harder),
       fileSystem("sysfs", "/sys", harder | MountAttributes.readOnly.rawValue),
       .cgroupFileSystem(
-        hierarchies: box.cgroupHierarchies, target: "/sys/fs/cgroup", attributes: harder | MountAttributes.readOnly.rawValue),
+        hierarchies: spec.cgroupHierarchies, target: "/sys/fs/cgroup", attributes: harder | MountAttributes.readOnly.rawValue),
       // The tmpfs hides the image's own /dev, which could contain links to anywhere.
       fileSystem("tmpfs", "/dev", MountAttributes([.noSetuid, .noExec]).rawValue, ["size=65536", "nr_inodes=128", "mode=0755"]),
     ]
@@ -153,7 +153,7 @@ package enum PlanCompiler {
       fileSystem(
         "devpts", "/dev/pts", MountAttributes([.noSetuid, .noExec]).rawValue, ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
       fileSystem(
-        "tmpfs", "/dev/shm", harder, ["size=\(box.shmBytes)", "nr_inodes=\(max(box.shmBytes / 4096, 1024))", "mode=1777"]),
+        "tmpfs", "/dev/shm", harder, ["size=\(spec.shmBytes)", "nr_inodes=\(max(spec.shmBytes / 4096, 1024))", "mode=1777"]),
       fileSystem("mqueue", "/dev/mqueue", harder),
       .symlink(path: "/dev/ptmx", target: "pts/ptmx"),
       .symlink(path: "/dev/fd", target: "/proc/self/fd"),
@@ -163,19 +163,19 @@ package enum PlanCompiler {
       .directory(path: "/tmp", mode: 0o1777, uid: 0, gid: 0),
       .directory(path: "/var/tmp", mode: 0o1777, uid: 0, gid: 0),
       .directory(path: "/run", mode: 0o755, uid: 0, gid: 0),
-      .file(path: "/etc/hostname", mode: 0o644, content: Array("\(box.hostname)\n".utf8)),
-      .file(path: "/etc/hosts", mode: 0o644, content: box.hosts),
-      .file(path: "/etc/resolv.conf", mode: 0o644, content: box.resolver),
+      .file(path: "/etc/hostname", mode: 0o644, content: Array("\(spec.hostname)\n".utf8)),
+      .file(path: "/etc/hosts", mode: 0o644, content: spec.hosts),
+      .file(path: "/etc/resolv.conf", mode: 0o644, content: spec.resolver),
     ]
-    steps += box.binds.map { operation($0, first: box.firstID) }
+    steps += spec.binds.map { operation($0, first: spec.firstID) }
     steps += [
-      .secrets(target: box.secretsPath, bytes: 8 << 20),
-      .hostname(box.hostname),
+      .secrets(target: spec.secretsPath, bytes: 8 << 20),
+      .hostname(spec.hostname),
       // These are set while /proc/sys is still writable: no nested user and network namespaces, and ping without raw sockets.
       // max_mnt_namespaces is not set, because a detached mount, which the masks below make, counts as a namespace.
       .sysctl(key: "user.max_user_namespaces", value: "0"),
       .sysctl(key: "user.max_net_namespaces", value: "0"),
-      .sysctl(key: "net.ipv4.ping_group_range", value: "\(box.gid) \(box.gid)"),
+      .sysctl(key: "net.ipv4.ping_group_range", value: "\(spec.gid) \(spec.gid)"),
       .sysctl(key: "net.ipv4.ip_unprivileged_port_start", value: "0"),
     ]
     steps += masked.map { .mask(path: $0) }
@@ -184,19 +184,19 @@ package enum PlanCompiler {
       .pivotRoot,
       // Core files are off, because the host's core_pattern may be a pipe to a program outside.
       .resourceLimit(resource: coreLimit, soft: 0, hard: 0, strict: false),
-      .resourceLimit(resource: fileLimit, soft: box.openFiles, hard: box.openFiles, strict: false),
+      .resourceLimit(resource: fileLimit, soft: spec.openFiles, hard: spec.openFiles, strict: false),
       .resourceLimit(resource: lockLimit, soft: 64 << 20, hard: 64 << 20, strict: false),
       .sessionKeyring,
       .awaitStart,
-      .user(uid: box.uid, gid: box.gid, groups: [box.gid], mask: 0o022, capabilities: CapabilitySets()),
+      .user(uid: spec.uid, gid: spec.gid, groups: [spec.gid], mask: 0o022, capabilities: CapabilitySets()),
       // This follows the ids, because setresuid resets the flag.
       .undumpable,
       // This precedes the filter, because without CAP_SYS_ADMIN the kernel accepts a filter only from a process with no_new_privs.
       .noNewPrivileges,
       // The filter is last, because what follows needs only calls that the workspace itself may make.
       .seccomp(program: seccomp, flags: 0),
-      .log(segmentBytes: box.logSegmentBytes, segments: box.logSegments, bytesPerSecond: box.logBytesPerSecond),
-      .execute(arguments: box.arguments, environment: box.environment, directory: box.directory),
+      .log(segmentBytes: spec.logSegmentBytes, segments: spec.logSegments, bytesPerSecond: spec.logBytesPerSecond),
+      .execute(arguments: spec.arguments, environment: spec.environment, directory: spec.directory),
     ]
     return Plan(steps)
   }

@@ -117,7 +117,7 @@ package struct Reason: Codable, Equatable, Sendable {
 }
 
 /// An input of the state machine.
-package enum Occurrence: Equatable, Sendable {
+package enum StateMachineInput: Equatable, Sendable {
   case preparationBegan
   case launched
   case becameReady
@@ -247,10 +247,10 @@ package enum EventType: String, Codable, CaseIterable, Sendable {
   case drainEnded = "DrainEnded"
 }
 
-/// An occurrence that a state does not allow.
+/// An input that a state does not allow.
 package struct IllegalTransition: Error, Equatable, Sendable {
   package let state: WorkspaceState
-  package let occurrence: Occurrence
+  package let input: StateMachineInput
 }
 
 /// The life cycle of a workspace, as a pure function.
@@ -261,8 +261,8 @@ package enum StateMachine {
     package let reason: Reason?
   }
 
-  package static func apply(_ occurrence: Occurrence, to state: WorkspaceState) throws(IllegalTransition) -> Transition {
-    switch (state, occurrence) {
+  package static func apply(_ input: StateMachineInput, to state: WorkspaceState) throws(IllegalTransition) -> Transition {
+    switch (state, input) {
     case (.pending, .preparationBegan): return Transition(state: .preparing, event: .preparing, reason: nil)
     case (.preparing, .launched): return Transition(state: .starting, event: .starting, reason: nil)
     case (.starting, .becameReady): return Transition(state: .ready, event: .ready, reason: nil)
@@ -283,7 +283,7 @@ package enum StateMachine {
     case (.stopped, .restartDecided), (.failed, .restartDecided):
       return Transition(state: .pending, event: .restarting, reason: nil)
     default:
-      throw IllegalTransition(state: state, occurrence: occurrence)
+      throw IllegalTransition(state: state, input: input)
     }
   }
 }

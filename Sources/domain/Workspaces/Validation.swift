@@ -70,7 +70,7 @@ extension WorkspaceSpec {
         WorkspaceSpec.isCredentialName(role), "aws.roles[\(index)]",
         "expected 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit")
     }
-    try require(Set(aws.roles).count == aws.roles.count, "aws.roles", "one is there twice")
+    try require(Set(aws.roles).count == aws.roles.count, "aws.roles", "contains a role twice")
     try require(!hasWebIdentity || aws.roles.count == 1, "aws.webIdentity", "is for one role, and there are \(aws.roles.count)")
     for name in WorkspaceSpec.staticAWSVariables {
       try require(environment[name] == nil, "environment.\(name)", "hides the renewed credentials of aws.roles; remove it")
@@ -184,7 +184,7 @@ extension WorkspaceSpec {
           "credentials[\(index)].name", "expected 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit")
       }
       guard !["token", "broker-token", "web-identity-token"].contains(name) else {
-        throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is the agent's own; choose another name")
+        throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is reserved for the agent; choose another name")
       }
       guard seen.insert(name).inserted else { throw InvalidField("credentials[\(index)].name", "\(quoted(name)) is listed twice") }
     }

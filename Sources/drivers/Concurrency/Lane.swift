@@ -23,8 +23,8 @@ package enum LaneError: Error, Equatable, Sendable, CustomStringConvertible {
   package var problem: String {
     switch self {
     case .full(_, let queued): "is busy: \(queued) requests are waiting, which is the limit; retry later"
-    case .stuck(_, let threads, let seconds): "does not answer: \(threads) operations have been waiting for it for up to \(seconds) s"
-    case .slow(_, let seconds): "does not answer within \(seconds) s"
+    case .stuck(_, let threads, let seconds): "does not respond: \(threads) operations have been waiting for it for up to \(seconds) s"
+    case .slow(_, let seconds): "does not respond within \(seconds) s"
     }
   }
 }

@@ -24,12 +24,9 @@ struct OCIDocument: Decodable {
 }
 
 struct OCIConfig: Codable {
+  /// Of an image's process configuration only the variables are used: how an image is run is the tool's matter.
   struct Process: Codable {
     let Env: [String]?
-    let Cmd: [String]?
-    let Entrypoint: [String]?
-    let WorkingDir: String?
-    let User: String?
   }
   struct RootFS: Codable {
     let diff_ids: [String]

@@ -30,7 +30,7 @@ package final class LegacyShimConnection: SandboxLink {
   ) async throws(SupervisorError) -> LegacyShimConnection {
     guard let message = Message(decoding: first), let found = message.state(findInit()) else { throw .malformed }
     var changed: [String] = []
-    if case .mounts(let attached, let detached) = try await ask(.listMounts, over: connect, within: .seconds(10)) {
+    if case .mounts(let attached, let detached) = try await exchange(.listMounts, over: connect, within: .seconds(10)) {
       changed = attached + detached
     }
     var process: SandboxProcess?
@@ -81,20 +81,21 @@ package final class LegacyShimConnection: SandboxLink {
       if let file = passing.first {
         do throws(Errno) { content = try file.descriptor.read(at: 0, upTo: ShimProtocol.heldLimit) } catch { throw .refused(error) }
       }
-      return try await ask(.putSecret(name: name, content: content), within: limit)
+      return try await exchange(.putSecret(name: name, content: content), within: limit)
     case .getSecret(let name):
-      guard case .secret(let content) = try await LegacyShimConnection.ask(.getSecret(name: name), over: connect, within: limit) else {
+      guard case .secret(let content) = try await LegacyShimConnection.exchange(.getSecret(name: name), over: connect, within: limit) else {
         throw .malformed
       }
       do throws(Errno) { return [Handle(try Descriptor.memory("carrel-secret", content))] } catch { throw .refused(error) }
-    case .removeSecret(let name): return try await ask(.removeSecret(name: name), within: limit)
-    case .serveCredentials(let token): return try await ask(.serveCredentials(token: token), passing: passing, within: limit)
-    case .putRole(let name, let body, let expires): return try await ask(.putRole(name: name, body: body, expires: expires), within: limit)
+    case .removeSecret(let name): return try await exchange(.removeSecret(name: name), within: limit)
+    case .serveCredentials(let token): return try await exchange(.serveCredentials(token: token), passing: passing, within: limit)
+    case .putRole(let name, let body, let expires):
+      return try await exchange(.putRole(name: name, body: body, expires: expires), within: limit)
     }
   }
 
-  private func ask(_ message: Message, passing: [Handle] = [], within limit: Duration) async throws(SupervisorError) -> [Handle] {
-    _ = try await LegacyShimConnection.ask(message, over: connect, passing: passing, within: limit)
+  private func exchange(_ message: Message, passing: [Handle] = [], within limit: Duration) async throws(SupervisorError) -> [Handle] {
+    _ = try await LegacyShimConnection.exchange(message, over: connect, passing: passing, within: limit)
     return []
   }
 
@@ -176,7 +177,7 @@ package final class LegacyShimConnection: SandboxLink {
   // ----------------------------------------------------------------- messages
 
   /// Sends one request over a connection of its own, and returns the reply.
-  private static func ask(
+  private static func exchange(
     _ message: Message, over connect: @Sendable () throws(Errno) -> Handle, passing: [Handle] = [], within limit: Duration
   ) async throws(SupervisorError) -> Message {
     let answer = Promise<Message>()

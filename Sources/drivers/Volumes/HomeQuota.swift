@@ -22,7 +22,7 @@ package enum HomeQuota {
           "home \(home): cannot set a limit (storage.size): its file system has no project quotas")
       }
     }
-    let before = HomeVolumes.Use(at: home)
+    let before = HomeVolumes.Usage(at: home)
     let isOpened = before.map { $0.limitBytes > bytes && $0.limitBytes <= bytes + bytes / 32 } ?? false
     let isFull =
       before.map { $0.limitBytes <= bytes + bytes / 32 && max($0.usedBytes * 100 / bytes, $0.percent) >= (isOpened ? 90 : 100) } ?? false
@@ -37,7 +37,7 @@ package enum HomeQuota {
       ["setquota", "-P", "\(project)", "0", "\(bytes / 1024)", "0", "\(bytes / 16_384)", mount],
       "\(failure): \(mount) has no project quotas (mount option prjquota)")
     // A file system with quota accounting but no enforcement accepts the limit without an error.
-    guard let use = HomeVolumes.Use(at: home), use.limitBytes <= bytes else {
+    guard let use = HomeVolumes.Usage(at: home), use.limitBytes <= bytes else {
       throw DriverError(.failedPrecondition, "\(failure): \(mount) does not enforce project quotas (mount option prjquota)")
     }
   }

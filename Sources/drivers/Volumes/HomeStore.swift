@@ -140,7 +140,7 @@ package struct HomeStore: Sendable {
     defer { ended.withLock { $0 = true } }
     do {
       if source.hasSuffix(".img") {
-        try images.standingStill(path(owner), if: source == path(owner) + ".img") {
+        try images.withFrozenHome(path(owner), if: source == path(owner) + ".img") {
           try HostProgram.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode", source, target], "cannot copy \(source)")
         }
       } else {

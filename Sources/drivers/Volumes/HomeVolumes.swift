@@ -13,7 +13,7 @@ internal import Synchronization
 /// The programs of the file system check and grow it: e2fsck(8) checks ext4 before the mount that follows an unclean unmount (XFS and
 /// btrfs recover at mount). A volume file is never mounted twice.
 package final class HomeVolumes: Sendable {
-  package struct Use: Equatable, Sendable {
+  package struct Usage: Equatable, Sendable {
     package let usedBytes: UInt64
     package let limitBytes: UInt64
     package let usedInodes: UInt64
@@ -91,25 +91,25 @@ package final class HomeVolumes: Sendable {
 
   /// Mounts a home for a workspace, and creates or grows it first. Returns true if the home was full and its reserve was released for
   /// it. Blocks, for long if a large home was not unmounted cleanly.
-  package func acquire(_ home: String, by workspace: String, _ wish: HomeRequirements, uid: UInt32, gid: UInt32) throws -> Bool {
+  package func acquire(_ home: String, by workspace: String, _ requirements: HomeRequirements, uid: UInt32, gid: UInt32) throws -> Bool {
     let point = mountPoint(home)
     return try users(point).ids.withLock { ids in
       let isNew = try !mounted().contains(point)
       if isNew {
-        try mount(home, at: point, wish)
-      } else if wish.bytes > size(home + ".img") {
+        try mount(home, at: point, requirements)
+      } else if requirements.bytes > size(home + ".img") {
         // A home that cannot grow while it is in use grows at the next start.
-        try? growMounted(home, at: point, to: wish.bytes)
+        try? growMounted(home, at: point, to: requirements.bytes)
       }
       do {
         try HostDirectory.prepareHome(path(home), uid: uid, gid: gid)
-        try HomeEncryption.open(path(home), of: home, isAsked: wish.isEncrypted, key: wish.key)
+        try HomeEncryption.open(path(home), of: home, isAsked: requirements.isEncrypted, key: requirements.key)
       } catch {
         if ids.isEmpty { unmount(point, lock: home + ".img.lock") }
         throw error
       }
       ids.insert(workspace)
-      return isNew && headroom(point, of: size(home + ".img"), percent: use(home)?.percent ?? 0)
+      return isNew && makeReserve(point, of: size(home + ".img"), percent: use(home)?.percent ?? 0)
     }
   }
 
@@ -119,7 +119,9 @@ package final class HomeVolumes: Sendable {
     try users(point).ids.withLock { _ in
       let size = size(home + ".img")
       guard size > 0 else { throw DriverError(.failedPrecondition, "there is no home \(home).img") }
-      guard bytes > size else { throw DriverError(.failedPrecondition, "home \(home).img has \(size) bytes; homes only grow") }
+      guard bytes > size else {
+        throw DriverError(.failedPrecondition, "home \(home).img: cannot shrink from \(size) bytes; a home can only grow")
+      }
       if try mounted().contains(point) { return try growMounted(home, at: point, to: bytes) }
       try mount(home, at: point, HomeRequirements(bytes: bytes))
       unmount(point, lock: home + ".img.lock")
@@ -128,7 +130,7 @@ package final class HomeVolumes: Sendable {
 
   /// Creates or releases the reserve of a home: a 64th of its blocks and some inodes, beside the home, where its owner cannot reach it.
   /// A full home gets the reserve, so that a tool can start and the owner can delete files; it is created again below 90 % use.
-  private func headroom(_ point: String, of bytes: UInt64, percent: UInt64) -> Bool {
+  private func makeReserve(_ point: String, of bytes: UInt64, percent: UInt64) -> Bool {
     let kept = point + "/headroom"
     let manager = FileManager.default
     if manager.fileExists(atPath: kept) {
@@ -175,7 +177,7 @@ package final class HomeVolumes: Sendable {
 
   /// Runs `body` while neither a workspace, whose writes block, nor another node writes to the volume file of a home. `concerns`: whether
   /// `body` uses the volume file at all.
-  package func standingStill(_ home: String, if concerns: Bool, _ body: () throws -> Void) throws {
+  package func withFrozenHome(_ home: String, if concerns: Bool, _ body: () throws -> Void) throws {
     guard concerns else { return try body() }
     let point = mountPoint(home)
     try users(point).ids.withLock { _ in
@@ -196,7 +198,7 @@ package final class HomeVolumes: Sendable {
   private func thaw(_ point: String) { try? HostProgram.run(["fsfreeze", "--unfreeze", point], "") }
 
   /// Runs `body` with a home mounted, without a change to its size or format.
-  package func visit<T>(_ home: String, _ body: (String) throws -> T) throws -> T {
+  package func withMountedHome<T>(_ home: String, _ body: (String) throws -> T) throws -> T {
     let point = mountPoint(home)
     let temporaryUser = "a visit"
     try users(point).ids.withLock { ids in
@@ -214,11 +216,11 @@ package final class HomeVolumes: Sendable {
   }
 
   /// Returns the use of a home, or nil if it is not mounted.
-  package func use(_ home: String) -> Use? { Use(at: path(home)) }
+  package func use(_ home: String) -> Usage? { Usage(at: path(home)) }
 
   // ------------------------------------------------------------------ mounting
 
-  private func mount(_ home: String, at point: String, _ wish: HomeRequirements) throws {
+  private func mount(_ home: String, at point: String, _ requirements: HomeRequirements) throws {
     let image = home + ".img"
     guard !Linux.Process.exists(home) else {
       throw DriverError(
@@ -228,15 +230,15 @@ package final class HomeVolumes: Sendable {
     let file = Handle(try open(image))
     try lock(image)
     do {
-      let format = try ready(image, file, wish)
+      let format = try ready(image, file, requirements)
       try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
       try attach(image, file.descriptor, format, to: point)
     } catch {
       try? FileManager.default.removeItem(atPath: image + ".lock")
       throw error
     }
-    guard wish.bytes > size(image) else { return }
-    do { try growMounted(home, at: point, to: wish.bytes) } catch {
+    guard requirements.bytes > size(image) else { return }
+    do { try growMounted(home, at: point, to: requirements.bytes) } catch {
       unmount(point, lock: image + ".lock")
       throw error
     }
@@ -299,34 +301,38 @@ package final class HomeVolumes: Sendable {
   }
 
   /// Creates, checks and grows the file system, as far as that is possible before the mount. Returns its format.
-  private func ready(_ image: String, _ file: Handle, _ wish: HomeRequirements) throws -> VolumeFormat {
+  private func ready(_ image: String, _ file: Handle, _ requirements: HomeRequirements) throws -> VolumeFormat {
     guard let format = try VolumeFormat.found(in: file.descriptor, of: image) else {
-      guard wish.bytes >= wish.format.floor else {
-        throw DriverError(.failedPrecondition, "home \(image): \(wish.format.rawValue) needs at least \(wish.format.floor >> 20) MiB")
+      guard requirements.bytes >= requirements.format.floor else {
+        throw DriverError(
+          .failedPrecondition, "home \(image): \(requirements.format.rawValue) needs at least \(requirements.format.floor >> 20) MiB")
       }
-      try resize(image, wish.bytes)
-      try HostProgram.run(wish.format.make(image, isEncrypted: wish.isEncrypted), on: image, "home \(image): cannot create the file system")
-      return wish.format
+      try resize(image, requirements.bytes)
+      try HostProgram.run(
+        requirements.format.make(image, isEncrypted: requirements.isEncrypted), on: image, "home \(image): cannot create the file system")
+      return requirements.format
     }
     let size = size(image)
-    guard !wish.isFormatExact || format == wish.format else {
+    guard !requirements.isFormatExact || format == requirements.format else {
       throw DriverError(
-        .failedPrecondition, "home \(image) is \(format.rawValue), and \(wish.format.rawValue) was asked for; it stays what it is")
+        .failedPrecondition,
+        "home \(image) is \(format.rawValue); the file system of an existing home cannot be changed to \(requirements.format.rawValue)")
     }
-    guard wish.bytes >= size || !wish.isExact else {
-      throw DriverError(.failedPrecondition, "home \(image) has \(size) bytes, and \(wish.bytes) were asked for; homes only grow")
+    guard requirements.bytes >= size || !requirements.isExact else {
+      throw DriverError(
+        .failedPrecondition, "home \(image): cannot shrink from \(size) to \(requirements.bytes) bytes; a home can only grow")
     }
     guard format == .ext4 else { return format }
     // s_state is not "clean", or the journal needs a replay (ext4's on-disk layout).
     let block = try file.descriptor.read(at: 1024, upTo: 1024)
     let isUnclean = block.count < 1024 || block[58] & 1 == 0 || block[96] & 4 != 0
-    let isSmall = wish.bytes > size
+    let isSmall = requirements.bytes > size
     if isUnclean || isSmall {
       try HostProgram.run(
         ["e2fsck", "-p", "-f", image], on: image, "home \(image): e2fsck -p cannot repair it; run e2fsck by hand", upTo: 1)
     }
     if isSmall {
-      try resize(image, wish.bytes)
+      try resize(image, requirements.bytes)
       try HostProgram.run(["resize2fs", image], on: image, "home \(image) cannot grow")
     }
     return format

@@ -11,7 +11,7 @@ package enum HostDirectory {
   package static func prepareHome(_ path: String, uid: UInt32, gid: UInt32) throws {
     // The owner's files are in the volume file: a new, empty directory would hide them.
     guard !Process.exists(path + ".img") else {
-      throw refusal(path, "is an image, \(path).img, and a directory was asked for (storage.driver)")
+      throw refusal(path, "is an image, \(path).img; expected a directory (storage.driver)")
     }
     let (parent, name) = split(path)
     let status: FileStatus

@@ -32,7 +32,7 @@ package enum VolumeFormat: String, CaseIterable, Sendable {
       throw DriverError(
         .failedPrecondition,
         error == .invalid
-          ? "home \(image) holds something that is no file system of a home (\(allCases.map(\.rawValue).joined(separator: ", ")))"
+          ? "home \(image) does not hold a file system of a home (expected \(allCases.map(\.rawValue).joined(separator: ", ")))"
           : "home \(image) cannot be read: \(error.sentence)")
     }
   }

@@ -85,7 +85,7 @@ package final class ControllerClient: Sendable {
     try await withGRPCClient(transport: transport) { client in
       try await Carrel_Controller_V1_Controller.Client(wrapping: client).connect { writer in
         try await writer.write(.with { $0.hello = hello })
-        try await conversation.speak { try await writer.write($0) }
+        try await conversation.send { try await writer.write($0) }
       } onResponse: { response in
         defer { conversation.end() }
         try await withThrowingDiscardingTaskGroup { group in
@@ -170,7 +170,7 @@ private final class ControllerCall: Sendable {
     case .welcome(let welcome): try await begin(welcome)
     case .acknowledge(let acknowledge): try take(acknowledge.sequence)
     case .snapshot: answer(try await snapshot())
-    case .command(let command): perform(command, &group)
+    case .command(let command): execute(command, &group)
     case .given(let given): take(given)
     case nil: refuse(.invalidArgument, "message: expected a kind that this agent knows")
     }
@@ -194,11 +194,11 @@ private final class ControllerCall: Sendable {
     var cursor = Int64(clamping: welcome.cursor)
     if !welcome.streamID.isEmpty, welcome.streamID != journal.streamID {
       let why = journal.loss ?? "the controller knows another stream of this node"
-      cursor = try await skip(from: welcome.cursor &+ 1, to: 0, why)
+      cursor = try await sendGap(from: welcome.cursor &+ 1, to: 0, why)
     } else if cursor > extent.head {
       return refuse(.outOfRange, "welcome.cursor: \(welcome.cursor) is above the head, \(extent.head)")
     } else if cursor < extent.oldest - 1 {
-      cursor = try await skip(from: UInt64(cursor + 1), to: UInt64(extent.oldest - 1), "trimmed")
+      cursor = try await sendGap(from: UInt64(cursor + 1), to: UInt64(extent.oldest - 1), "trimmed")
     }
     state.withLock {
       $0.sent = cursor
@@ -211,7 +211,7 @@ private final class ControllerCall: Sendable {
   }
 
   /// Sends a gap, and a snapshot in its place. Returns the sequence after which events continue.
-  private func skip(from: UInt64, to: UInt64, _ reason: String) async throws -> Int64 {
+  private func sendGap(from: UInt64, to: UInt64, _ reason: String) async throws -> Int64 {
     answer(.with { $0.gap = Carrel_V1_Gap(from: from, to: to, reason: reason) })
     let snapshot = try await snapshot()
     answer(snapshot)
@@ -255,7 +255,7 @@ private final class ControllerCall: Sendable {
     node.controllers.answer(controller, given.id, result)
   }
 
-  private func perform(_ command: Carrel_Controller_V1_Command, _ group: inout ThrowingDiscardingTaskGroup<any Error>) {
+  private func execute(_ command: Carrel_Controller_V1_Command, _ group: inout ThrowingDiscardingTaskGroup<any Error>) {
     let isRoom = state.withLock { state in
       guard state.commands < ControllerCall.commandLimit else { return false }
       state.commands += 1
@@ -273,7 +273,7 @@ private final class ControllerCall: Sendable {
       do {
         // The work belongs to the node, so that it continues if this call ends first.
         workspace = try await node.answer("command", within: CallLimit.stop) { [node] in
-          try await ControllerCall.perform(command, RequestHandler(node: node))
+          try await ControllerCall.execute(command, RequestHandler(node: node))
         }
       } catch {
         failure = RPCError(error)
@@ -283,7 +283,7 @@ private final class ControllerCall: Sendable {
     }
   }
 
-  private static func perform(_ command: Carrel_Controller_V1_Command, _ handler: RequestHandler) async throws -> Carrel_V1_Workspace? {
+  private static func execute(_ command: Carrel_Controller_V1_Command, _ handler: RequestHandler) async throws -> Carrel_V1_Workspace? {
     switch command.command {
     case .launch(let request): return try await handler.handle(request).workspace
     case .stop(let request): return try await handler.handle(request).workspace
@@ -319,7 +319,7 @@ private final class ControllerCall: Sendable {
   // ------------------------------------------------------------------- sending
 
   /// Sends replies as they come, and events as far as the window allows, until the call ends.
-  func speak(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws {
+  func send(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws {
     // The subscription precedes the first read, so that no event is missed between read and wait.
     let changes = node.feed.changes()
     try await withThrowingTaskGroup(of: Void.self) { group in
@@ -340,20 +340,20 @@ private final class ControllerCall: Sendable {
         try await write(message)
         if case .refusal? = message.message { return }
       }
-      if try await speakEvents(write) { continue }
+      if try await sendEvents(write) { continue }
       guard await iterator.next() != nil else { return }
     }
   }
 
   /// Sends the next events. Returns false if there are none, or if the window is full.
-  private func speakEvents(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws -> Bool {
+  private func sendEvents(_ write: @Sendable (Carrel_Controller_V1_NodeMessage) async throws -> Void) async throws -> Bool {
     let (sent, room) = state.withLock { ($0.sent, $0.window - (($0.sent ?? 0) - $0.acknowledged)) }
     guard let sent, room > 0 else { return false }
     let events = try await node.journal.page(after: sent, limit: Int(min(room, 256))).events
     guard let first = events.first else { return false }
     if first.sequence != sent + 1 {
       // The events were trimmed in the meantime, because another reader acknowledged them or the journal reached its limit.
-      let cursor = try await skip(from: UInt64(sent + 1), to: UInt64(first.sequence - 1), "trimmed")
+      let cursor = try await sendGap(from: UInt64(sent + 1), to: UInt64(first.sequence - 1), "trimmed")
       state.withLock {
         $0.sent = cursor
         $0.acknowledged = cursor
@@ -370,7 +370,7 @@ private final class ControllerCall: Sendable {
 }
 
 extension Carrel_Controller_V1_CredentialsWanted {
-  init(_ question: ControllerProvider.Question) {
+  init(_ question: ControllerProvider.CredentialRequest) {
     self.init()
     id = question.id
     workspace = question.workspace

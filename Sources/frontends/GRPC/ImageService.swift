@@ -35,7 +35,7 @@ struct ImageService: Carrel_V1_ImageService.SimpleServiceProtocol {
       throw RPCError(error)
     }
     try await node.relay("ImportImage", context, { line in try await response.write(.with { $0.progress = line }) }) { progress in
-      try await node.imageWork { store in
+      try await node.onImages { store in
         try store.importImage(from: request.path, name: request.name.isEmpty ? nil : request.name) { progress($0) }
       }
     } finish: { image in

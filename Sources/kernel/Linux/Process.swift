@@ -145,8 +145,6 @@ package enum Process {
       try check(clx_prctl3(Int32(CLX_PR_CAP_AMBIENT), 2, UInt(capability), 0))
     }
   }
-  /// Makes orphaned descendants children of this process.
-  package static func becomeSubreaper() throws(Errno) { try check(clx_prctl(Int32(CLX_PR_SET_CHILD_SUBREAPER), 1, 0)) }
   package static func setPersonality(_ persona: UInt64) throws(Errno) { try check(clx_personality(UInt(persona))) }
   package static func setDomainname(_ name: String) throws(Errno) {
     try check(name.withCString { clx_setdomainname($0, name.utf8.count) })

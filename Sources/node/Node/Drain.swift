@@ -70,7 +70,7 @@ extension Node {
     for workspace in workspaces.values where !workspace.record.state.isTerminal {
       let reason = Reason(.drained, "the node is being drained by \(drain.by)")
       let id = workspace.id
-      begin { _ = try? await self.stop(id, grace: UInt32(clamping: left), by: drain.by, verdict: reason) }
+      begin { _ = try? await self.stop(id, grace: UInt32(clamping: left), by: drain.by, reason: reason) }
     }
   }
 

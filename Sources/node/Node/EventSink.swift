@@ -10,8 +10,8 @@ internal import Synchronization
 /// The component that makes events and records durable.
 protocol EventSink: Sendable {
   /// Returns a promise that is fulfilled when the entries are on disk: all of them, or none. They are written in the order of submission.
-  /// `insists`: retried until the disk accepts them, because what has happened to a workspace cannot be refused, only reported late.
-  func submit(_ entries: [Journal.Entry], insists: Bool) -> Promise<Void>
+  /// `retriesUntilDurable`: retried until the disk accepts them, because what has happened to a workspace cannot be refused, only reported late.
+  func submit(_ entries: [Journal.Entry], retriesUntilDurable: Bool) -> Promise<Void>
 }
 
 /// Commits to the journal. Entries that arrive while the disk is busy share the next transaction, and with it the fsync, which is the cost
@@ -19,7 +19,7 @@ protocol EventSink: Sendable {
 final class JournalSink: EventSink {
   private struct Commit: Sendable {
     let entries: [Journal.Entry]
-    let insists: Bool
+    let retriesUntilDurable: Bool
     let done: Promise<Void>
   }
 
@@ -59,10 +59,10 @@ final class JournalSink: EventSink {
   /// Throws when the journal's disk has failed.
   func untilFailure() async throws { try await failure.value }
 
-  func submit(_ entries: [Journal.Entry], insists: Bool) -> Promise<Void> {
-    let commit = Commit(entries: entries, insists: insists, done: Promise())
+  func submit(_ entries: [Journal.Entry], retriesUntilDurable: Bool) -> Promise<Void> {
+    let commit = Commit(entries: entries, retriesUntilDurable: retriesUntilDurable, done: Promise())
     let isTaken = state.withLock { state in
-      guard insists || state.waiting.count < JournalSink.limit else { return false }
+      guard retriesUntilDurable || state.waiting.count < JournalSink.limit else { return false }
       state.waiting.append(commit)
       return true
     }
@@ -109,7 +109,7 @@ final class JournalSink: EventSink {
       } catch let error as JournalFailed {
         throw error
       } catch {
-        guard commit.insists else { return commit.done.fulfil(.failure(error)) }
+        guard commit.retriesUntilDurable else { return commit.done.fulfil(.failure(error)) }
         logger.critical("cannot write an event to the journal; retrying", metadata: ["error": "\(error)"])
         try await Task.sleep(for: .seconds(1))
       }

@@ -31,7 +31,7 @@ package struct HomeAdministration: Sendable {
   package func list(_ owner: String?) async throws -> [HomeEntry] {
     if let owner { try validate(owner: owner, "owner") }
     let inUse = Set(await workspaces().map(\.record).filter { !$0.state.isTerminal }.map { registry.home($0.spec) })
-    return try await copying { [store] in
+    return try await onCopies { [store] in
       store.owners().filter { owner == nil || $0 == owner }.map { name in
         HomeEntry(
           owner: name, isImage: store.isImage(name), bytes: store.bytes(name), isInUse: inUse.contains(store.path(name)),
@@ -43,13 +43,13 @@ package struct HomeAdministration: Sendable {
   package func snapshot(_ owner: String, label: String, _ progress: @escaping HomeStore.Progress) async throws -> HomeStore.Snapshot {
     try validate(owner: owner, "owner")
     guard label.isEmpty || WorkspaceSpec.isID(label) else { throw AgentError(.invalidArgument, "label: expected \(WorkspaceSpec.idRule)") }
-    return try await copying { [store] in try store.snapshot(owner, label: label, progress) }
+    return try await onCopies { [store] in try store.snapshot(owner, label: label, progress) }
   }
 
   package func restore(_ owner: String, _ snapshot: String, _ progress: @escaping HomeStore.Progress) async throws -> HomeStore
     .Snapshot?
   {
-    try await closing(owner) { [store] in try store.restore(owner, snapshot, progress) }
+    try await withClosedHome(owner) { [store] in try store.restore(owner, snapshot, progress) }
   }
 
   package func clone(_ owner: String, _ snapshot: String, to other: WorkspaceSpec.Owner, _ progress: @escaping HomeStore.Progress)
@@ -59,7 +59,7 @@ package struct HomeAdministration: Sendable {
     guard other.uid >= 1000, other.gid >= 1000, other.uid <= UInt32(Int32.max), other.gid <= UInt32(Int32.max) else {
       throw AgentError(.invalidArgument, "to: expected a uid and a gid between 1000 and 2147483647")
     }
-    try await closing(other.name) { [store] in
+    try await withClosedHome(other.name) { [store] in
       try store.clone(owner, snapshot, to: other.name, uid: other.uid, gid: other.gid, progress)
     }
   }
@@ -67,12 +67,12 @@ package struct HomeAdministration: Sendable {
   /// Removes a home. Returns what it is called now, and until when it can be recovered.
   package func remove(_ owner: String, again: String) async throws -> (HomeStore.Snapshot, until: String) {
     guard owner == again else { throw AgentError(.invalidArgument, "again: expected the owner's name once more, \(printable(owner))") }
-    let removed = try await closing(owner) { [store] in try store.remove(owner) }
+    let removed = try await withClosedHome(owner) { [store] in try store.remove(owner) }
     return (removed, wallTime(Date.now.addingTimeInterval(Double(services.configuration.removedHomesDays) * 86_400)))
   }
 
   package func recover(_ owner: String, _ name: String?) async throws {
-    try await closing(owner) { [store] in try store.recover(owner, name) }
+    try await withClosedHome(owner) { [store] in try store.recover(owner, name) }
   }
 
   /// Grows a home volume. Returns its new size in bytes.
@@ -82,7 +82,7 @@ package struct HomeAdministration: Sendable {
       throw AgentError(.invalidArgument, "size: \(printable(size)) is not a quantity such as 20Gi")
     }
     let whole = bytes / 4096 * 4096
-    return try await copying { [store, volumes] in
+    return try await onCopies { [store, volumes] in
       guard store.isImage(owner) == true else {
         throw DriverError(
           .failedPrecondition, "there is no home \(store.path(owner)).img; a directory has the limit that a launch asks for")
@@ -96,7 +96,7 @@ package struct HomeAdministration: Sendable {
   func purge() async {
     while !Task.isCancelled {
       let moment = Date.now.addingTimeInterval(-Double(services.configuration.removedHomesDays) * 86_400)
-      let owners = (try? await copying { [store] in store.purge(before: moment) }) ?? []
+      let owners = (try? await onCopies { [store] in store.purge(before: moment) }) ?? []
       for owner in owners { try? await services.record(.swept, ["removedHome": owner]) }
       try? await Task.sleep(for: .seconds(3600))
     }
@@ -105,7 +105,7 @@ package struct HomeAdministration: Sendable {
   // ----------------------------------------------------------------- packages
 
   package func listPackages(_ owner: String) async throws -> [(entry: HomePackages.Entry, image: String)] {
-    let entries = try await inHome(owner, isClosed: false) { $0.list() }
+    let entries = try await withPackages(owner, isClosed: false) { $0.list() }
     let names = ((try? await images()) ?? []).reduce(into: [String: String]()) {
       $0[HomePackages.key($1.digest)] = $1.name
     }
@@ -126,13 +126,14 @@ package struct HomeAdministration: Sendable {
       throw AgentError(.notFound, "image: expected one of those that \(owner) has packages for: \(there.isEmpty ? "none" : there)")
     }
     switch change {
-    case .snapshot: return try await inHome(owner, isClosed: false) { try $0.snapshot(key) }
-    case .reset: return try await inHome(owner, isClosed: true) { try $0.reset(key) }
-    case .restore(let name): return try await inHome(owner, isClosed: true) { try $0.reset(key, to: name) }
+    case .snapshot: return try await withPackages(owner, isClosed: false) { try $0.snapshot(key) }
+    case .reset: return try await withPackages(owner, isClosed: true) { try $0.reset(key) }
+    case .restore(let name): return try await withPackages(owner, isClosed: true) { try $0.reset(key, to: name) }
     }
   }
 
-  private func inHome<T: Sendable>(_ owner: String, isClosed: Bool, _ body: @escaping @Sendable (HomePackages) throws -> T) async throws
+  private func withPackages<T: Sendable>(_ owner: String, isClosed: Bool, _ body: @escaping @Sendable (HomePackages) throws -> T)
+    async throws
     -> T
   {
     try validate(owner: owner, "owner")
@@ -140,10 +141,10 @@ package struct HomeAdministration: Sendable {
       switch store.isImage(owner) {
       case nil: throw DriverError(.failedPrecondition, "there is no home \(store.path(owner))")
       case false?: return try body(HomePackages(home: store.path(owner)))
-      case true?: return try volumes.visit(store.path(owner)) { try body(HomePackages(home: $0)) }
+      case true?: return try volumes.withMountedHome(store.path(owner)) { try body(HomePackages(home: $0)) }
       }
     }
-    return isClosed ? try await closing(owner, work) : try await copying(work)
+    return isClosed ? try await withClosedHome(owner, work) : try await onCopies(work)
   }
 
   // -------------------------------------------------------------------- rules
@@ -155,7 +156,7 @@ package struct HomeAdministration: Sendable {
   }
 
   /// Runs work on a home that no workspace may use in the meantime.
-  private func closing<T: Sendable>(_ owner: String, _ body: @escaping @Sendable () throws -> T) async throws -> T {
+  private func withClosedHome<T: Sendable>(_ owner: String, _ body: @escaping @Sendable () throws -> T) async throws -> T {
     try validate(owner: owner, "owner")
     let path = store.path(owner)
     guard registry.close(path) else { throw AgentError(.unavailable, "home \(path): another call is changing it; retry later") }
@@ -167,7 +168,7 @@ package struct HomeAdministration: Sendable {
     }
     do {
       // The home is opened again when the work has ended, which it does even if its caller has left.
-      return try await copying { [registry] in
+      return try await onCopies { [registry] in
         defer { registry.open(path) }
         return try body()
       }
@@ -190,7 +191,7 @@ package struct HomeAdministration: Sendable {
     }
   }
 
-  private func copying<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+  private func onCopies<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
     do {
       return try await services.lanes.onCopies(services.configuration.homes, body)
     } catch let error as DriverError {

@@ -40,7 +40,7 @@ extension Node {
     let attachments = workspaces.values.map(\.record).filter(\.state.mayRun).map { features.network.attachment($0) }
     let network = features.network.driver
     try await services.lanes.launch.run { try network.prepare(running: attachments) }
-    for workspace in workspaces.values.sorted(by: { $0.id < $1.id }) { begin { await workspace.live(.recovered) } }
+    for workspace in workspaces.values.sorted(by: { $0.id < $1.id }) { begin { await workspace.runAttempts(.recovered) } }
     evict()
   }
 

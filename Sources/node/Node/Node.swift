@@ -189,7 +189,7 @@ package actor Node {
       let secrets = LaunchSecrets(credentials: credentials, token: token, homeKey: homeKey)
       // Continues if the caller is cancelled: a launch that has begun is either accepted or undone.
       let link = try await uncancelled { try await workspace.accept(secrets) }
-      begin { await workspace.live(link.map { .accepted($0) } ?? .recovered) }
+      begin { await workspace.runAttempts(link.map { .accepted($0) } ?? .recovered) }
     } catch {
       workspaces[spec.id] = nil
       throw error
@@ -371,8 +371,8 @@ package actor Node {
     return try find(id)
   }
 
-  package func stop(_ id: String, grace: UInt32?, by: String, verdict: Reason? = nil) async throws -> WorkspaceRecord {
-    try await findSettled(id).stop(grace: grace, by: by, verdict: verdict)
+  package func stop(_ id: String, grace: UInt32?, by: String, reason: Reason? = nil) async throws -> WorkspaceRecord {
+    try await findSettled(id).stop(grace: grace, by: by, reason: reason)
   }
 
   /// Deletes a workspace that has stopped, and its output. Its home and datasets remain.
@@ -427,7 +427,7 @@ package actor Node {
   // ------------------------------------------------------------------- images
 
   /// Runs work on images in their lane, without a time limit.
-  package nonisolated func imageWork<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
+  package nonisolated func onImages<T: Sendable>(_ body: @escaping @Sendable (ImageStore) throws -> T) async throws -> T {
     do {
       return try await services.lanes.images.run { [images] in try body(images) }
     } catch let error as DriverError {
@@ -446,7 +446,7 @@ package actor Node {
 
   package func removeImage(_ reference: String) async throws {
     let inUse = Set(workspaces.values.map(\.record).filter { !$0.state.isTerminal }.map(\.imageDigest))
-    try await imageWork { try $0.remove(reference, inUse: inUse) }
+    try await onImages { try $0.remove(reference, inUse: inUse) }
   }
 
   // -------------------------------------------------------------------- homes
@@ -474,9 +474,9 @@ package struct WorkspaceUsage: Sendable {
   package let pidsLimit: UInt64
   package let outOfMemoryKills: UInt64
   /// The usage of a home that has a limit of its own.
-  package let home: HomeVolumes.Use?
+  package let home: HomeVolumes.Usage?
 
-  init(_ usage: Usage, milliCPUs: UInt64, home: HomeVolumes.Use?) {
+  init(_ usage: Usage, milliCPUs: UInt64, home: HomeVolumes.Usage?) {
     self.home = home
     memoryBytes = usage.memoryBytes
     memoryPeakBytes = usage.memoryPeakBytes

@@ -48,7 +48,7 @@ package struct NodeServices: Sendable {
     let event = try nodeEvent(type, attributes)
     Fault.at("before \(type.rawValue)")
     defer { Fault.at("after \(type.rawValue)") }
-    try await events.submit([Journal.Entry(event)], insists: false).value
+    try await events.submit([Journal.Entry(event)], retriesUntilDurable: false).value
   }
 
   /// Records an event with the setting that it is about. Waits even if cancelled, because the caller has to know whether it is on disk.
@@ -56,7 +56,7 @@ package struct NodeServices: Sendable {
     let event = try nodeEvent(type, attributes)
     Fault.at("before \(type.rawValue)")
     defer { Fault.at("after \(type.rawValue)") }
-    try await events.submit([Journal.Entry(event, change)], insists: false).valueWhateverHappens
+    try await events.submit([Journal.Entry(event, change)], retriesUntilDurable: false).valueWhateverHappens
   }
 
   func event(

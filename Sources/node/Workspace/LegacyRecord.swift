@@ -25,7 +25,7 @@ struct LegacyRecord: Decodable {
   private let revoked: [String]?
   private let datasets: [MountedDataset]?
   private let conditions: [String: String]?
-  private let credentialEnds: [String: CredentialEnd]?
+  private let credentialEnds: [String: CredentialExpiry]?
   private let isRescued: Bool?
   private let stopRequestedBy: String?
   private let outOfMemoryKills: UInt64

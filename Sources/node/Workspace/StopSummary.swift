@@ -19,7 +19,7 @@ struct StopSummary {
 
   /// Whether the attempt is a failed start: it ended before the tool was up, and not because the tool itself ended.
   var isFailedStart: Bool {
-    guard record.state == .preparing || record.state == .pending else { return record.verdict?.code == .readinessTimeout }
+    guard record.state == .preparing || record.state == .pending else { return record.stopReason?.code == .readinessTimeout }
     switch exit {
     case .failed?: return true
     // The tool's exit status is known, and takes precedence over steps that the agent did not reach.
@@ -34,7 +34,7 @@ struct StopSummary {
       if case .failed(let step)? = exit { return Reason(step) }
       if let failure { return failure }
     }
-    if let verdict = record.verdict, verdict.code == .readinessTimeout { return verdict }
+    if let stopReason = record.stopReason, stopReason.code == .readinessTimeout { return stopReason }
     return end
   }
 
@@ -49,9 +49,9 @@ struct StopSummary {
       reason.memoryLimitBytes = record.amounts.memoryBytes
       reason.memoryPeakBytes = usage.memoryPeakBytes
     }
-    if let verdict = record.verdict {
-      reason.code = verdict.code
-      reason.message = verdict.message
+    if let stopReason = record.stopReason {
+      reason.code = stopReason.code
+      reason.message = stopReason.message
     } else if let by = record.stopRequestedBy, reason.code != .lost {
       reason.code = .requested
       reason.message = record.startedNanoseconds == nil ? "stopped by \(by) before the tool started" : "stopped by \(by)"

@@ -16,14 +16,14 @@ extension Workspace {
 
   /// Sends SIGTERM to the tool, and after the grace period SIGKILL to everything. Returns when the workspace has ended. The signal waits
   /// for nothing, not even for the disk.
-  func stop(grace: UInt32?, by: String, verdict: Reason? = nil) async throws -> WorkspaceRecord {
+  func stop(grace: UInt32?, by: String, reason: Reason? = nil) async throws -> WorkspaceRecord {
     // A caller that leaves waits for nothing; the stop, which may be the end itself, is completed.
-    if let step = try await requestStop(grace: grace, by: by, verdict: verdict) { await uncancelled { await self.arrive(step) } }
+    if let transition = try await requestStop(grace: grace, by: by, reason: reason) { await uncancelled { await self.finish(transition) } }
     try await end.value
     return record
   }
 
-  private func requestStop(grace: UInt32?, by: String, verdict: Reason?) async throws -> Step? {
+  private func requestStop(grace: UInt32?, by: String, reason: Reason?) async throws -> PendingTransition? {
     let record = record
     let seconds = grace ?? gracePeriodSeconds
     let request = WorkspaceRecord.StopRequest(
@@ -53,17 +53,17 @@ extension Workspace {
             WorkspaceRecord.StopRequest(by: before.by, killAt: request.killAt, bootID: request.bootID)
           }
       }
-      if isFirst { $0.verdict = $0.verdict ?? verdict }
+      if isFirst { $0.stopReason = $0.stopReason ?? reason }
     }
-    let step = isFirst ? enter(.stopRequested(by: by)) : nil
+    let transition = isFirst ? apply(.stopRequested(by: by)) : nil
     attempt.cancelPreparation?()
     attempt.graces?.yield(.seconds(record.startedNanoseconds == nil ? 0 : seconds))
-    return step
+    return transition
   }
 
   /// Kills the tool for a reason that the agent decided.
-  func condemn(_ reason: Reason) {
-    update { $0.verdict = $0.verdict ?? reason }
+  func kill(for reason: Reason) {
+    update { $0.stopReason = $0.stopReason ?? reason }
     attempt.graces?.yield(.zero)
   }
 
@@ -108,7 +108,7 @@ extension Workspace {
   // ------------------------------------------------------------------- ending
 
   /// Finishes an attempt: reads what the sandbox left, commits the last event and releases everything.
-  func settle(_ failure: Reason?) async {
+  func finishAttempt(_ failure: Reason?) async {
     Fault.at(.exitSeen)
     let place = record.sandbox
     var usage = Usage()
@@ -127,14 +127,14 @@ extension Workspace {
     }
     guard !Task.isCancelled else { return }
     exit = exit ?? attempt.reported
-    let certificate = StopSummary(
+    let summary = StopSummary(
       record: record, exit: exit, failure: failure, usage: usage, bootID: services.facts.bootID)
-    var reason = certificate.reason
+    var reason = summary.reason
     if reason.code == .outOfMemory { reason.killed = await OutOfMemoryFeature.lastKill(record, services)?.process }
     reason = await complete(reason)
     // Features examine the end, and set files aside, before anything is released.
     for feature in features.reversed() { await feature.ended(reason, self) }
-    let isFailedStart = certificate.isFailedStart
+    let isFailedStart = summary.isFailedStart
     let follows = record[RescueFeature.self].isPending
     if !follows {
       // A restart by the policy has the same token, because the owner's browser uses it.
@@ -142,12 +142,12 @@ extension Workspace {
       secrets = LaunchSecrets()
       secrets.token = token
     }
-    let step = enter(isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
+    let transition = apply(isFailedStart ? .preparationFailed(reason) : .ended(reason), follows ? ["rescue": "follows"] : [:])
     // A release that has begun is completed even if this agent ends in the meantime.
     async let giving: Void = uncancelled { await self.release(place, keepsSupervisor: follows) }
     // The copy restores the record if the journal is lost.
     if let copy = try? record.encoded() { await services.sandboxes.keep(copy, of: id) }
-    if let step { await arrive(step) } else { end.fulfil(.success(())) }
+    if let transition { await finish(transition) } else { end.fulfil(.success(())) }
     await giving
     // The sandbox directory is removed last: until the end is on disk, its exit record is the only evidence of it.
     if let place, !follows, !Task.isCancelled { await services.sandboxes.remove(place) }

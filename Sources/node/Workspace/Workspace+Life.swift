@@ -15,14 +15,14 @@ internal import Workspaces
 /// Starts a workspace, follows it to its end, and restarts it.
 ///
 /// ```
-/// live ─► attempt: prepare ─► follow: created → connect · waiting → start · started → features run · ended ─► settle
-///   ▲                                                                                                          │
-///   └──────────────────────────────── next attempt (restart policy, rescue) ◄─────────────────────────────────┘
+/// runAttempts ─► attempt: prepare ─► follow: created → connect · waiting → start · started → features run · ended ─► finishAttempt
+///   ▲                                                                                                                        │
+///   └──────────────────────────────── next attempt (restart policy, rescue) ◄───────────────────────────────────────────────┘
 /// ```
 ///
 /// A new agent enters at `recover` (`Workspace+Recovery.swift`) and continues at the step that the sandbox has reached.
 extension Workspace {
-  enum Beginning: Sendable {
+  enum AttemptOrigin: Sendable {
     /// This agent accepted the launch: the sandbox waits for a plan, and its supervisor has the secrets of the request.
     case accepted(any SandboxLink)
     /// A previous agent wrote the record, which says how far the workspace has come.
@@ -30,7 +30,7 @@ extension Workspace {
   }
 
   /// Runs attempts, one after another, as long as one follows. A cancelled task leaves the sandbox as it is.
-  func live(_ beginning: Beginning) async {
+  func runAttempts(_ beginning: AttemptOrigin) async {
     var quickEnds: UInt32 = 0
     var begun = ContinuousClock.now
     switch beginning {
@@ -154,7 +154,7 @@ extension Workspace {
 
   private enum Next {
     case begun(any SandboxLink)
-    /// No attempt began; `live` decides again.
+    /// No attempt began; `runAttempts` decides again.
     case failed
     /// No attempt follows: what was held for it is released, or the task was cancelled.
     case given
@@ -175,7 +175,7 @@ extension Workspace {
       update {
         $0.occupy(place, services.facts.bootID)
         $0.attempt += 1
-        $0.verdict = nil
+        $0.stopReason = nil
         $0.phases = []
         $0.startedNanoseconds = nil
         $0.outOfMemoryKills = 0
@@ -252,7 +252,7 @@ extension Workspace {
       failure = await follow(first, streams.map(\.stream), isAdopted: isAdopted)
       guard !Task.isCancelled else { return }
     }
-    await settle(failure)
+    await finishAttempt(failure)
   }
 
   /// Prepares the attempt so that a stop ends it at once, whatever it waits for. Returns the connection over which the launch was

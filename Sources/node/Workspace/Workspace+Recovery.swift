@@ -10,7 +10,7 @@ internal import Workspaces
 
 /// Continues a workspace that another agent started, or whose supervisor was lost.
 extension Workspace {
-  /// Recovers a workspace that has not ended; `live` decides about one that has.
+  /// Recovers a workspace that has not ended; `runAttempts` decides about one that has.
   func recover() async {
     let record = record
     guard !record.state.isTerminal else { return }
@@ -38,7 +38,7 @@ extension Workspace {
     if exit == nil, record.state == .pending || record.state == .preparing, !mayHaveStarted { return await launchAgain() }
     if isSameBoot { _ = await services.sandboxes.kill(place) }
     holdResources()
-    await settle(nil)
+    await finishAttempt(nil)
   }
 
   /// Connects to the supervisor of a sandbox, however long it takes to reply; nil if it has exited.
@@ -97,7 +97,7 @@ extension Workspace {
         await endSupervisor(found, record.sandbox)
         link = found
         holdResources()
-        return await settle(Workspace.credentialsLost)
+        return await finishAttempt(Workspace.credentialsLost)
       }
       secrets = entrusted
       if let tokenName, secrets.token == nil {
@@ -125,7 +125,7 @@ extension Workspace {
   func launchAgain() async {
     guard !spec.needsSecrets, record.supervisorsLost < 5 else {
       holdResources()
-      return await settle(
+      return await finishAttempt(
         spec.needsSecrets
           ? Workspace.credentialsLost : Reason(.internal, "its supervisor was lost \(record.supervisorsLost) times before the tool started")
       )
@@ -144,7 +144,7 @@ extension Workspace {
     } catch {
       guard !Task.isCancelled else { return }
       holdResources()
-      await settle(Reason(.internal, "cannot start another supervisor: \(describe(error))"))
+      await finishAttempt(Reason(.internal, "cannot start another supervisor: \(describe(error))"))
     }
   }
 }

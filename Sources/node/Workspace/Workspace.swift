@@ -91,9 +91,9 @@ package actor Workspace {
     return Journal.Entry(event, .record(try record.journalRecord()))
   }
 
-  /// Records an event with the current record. Without `insists` it throws if the disk is full or fails, for the caller to report.
-  package func commit(_ type: EventType, _ attributes: [String: String] = [:], insists: Bool = true) async throws {
-    let done = services.events.submit([try entry(type, attributes)], insists: insists)
+  /// Records an event with the current record. Without `retriesUntilDurable` it throws if the disk is full or fails, for the caller to report.
+  package func commit(_ type: EventType, _ attributes: [String: String] = [:], retriesUntilDurable: Bool = true) async throws {
+    let done = services.events.submit([try entry(type, attributes)], retriesUntilDurable: retriesUntilDurable)
     defer { Fault.at("after \(type.rawValue)") }
     try await done.value
   }
@@ -101,36 +101,36 @@ package actor Workspace {
   /// Records an event without waiting for the disk.
   package func submit(_ type: EventType, _ attributes: [String: String] = [:]) {
     guard let entry = try? entry(type, attributes) else { return }
-    _ = services.events.submit([entry], insists: true)
+    _ = services.events.submit([entry], retriesUntilDurable: true)
   }
 
   /// A transition that is applied in memory and in flight to the disk.
-  struct Step: Sendable {
+  struct PendingTransition: Sendable {
     let event: EventType
     let done: Promise<Void>
   }
 
-  /// Applies an occurrence with the state machine. Returns nil if the state does not allow it, because another transition came first and
+  /// Applies an input with the state machine. Returns nil if the state does not allow it, because another transition came first and
   /// holds. What follows acts on the new state, and its events come after this one.
   @discardableResult
-  func enter(_ occurrence: Occurrence, _ attributes: [String: String] = [:]) -> Step? {
-    guard !isDeleted, let (event, entry) = try? advance(occurrence, attributes) else { return nil }
-    return Step(event: event, done: services.events.submit([entry], insists: true))
+  func apply(_ input: StateMachineInput, _ attributes: [String: String] = [:]) -> PendingTransition? {
+    guard !isDeleted, let (event, entry) = try? advance(input, attributes) else { return nil }
+    return PendingTransition(event: event, done: services.events.submit([entry], retriesUntilDurable: true))
   }
 
   /// Waits until a transition is on disk.
-  func arrive(_ step: Step) async {
-    defer { Fault.at("after \(step.event.rawValue)") }
-    guard (try? await step.done.value) != nil, [.stopped, .failed].contains(step.event) else { return }
+  func finish(_ transition: PendingTransition) async {
+    defer { Fault.at("after \(transition.event.rawValue)") }
+    guard (try? await transition.done.value) != nil, [.stopped, .failed].contains(transition.event) else { return }
     end.fulfil(.success(()))
   }
 
-  func transition(_ occurrence: Occurrence, _ attributes: [String: String] = [:]) async {
-    if let step = enter(occurrence, attributes) { await arrive(step) }
+  func transition(_ input: StateMachineInput, _ attributes: [String: String] = [:]) async {
+    if let transition = apply(input, attributes) { await finish(transition) }
   }
 
-  private func advance(_ occurrence: Occurrence, _ more: [String: String]) throws -> (EventType, Journal.Entry) {
-    let next = try StateMachine.apply(occurrence, to: record.state)
+  private func advance(_ input: StateMachineInput, _ more: [String: String]) throws -> (EventType, Journal.Entry) {
+    let next = try StateMachine.apply(input, to: record.state)
     update {
       $0.state = next.state
       $0.reason = next.reason
@@ -180,7 +180,7 @@ package actor Workspace {
   private func submitAcceptance() throws -> Promise<Void> {
     let created = try entry(.created)
     let (_, preparing) = try advance(.preparationBegan, [:])
-    return services.events.submit([created, preparing], insists: false)
+    return services.events.submit([created, preparing], retriesUntilDurable: false)
   }
 
   /// Records that an attempt holds resources of the host. Callers that wait for the release of the last attempt then wait for this one.
@@ -211,7 +211,7 @@ package actor Workspace {
     isDeleted = true
     Fault.at(.beforeDeleted)
     do {
-      try await services.events.submit([entry], insists: false).valueWhateverHappens
+      try await services.events.submit([entry], retriesUntilDurable: false).valueWhateverHappens
     } catch {
       isDeleted = false
       throw AgentError(.internal, "the journal cannot be written: \(error)")
@@ -230,7 +230,7 @@ package actor Workspace {
     decideAgain()
   }
 
-  /// Makes `live` decide again what follows the last attempt: a deletion or a drain is over, or there was a stop.
+  /// Makes `runAttempts` decide again what follows the last attempt: a deletion or a drain is over, or there was a stop.
   func decideAgain() {
     let kept = decision
     decision = Promise()

@@ -46,7 +46,7 @@ package struct WorkspaceRecord: Sendable {
   package var conditions: [Condition] = []
   package var stop: StopRequest?
   /// The reason for which the agent itself ends the tool, if it does.
-  package var verdict: Reason?
+  package var stopReason: Reason?
   package var outOfMemoryKills: UInt64 = 0
   /// The number of times that the launch of this attempt was retried because its supervisor was lost before it had a plan.
   var supervisorsLost: UInt32 = 0
@@ -163,7 +163,8 @@ package struct NoState: FeatureState {
 extension WorkspaceRecord: Codable {
   private enum Key: String, CodingKey {
     case schema, spec, state, reason, amounts, slot, address, firstID, created, attempt, phases, imageDigest, sandbox, bootID
-    case startedNanoseconds, conditions, stop, verdict, outOfMemoryKills, supervisorsLost, features
+    case startedNanoseconds, conditions, stop, outOfMemoryKills, supervisorsLost, features
+    case stopReason = "verdict"
   }
 
   package init(from decoder: any Decoder) throws {
@@ -189,7 +190,7 @@ extension WorkspaceRecord: Codable {
     startedNanoseconds = try values.decodeIfPresent(Int64.self, forKey: .startedNanoseconds)
     conditions = try value(.conditions, or: [])
     stop = try values.decodeIfPresent(StopRequest.self, forKey: .stop)
-    verdict = try values.decodeIfPresent(Reason.self, forKey: .verdict)
+    stopReason = try values.decodeIfPresent(Reason.self, forKey: .stopReason)
     outOfMemoryKills = try value(.outOfMemoryKills, or: 0)
     supervisorsLost = try value(.supervisorsLost, or: 0)
     guard values.contains(.features) else { return }
@@ -230,7 +231,7 @@ extension WorkspaceRecord: Codable {
     try values.encodeIfPresent(startedNanoseconds, forKey: .startedNanoseconds)
     if !conditions.isEmpty { try values.encode(conditions, forKey: .conditions) }
     try values.encodeIfPresent(stop, forKey: .stop)
-    try values.encodeIfPresent(verdict, forKey: .verdict)
+    try values.encodeIfPresent(stopReason, forKey: .stopReason)
     try values.encode(outOfMemoryKills, forKey: .outOfMemoryKills)
     if supervisorsLost > 0 { try values.encode(supervisorsLost, forKey: .supervisorsLost) }
     guard !features.isEmpty || !unknownFeatures.isEmpty else { return }

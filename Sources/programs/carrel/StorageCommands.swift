@@ -277,7 +277,7 @@ struct GrowHome: AsyncParsableCommand {
     commandName: "grow", abstract: "Make an image home larger, also while it is in use where its file system can.")
   @OptionGroup var common: Common
   @Argument var owner: String
-  @Argument(help: "The new size, such as 20Gi; homes only grow.") var size: String
+  @Argument(help: "The new size, such as 20Gi; a home can only grow.") var size: String
 
   func run() async throws {
     try await reporting {

@@ -254,7 +254,7 @@ package struct BrokerFeature: WorkspaceFeature {
     let given = values
     let data: Data
     if case .controller(let name, let seconds) = provider {
-      data = try await controllers.ask(name, one, workspace: spec.id, owner: spec.owner.name, seconds: seconds)
+      data = try await controllers.request(name, one, workspace: spec.id, owner: spec.owner.name, seconds: seconds)
     } else {
       data = try await services.lanes.providers.run { try provider.fetch { Tool.fill($0, given) } }
     }

@@ -9,7 +9,7 @@ internal import Synchronization
 /// Requests credentials from the controllers that the configuration names as providers: each request is sent on the call that the
 /// controller has open, and its reply is matched by its id.
 package final class ControllerProvider: Sendable {
-  package struct Question: Sendable {
+  package struct CredentialRequest: Sendable {
     package let id: String
     package let workspace: String
     package let owner: String
@@ -18,7 +18,7 @@ package final class ControllerProvider: Sendable {
 
   private struct State {
     /// The function that sends a request to a controller, by controller.
-    var calls: [String: @Sendable (Question) -> Void] = [:]
+    var calls: [String: @Sendable (CredentialRequest) -> Void] = [:]
     /// The requests in flight, by controller and request: a controller can reply only to its own.
     var waiting: [[String]: Promise<Data>] = [:]
   }
@@ -26,7 +26,9 @@ package final class ControllerProvider: Sendable {
   private let state = Mutex(State())
 
   /// Sets the open call of a controller, in place of an earlier one.
-  package func open(_ controller: String, _ pass: @escaping @Sendable (Question) -> Void) { state.withLock { $0.calls[controller] = pass } }
+  package func open(_ controller: String, _ pass: @escaping @Sendable (CredentialRequest) -> Void) {
+    state.withLock { $0.calls[controller] = pass }
+  }
 
   /// Removes the call of a controller, and fails the requests that wait for it.
   package func close(_ controller: String) {
@@ -43,8 +45,8 @@ package final class ControllerProvider: Sendable {
     state.withLock { $0.waiting[key] }?.fulfil(result.mapError { $0 })
   }
 
-  func ask(_ controller: String, _ wanted: BrokeredCredential, workspace: String, owner: String, seconds: UInt32) async throws -> Data {
-    let question = Question(id: NodeServices.freshToken(), workspace: workspace, owner: owner, wanted: wanted)
+  func request(_ controller: String, _ wanted: BrokeredCredential, workspace: String, owner: String, seconds: UInt32) async throws -> Data {
+    let question = CredentialRequest(id: NodeServices.freshToken(), workspace: workspace, owner: owner, wanted: wanted)
     let key = [controller, question.id]
     let answer = Promise<Data>()
     let pass = state.withLock { state in

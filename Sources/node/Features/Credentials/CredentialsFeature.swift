@@ -7,7 +7,7 @@ internal import ShimClient
 package import Workspaces
 
 /// The times at which a credential file was provided and expires, in seconds since 1970.
-package struct CredentialEnd: Codable, Equatable, Sendable {
+package struct CredentialExpiry: Codable, Equatable, Sendable {
   let given: Double
   let end: Double
   /// Whether the approaching expiry has been reported.
@@ -29,7 +29,7 @@ package struct CredentialEnd: Codable, Equatable, Sendable {
 
 package struct CredentialsState: FeatureState {
   /// The times of the files that expire, by name.
-  package var ends: [String: CredentialEnd] = [:]
+  package var ends: [String: CredentialExpiry] = [:]
 
   package init() {}
 }
@@ -54,7 +54,7 @@ package struct CredentialsFeature: WorkspaceFeature {
 
   package func begin(_ record: inout WorkspaceRecord, _ request: LaunchRequest) throws {
     record[CredentialsFeature.self].ends = Dictionary(
-      request.credentials.compactMap { credential in credential.lifetimeSeconds.map { (credential.name, CredentialEnd($0)) } },
+      request.credentials.compactMap { credential in credential.lifetimeSeconds.map { (credential.name, CredentialExpiry($0)) } },
       uniquingKeysWith: { _, last in last })
   }
 
@@ -72,7 +72,7 @@ package struct CredentialsFeature: WorkspaceFeature {
     }
     for credential in credentials {
       try await workspace.request(.putSecret(name: credential.name, content: credential.content))
-      await workspace.update { $0[CredentialsFeature.self].ends[credential.name] = credential.lifetimeSeconds.map { CredentialEnd($0) } }
+      await workspace.update { $0[CredentialsFeature.self].ends[credential.name] = credential.lifetimeSeconds.map { CredentialExpiry($0) } }
     }
     await showExpiring(workspace)
     try await workspace.commit(.credentialsUpdated, ["names": credentials.map(\.name).sorted().joined(separator: " ")])

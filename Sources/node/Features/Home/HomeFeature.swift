@@ -183,10 +183,10 @@ package struct HomeFeature: WorkspaceFeature {
   }
 
   /// Returns the usage of a home that has a limit of its own; nil if it has none, or does not respond.
-  func use(_ record: WorkspaceRecord) async -> HomeVolumes.Use? {
+  func use(_ record: WorkspaceRecord) async -> HomeVolumes.Usage? {
     guard record[HomeFeature.self].kind.limit != nil else { return nil }
     let path = path(record)
-    return (try? await services.lanes.onStorage(path, within: .seconds(5)) { HomeVolumes.Use(at: path) }) ?? nil
+    return (try? await services.lanes.onStorage(path, within: .seconds(5)) { HomeVolumes.Usage(at: path) }) ?? nil
   }
 
   /// Records when a home nears its limit, and when it is below again.
@@ -194,9 +194,9 @@ package struct HomeFeature: WorkspaceFeature {
     let record = workspace.record
     guard let use = await use(record), !Task.isCancelled else { return }
     // A threshold is cleared only five points below it, so that a home that hovers around it does not fill the journal as well.
-    let told = record[HomeFeature.self].filled
-    let reached: UInt64 = [100, 95, 80].first { use.percent >= $0 || told >= $0 && use.percent + 5 >= $0 } ?? 0
-    guard reached != told else { return }
+    let reported = record[HomeFeature.self].filled
+    let reached: UInt64 = [100, 95, 80].first { use.percent >= $0 || reported >= $0 && use.percent + 5 >= $0 } ?? 0
+    guard reached != reported else { return }
     await workspace.update { $0[HomeFeature.self].filled = reached }
     try? await workspace.commit(
       .homeFilling,

@@ -15,6 +15,6 @@ package struct LifetimeFeature: WorkspaceFeature {
     let end = (record.startedNanoseconds ?? Clock.boottime) + Int64(clamping: seconds) * 1_000_000_000
     guard (try? await Task.sleep(for: .nanoseconds(max(0, end - Clock.boottime)))) != nil else { return }
     _ = try? await workspace.stop(
-      grace: nil, by: "the agent: maximum lifetime", verdict: Reason(.lifetime, "maximum lifetime of \(seconds) s exceeded"))
+      grace: nil, by: "the agent: maximum lifetime", reason: Reason(.lifetime, "maximum lifetime of \(seconds) s exceeded"))
   }
 }

@@ -16,7 +16,7 @@ package struct ReadinessFeature: WorkspaceFeature {
       } catch {
         // If this agent ends here, the next one probes.
         guard !Task.isCancelled else { return }
-        return await workspace.condemn(Reason(.readinessTimeout, "\(error)"))
+        return await workspace.kill(for: Reason(.readinessTimeout, "\(error)"))
       }
     }
     guard !Task.isCancelled else { return }
