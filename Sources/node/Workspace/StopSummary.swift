@@ -89,7 +89,7 @@ struct StopSummary {
   private static func advice(_ reason: Reason) -> String {
     switch reason.code {
     case .exited:
-      reason.exitCode == 0 ? "Nothing: it ended as a program does." : "See its last lines; start it again when the cause is mended."
+      reason.exitCode == 0 ? "Nothing: it ended as a program does." : "See its last lines; start it again when the cause is fixed."
     case .signalled: "Unless it was killed on purpose, see its last lines; then start it again."
     case .outOfMemory: "Process less data at a time, or request more memory; saved files are in the home."
     case .requested, .lifetime, .drained: "Start it again when it is needed; what was saved is in the home."
