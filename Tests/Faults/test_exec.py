@@ -84,7 +84,9 @@ def room(agent, request):
 
 
 def cli(agent, *arguments, **options):
-    return subprocess.Popen([BIN / "carrel", "exec", *map(str, arguments)], env={**os.environ, "CARREL_SOCKET": agent.socket}, **options)
+    """A client with SIGINT as a shell in the foreground leaves it: tests in the background of a script inherit it ignored."""
+    return subprocess.Popen([BIN / "carrel", "exec", *map(str, arguments)], env={**os.environ, "CARREL_SOCKET": agent.socket},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
 
 
 def run(agent, *arguments, limit=10, **options):
