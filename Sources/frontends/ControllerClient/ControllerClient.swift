@@ -296,7 +296,7 @@ private final class ControllerCall: Sendable {
     case .drain(let request): _ = try await handler.handle(request)
     case .uncordon(let request): _ = try await handler.handle(request)
     case .resume(let request): _ = try await handler.handle(request)
-    case nil: throw AgentError(.invalidArgument, "command: expected a kind that this agent knows")
+    case nil: throw AgentError(field: "command", "expected a kind that this agent knows")
     }
     return nil
   }

@@ -26,7 +26,7 @@ struct ExecStream: Sendable {
       group.addTask { await forward(request, start, session) }
       defer { group.cancelAll() }
       let first = try await start.value(
-        within: CallLimit.execStart, else: AgentError(.invalidArgument, "message: `start`, the first message, did not arrive in time"))
+        within: CallLimit.execStart, else: AgentError(field: "message", "`start`, the first message, did not arrive in time"))
       let program = try await begin(first)
       session.fulfil(.success(program.session))
       let outcome: ExecSession.Outcome
@@ -151,14 +151,14 @@ struct ExecStream: Sendable {
       for try await message in messages {
         if !start.isFulfilled {
           guard case .start(let first)? = message.message else {
-            throw AgentError(.invalidArgument, "message: the first must be `start`")
+            throw AgentError(field: "message", "the first must be `start`")
           }
           start.fulfil(.success(first))
           continue
         }
         await pass(message, to: try await promised.value)
       }
-      start.fulfil(.failure(AgentError(.invalidArgument, "message: the first must be `start`")))
+      start.fulfil(.failure(AgentError(field: "message", "the first must be `start`")))
       try await promised.value.closeInput()
     } catch {
       start.fulfil(.failure(error))

@@ -26,10 +26,10 @@ struct ImageService: Carrel_V1_ImageService.SimpleServiceProtocol {
   ) async throws {
     do {
       guard request.path.hasPrefix("/") else {
-        throw AgentError(.invalidArgument, "path: expected an absolute path on the agent's host")
+        throw AgentError(field: "path", "expected an absolute path on the agent's host")
       }
       guard request.name.isEmpty || WorkspaceSpec.isImageName(request.name) else {
-        throw AgentError(.invalidArgument, "name: expected NAME or NAME:TAG")
+        throw AgentError(field: "name", "expected NAME or NAME:TAG")
       }
     } catch {
       throw RPCError(error)

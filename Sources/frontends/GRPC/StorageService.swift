@@ -147,7 +147,7 @@ struct StorageService: Carrel_V1_StorageService.SimpleServiceProtocol {
       case .snapshot: change = .snapshot
       case .reset: change = .reset
       case .restore: change = .restore(request.snapshot)
-      case .unspecified, .UNRECOGNIZED: throw AgentError(.invalidArgument, "change: expected snapshot, restore or reset")
+      case .unspecified, .UNRECOGNIZED: throw AgentError(field: "change", "expected snapshot, restore or reset")
       }
       let name = try await node.homes.changePackages(request.owner, request.image, change)
       return .with { $0.snapshot = name }

@@ -114,7 +114,7 @@ struct WorkspaceService: Carrel_V1_WorkspaceService.SimpleServiceProtocol {
       switch request.source {
       case .spec(let wire): spec = try WorkspaceSpec(wire)
       case .manifest(let text): spec = try WorkspaceSpec(yaml: text)
-      case nil: throw AgentError(.invalidArgument, "source: expected a spec or a manifest")
+      case nil: throw AgentError(field: "source", "expected a spec or a manifest")
       }
       let operations = try await node.plan(spec)
       return .with { $0.operations = operations }

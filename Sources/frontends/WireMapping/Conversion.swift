@@ -28,14 +28,14 @@ extension WorkspaceSpec {
     case .unspecified: storage.driver = nil
     case .directory: storage.driver = .directory
     case .image: storage.driver = .image
-    case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "storage.driver: \(value) is not a known value")
+    case .UNRECOGNIZED(let value): throw AgentError(field: "storage.driver", "\(value) is not a known value")
     }
     switch wire.storage.fileSystem {
     case .unspecified: storage.fileSystem = nil
     case .ext4: storage.fileSystem = .ext4
     case .xfs: storage.fileSystem = .xfs
     case .btrfs: storage.fileSystem = .btrfs
-    case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "storage.file_system: \(value) is not a known value")
+    case .UNRECOGNIZED(let value): throw AgentError(field: "storage.file_system", "\(value) is not a known value")
     }
     storage.encrypted = wire.storage.encrypted ? true : nil
     storage.datasets = wire.storage.datasets.map { Dataset($0) }
@@ -53,13 +53,13 @@ extension WorkspaceSpec {
     case .onFailure: lifecycle.restartPolicy = .onFailure
     case .always: lifecycle.restartPolicy = .always
     case .UNRECOGNIZED(let value):
-      throw AgentError(.invalidArgument, "lifecycle.restart_policy: \(value) is not a known value")
+      throw AgentError(field: "lifecycle.restart_policy", "\(value) is not a known value")
     }
     switch wire.network {
     case .unspecified: network = nil
     case .none: network = WorkspaceSpec.NetworkPolicy.none
     case .open: network = .open
-    case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "network: \(value) is not a known value")
+    case .UNRECOGNIZED(let value): throw AgentError(field: "network", "\(value) is not a known value")
     }
   }
 }
@@ -195,7 +195,7 @@ extension Carrel_V1_State {
     case .stopping: .stopping
     case .stopped: .stopped
     case .failed: .failed
-    case .unspecified, .UNRECOGNIZED: throw AgentError(.invalidArgument, "states: \(rawValue) is not a known state")
+    case .unspecified, .UNRECOGNIZED: throw AgentError(field: "states", "\(rawValue) is not a known state")
     }
   }
 }

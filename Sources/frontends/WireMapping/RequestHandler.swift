@@ -17,7 +17,7 @@ package struct RequestHandler: Sendable {
     switch request.source {
     case .spec(let wire): spec = try WorkspaceSpec(wire)
     case .manifest(let text): spec = try WorkspaceSpec(yaml: text)
-    case nil: throw AgentError(.invalidArgument, "source: expected a spec or a manifest")
+    case nil: throw AgentError(field: "source", "expected a spec or a manifest")
     }
     let credentials = request.credentials.map { Credential($0) }
     let (record, created) = try await node.launch(
@@ -30,7 +30,7 @@ package struct RequestHandler: Sendable {
 
   package func handle(_ request: Carrel_V1_StopRequest) async throws -> Carrel_V1_StopResponse {
     let grace = request.hasGracePeriodSeconds ? request.gracePeriodSeconds : nil
-    if let grace, grace > 3600 { throw AgentError(.invalidArgument, "grace_period_seconds: \(grace) is not between 0 and 3600") }
+    if let grace, grace > 3600 { throw AgentError(field: "grace_period_seconds", "\(grace) is not between 0 and 3600") }
     let record = try await node.stop(request.id, grace: grace, by: request.by.isEmpty ? "a controller" : printable(request.by))
     return .with { $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil) }
   }
@@ -58,7 +58,7 @@ package struct RequestHandler: Sendable {
   package func handle(_ request: Carrel_V1_AttachDatasetRequest) async throws -> Carrel_V1_AttachDatasetResponse {
     let seconds = request.lifetimeSeconds == 0 ? nil : request.lifetimeSeconds
     if let seconds, seconds > 31_536_000 {
-      throw AgentError(.invalidArgument, "lifetime_seconds: \(seconds) is not between 1 and 31536000")
+      throw AgentError(field: "lifetime_seconds", "\(seconds) is not between 1 and 31536000")
     }
     let record = try await node.attach(request.id, WorkspaceSpec.Dataset(request.dataset), seconds: seconds)
     return .with { $0.workspace = Carrel_V1_Workspace(record, tool: nil, token: nil) }
@@ -70,7 +70,7 @@ package struct RequestHandler: Sendable {
       case .unspecified, .refuse: .refuse
       case .lazy: .lazy
       case .stop: .stop
-      case .UNRECOGNIZED(let value): throw AgentError(.invalidArgument, "holders: \(value) is not a known value")
+      case .UNRECOGNIZED(let value): throw AgentError(field: "holders", "\(value) is not a known value")
       }
     let found = try await node.detach(request.id, request.target, policy)
     return .with {
@@ -86,7 +86,7 @@ package struct RequestHandler: Sendable {
 
   package func handle(_ request: Carrel_V1_DrainRequest) async throws -> Carrel_V1_DrainResponse {
     let seconds = request.hasDeadlineSeconds ? request.deadlineSeconds : nil
-    if let seconds, seconds > 86_400 { throw AgentError(.invalidArgument, "deadline_seconds: \(seconds) is not between 0 and 86400") }
+    if let seconds, seconds > 86_400 { throw AgentError(field: "deadline_seconds", "\(seconds) is not between 0 and 86400") }
     let left = try await node.drain(seconds: seconds, by: request.by.isEmpty ? "a controller" : printable(request.by))
     return .with { $0.workspaces = UInt32(left) }
   }

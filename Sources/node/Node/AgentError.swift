@@ -74,6 +74,11 @@ package struct AgentError: Error, Sendable, CustomStringConvertible {
     self.init(reason.code, reason, message, field: nil, cause, SourceLocation(file: file, line: line))
   }
 
+  /// Creates the error of a field that violates a rule. `problem`: what is wrong and what was expected.
+  package init(field: String, _ problem: String, file: StaticString = #fileID, line: UInt = #line) {
+    self.init(InvalidField(field, problem), file: file, line: line)
+  }
+
   package init(_ error: InvalidField, file: StaticString = #fileID, line: UInt = #line) {
     let field = error.path.isEmpty ? nil : error.path
     self.init(

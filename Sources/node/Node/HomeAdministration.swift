@@ -42,7 +42,7 @@ package struct HomeAdministration: Sendable {
 
   package func snapshot(_ owner: String, label: String, _ progress: @escaping HomeStore.Progress) async throws -> HomeStore.Snapshot {
     try validate(owner: owner, "owner")
-    guard label.isEmpty || WorkspaceSpec.isID(label) else { throw AgentError(.invalidArgument, "label: expected \(WorkspaceSpec.idRule)") }
+    guard label.isEmpty || WorkspaceSpec.isID(label) else { throw AgentError(field: "label", "expected \(WorkspaceSpec.idRule)") }
     return try await onCopies { [store] in try store.snapshot(owner, label: label, progress) }
   }
 
@@ -57,7 +57,7 @@ package struct HomeAdministration: Sendable {
   {
     try validate(owner: owner, "owner")
     guard other.uid >= 1000, other.gid >= 1000, other.uid <= UInt32(Int32.max), other.gid <= UInt32(Int32.max) else {
-      throw AgentError(.invalidArgument, "to: expected a uid and a gid between 1000 and 2147483647")
+      throw AgentError(field: "to", "expected a uid and a gid between 1000 and 2147483647")
     }
     try await withClosedHome(other.name) { [store] in
       try store.clone(owner, snapshot, to: other.name, uid: other.uid, gid: other.gid, progress)
@@ -66,7 +66,7 @@ package struct HomeAdministration: Sendable {
 
   /// Removes a home. Returns what it is called now, and until when it can be recovered.
   package func remove(_ owner: String, again: String) async throws -> (HomeStore.Snapshot, until: String) {
-    guard owner == again else { throw AgentError(.invalidArgument, "again: expected the owner's name once more, \(printable(owner))") }
+    guard owner == again else { throw AgentError(field: "again", "expected the owner's name once more, \(printable(owner))") }
     let removed = try await withClosedHome(owner) { [store] in try store.remove(owner) }
     return (removed, wallTime(Date.now.addingTimeInterval(Double(services.configuration.removedHomesDays) * 86_400)))
   }
@@ -79,7 +79,7 @@ package struct HomeAdministration: Sendable {
   package func grow(_ owner: String, to size: String) async throws -> UInt64 {
     try validate(owner: owner, "owner")
     guard let bytes = Quantity.whole(size), Configuration.homeSizes.contains(bytes) else {
-      throw AgentError(.invalidArgument, "size: \(printable(size)) is not a quantity such as 20Gi")
+      throw AgentError(field: "size", "\(printable(size)) is not a quantity such as 20Gi")
     }
     let whole = bytes / 4096 * 4096
     return try await onCopies { [store, volumes] in
@@ -151,7 +151,7 @@ package struct HomeAdministration: Sendable {
 
   private func validate(owner: String, _ field: String) throws {
     guard WorkspaceSpec.isID(owner) else {
-      throw AgentError(.invalidArgument, "\(field): \(printable(owner)) is not \(WorkspaceSpec.idRule)")
+      throw AgentError(field: field, "\(printable(owner)) is not \(WorkspaceSpec.idRule)")
     }
   }
 

@@ -168,7 +168,7 @@ package struct BrokerFeature: WorkspaceFeature {
     let chosen = wanted(workspace.spec).filter { role == nil || $0.name == role }
     let roles = chosen.map(\.name)
     guard !roles.isEmpty else {
-      throw AgentError(.invalidArgument, "role: workspace \(id) has \(role.map { "no role \(printable($0))" } ?? "no roles")")
+      throw AgentError(field: "role", "workspace \(id) has \(role.map { "no role \(printable($0))" } ?? "no roles")")
     }
     let before = workspace.record[BrokerFeature.self].revoked
     await workspace.update { $0[BrokerFeature.self].revoked = Array(Set(before + roles)).sorted() }

@@ -81,7 +81,7 @@ package struct CredentialsFeature: WorkspaceFeature {
   /// Removes credential files.
   func remove(_ workspace: Workspace, _ names: [String]) async throws {
     let record = try workspace.requireUp("credentials can only be removed from a running workspace")
-    guard !names.isEmpty else { throw AgentError(.invalidArgument, "names: is empty") }
+    guard !names.isEmpty else { throw AgentError(field: "names", "is empty") }
     let known = Set(record.spec.credentials + record[CredentialsFeature.self].ends.keys)
     for name in names where !known.contains(name) {
       throw AgentError(.notFound, "names: workspace \(workspace.id) has no credential \(printable(name))")

@@ -37,7 +37,7 @@ extension DatasetsFeature {
     guard let tool = services.tool(of: record.spec) else {
       throw AgentError(.failedPrecondition, "workspace \(workspace.id): its tool no longer exists")
     }
-    guard dataset.target != tool.home else { throw AgentError(.invalidArgument, "dataset.target: \(tool.home) is the home") }
+    guard dataset.target != tool.home else { throw AgentError(field: "dataset.target", "\(tool.home) is the home") }
     return try await changing(workspace) {
       if let present = workspace.record[DatasetsFeature.self].mounted.first(where: { $0.target == dataset.target }) {
         guard present.source == dataset.source, present.path == dataset.path else {
