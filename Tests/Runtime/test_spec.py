@@ -275,7 +275,7 @@ BAD = [
     ("process.rlimits", [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}], "above hard"), ("process.rlimits", [{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}] * 2, "twice"),
     ("process.oomScoreAdj", 2000, "oomScoreAdj"), ("process.apparmorProfile", "x", "apparmorProfile"), ("process.selinuxLabel", "x", "selinuxLabel"),
     ("root.path", "", "root.path"), ("root.path", "missing", "missing"), ("linux.namespaces", [{"type": "pid"}], "mount namespace"),
-    ("linux.namespaces", [{"type": "mount"}, {"type": "mount"}], "twice"), ("linux.namespaces", [{"type": "x"}], "no kind of namespace"),
+    ("linux.namespaces", [{"type": "mount"}, {"type": "mount"}], "twice"), ("linux.namespaces", [{"type": "x"}], "not a kind of namespace"),
     ("linux.uidMappings", [{"containerID": 0, "hostID": 1, "size": 1}], "no user namespace"), ("linux.cgroupsPath", "/../x", "leads upwards"),
     ("linux.sysctl", {"kernel.core_pattern": "|/x"}, "kernel.core_pattern"), ("linux.sysctl", {"vm.swappiness": "1"}, "vm.swappiness"),
     ("linux.sysctl", {"net/../kernel/core_pattern": "x"}, "is not a sysctl"), ("linux.sysctl", {"net.x": "1\n2"}, "control character"),
