@@ -355,7 +355,8 @@ extension Workspace {
 
   /// Follows a sandbox from its current state to its confirmed end. Returns the reason if its start failed.
   private func follow(_ first: any SandboxLink, _ streams: [AsyncStream<ShimReport>], isAdopted: Bool) async -> Reason? {
-    await withTaskGroup(of: Void.self) { group in
+    // Discarding, because most features have nothing to run, and a task that has ended is kept by other groups.
+    await withDiscardingTaskGroup { group in
       let (graces, continuation) = AsyncStream<Duration>.makeStream()
       attempt.graces = continuation
       group.addTask { await self.endAfterGrace(graces) }
@@ -383,7 +384,6 @@ extension Workspace {
       for report in attempt.reports { report.finish() }
       continuation.finish()
       group.cancelAll()
-      await group.waitForAll()
       return progress.failure
     }
   }
@@ -397,7 +397,7 @@ extension Workspace {
   }
 
   private func handle(
-    _ report: ShimReport, _ progress: inout Progress, _ streams: [AsyncStream<ShimReport>], _ group: inout TaskGroup<Void>,
+    _ report: ShimReport, _ progress: inout Progress, _ streams: [AsyncStream<ShimReport>], _ group: inout DiscardingTaskGroup,
     _ isAdopted: Bool
   ) async {
     guard case .state(let state) = report else {
