@@ -98,13 +98,16 @@ need_swift() {
   command -v swift >/dev/null || { echo "Swift 6.3 is not on PATH: install the toolchain from swift.org first" >&2; exit 1; }
 }
 
-# release: the programs as they are installed, with the Swift runtime linked in.
-release() {
+# installed_programs [OPTION...]: the programs that the package installs.
+installed_programs() {
   local product
   for product in carreld carrel carrel-shim carrel-runtime; do
-    step "build-$product" swift build --scratch-path "$build" -c release --static-swift-stdlib --product "$product"
+    step "build-$product" swift build --scratch-path "$build" "$@" --product "$product"
   done
 }
+
+# release: the programs as they are installed, with the Swift runtime linked in.
+release() { installed_programs -c release --static-swift-stdlib; }
 
 # image NAME: builds images/NAME, unless it was built from the same files before, in this checkout or another.
 image() {

@@ -6,8 +6,8 @@ import pathlib
 import subprocess
 
 import pytest
+import support
 from busybox import APPLETS, busybox_image
-from support import until
 
 
 def pytest_configure(config):
@@ -18,6 +18,11 @@ def sh(command, check=True, timeout=300):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=timeout)
     assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def until(condition, what, seconds=60):
+    """An emulated machine takes its time, and a poll costs much of it."""
+    return support.until(condition, what, seconds, pause=0.2)
 
 
 class Host:

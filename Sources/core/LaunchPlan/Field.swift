@@ -73,6 +73,17 @@ struct FieldCoder {
     }
   }
 
+  mutating func node(
+    _ path: inout String, _ mode: inout UInt32, _ major: inout UInt32, _ minor: inout UInt32, _ uid: inout UInt32, _ gid: inout UInt32
+  ) throws(PlanError) {
+    try text("path", &path)
+    try number("mode", &mode)
+    try number("major", &major)
+    try number("minor", &minor)
+    try number("uid", &uid)
+    try number("gid", &gid)
+  }
+
   mutating func change(_ value: inout MountChange) throws(PlanError) {
     try number("attributes", &value.set)
     try number("cleared", &value.clear)
@@ -157,20 +168,10 @@ extension Operation {
       try coder.number("minor", &minor)
       self = .device(path: path, major: major, minor: minor)
     case .node(var path, var mode, var major, var minor, var uid, var gid):
-      try coder.text("path", &path)
-      try coder.number("mode", &mode)
-      try coder.number("major", &major)
-      try coder.number("minor", &minor)
-      try coder.number("uid", &uid)
-      try coder.number("gid", &gid)
+      try coder.node(&path, &mode, &major, &minor, &uid, &gid)
       self = .node(path: path, mode: mode, major: major, minor: minor, uid: uid, gid: gid)
     case .outerNode(var path, var mode, var major, var minor, var uid, var gid):
-      try coder.text("path", &path)
-      try coder.number("mode", &mode)
-      try coder.number("major", &major)
-      try coder.number("minor", &minor)
-      try coder.number("uid", &uid)
-      try coder.number("gid", &gid)
+      try coder.node(&path, &mode, &major, &minor, &uid, &gid)
       self = .outerNode(path: path, mode: mode, major: major, minor: minor, uid: uid, gid: gid)
     case .symlink(var path, var target):
       try coder.text("path", &path)

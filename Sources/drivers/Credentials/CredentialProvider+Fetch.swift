@@ -21,13 +21,8 @@ extension CredentialProvider {
   }
 
   private static func run(_ arguments: [String], _ seconds: UInt32) throws(DriverError) -> Data {
-    let (status, data): (Int, Data)
-    do throws(DriverError) {
-      (status, data) = try HostProgram.run(
-        arguments, path: "/usr/local/bin:/usr/bin:/bin", errors: .inherited, limit: sizeLimit, within: seconds)
-    } catch {
-      throw DriverError(.failed, error.message, cause: error)
-    }
+    let (status, data) = try HostProgram.run(
+      arguments, path: "/usr/local/bin:/usr/bin:/bin", errors: .inherited, limit: sizeLimit, within: seconds)
     guard status == 0 else {
       throw DriverError(.failed, "\(arguments[0]): exited with status \(status); see its messages in the agent's log")
     }
