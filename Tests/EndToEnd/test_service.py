@@ -11,7 +11,7 @@ from conftest import BIN
 
 def test_readiness_watchdog_and_end_are_told(agent, tmp_path):
     config = tmp_path / "carreld.yaml"
-    text = agent.config.read_text().replace(str(agent.directory), str(tmp_path)).replace("carrel_e", "carrel_s").replace("linkPrefix: cre", "linkPrefix: crs").replace("10.88", "10.89")
+    text = agent.config.read_text().replace(str(agent.directory), str(tmp_path)).replace("carrel_e", "carrel_s").replace("linkPrefix: cre", "linkPrefix: crs").replace("10.88", "10.87")
     config.write_text(text.replace(f"tools: {tmp_path}", f"tools: {agent.directory}").replace("cgroupParent: carrel-e2e", "cgroupParent: carrel-e2e-service"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(tmp_path / "notify"))

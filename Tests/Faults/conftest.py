@@ -24,6 +24,10 @@ from busybox import busybox_image  # noqa: E402
 from support import BIN, ROOT, generate_stubs, run_client, spec, until  # noqa: E402
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "alone: measures a time that other tests beside it would change (hack/test runs these one by one)")
+
+
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory):
     """The folder with the Python stubs of the API, which is in sys.path."""
@@ -66,10 +70,12 @@ class Controller:
             return 0
 
 
-# Each its own, so that a torture beside the tests is no harm to either.
-SUBNETS = {"crf": 89, "crg": 90, "crt": 91, "crk": 92, "crl": 94}
-# Of the agent that the tests of a module share, and of one that a test has to itself.
-SHARED, OWN = "crf", "crg"
+# Agents that run at the same time, as a torture beside the tests does, have links, tables and cgroups with different prefixes, and
+# different subnets: 10.N.0.0/16.
+SUBNETS = {"crh": 85, "cri": 86, "crf": 89, "crg": 90, "crt": 91, "crk": 92, "crv": 93, "crl": 94, "crx": 95, "cry": 96}
+# The prefixes of the agent that the tests of a module share, and of an agent that one test has to itself. Each of the workers of
+# pytest-xdist, of which there are at most two, has its own.
+SHARED, OWN = {"gw0": ("crf", "crg"), "gw1": ("crh", "cri")}[os.environ.get("PYTEST_XDIST_WORKER", "gw0")]
 
 
 class Sandbox(typing.NamedTuple):

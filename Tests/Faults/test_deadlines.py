@@ -16,10 +16,9 @@ import time
 
 import pytest
 from busybox import archive
-from conftest import BIN, ROOT, SUBNETS, Agent, busybox_image, destroy, full, judge, node_info, on_small_disk, until
+from conftest import BIN, ROOT, Agent, busybox_image, destroy, full, judge, node_info, on_small_disk, until
 
-PREFIX = "crx"
-SUBNETS.setdefault(PREFIX, 95)
+PREFIX = "cry"
 
 # Looks into the home before each start, as the tools for people do.
 TOOL = """name: looks

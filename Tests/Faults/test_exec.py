@@ -18,10 +18,9 @@ import time
 
 import grpc
 import pytest
-from conftest import BIN, SUBNETS, destroy, judge, make, pids, until
+from conftest import BIN, destroy, judge, make, pids, until
 
 PREFIX = "crx"
-SUBNETS.setdefault(PREFIX, 95)
 # Programs that run in one sandbox at once (ShimProtocol.execLimit).
 LIMIT = 64
 

@@ -17,7 +17,6 @@ import pytest
 from conftest import Agent, destroy, judge, leftovers, until
 from legacy import JOURNAL, STATES, WORKSPACES, Connection, Legacy, children, decode_plan, encode_plan, read
 
-conftest.SUBNETS.setdefault("crv", 93)
 NUMBERS = itertools.count()
 
 

@@ -108,6 +108,8 @@ final class FakeSandboxes: SandboxDriver {
     var living: [String: FakeLink] = [:]
     var exits: [String: ExitRecord] = [:]
     var plans: Set<String> = []
+    /// Places at which nothing was created.
+    var absent: Set<String> = []
     var removed: [String] = []
     var killed: [String] = []
     var failsToCreate = false
@@ -153,7 +155,9 @@ final class FakeSandboxes: SandboxDriver {
     if let gate { _ = try await gate.value }
   }
 
-  func hasPlan(_ place: SandboxPlace) async throws -> Bool { state.withLock { $0.plans.contains(place.id) } }
+  func hasPlan(_ place: SandboxPlace) async throws -> Bool? {
+    state.withLock { $0.absent.contains(place.id) ? nil : $0.plans.contains(place.id) }
+  }
   func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws { state.withLock { _ = $0.plans.insert(place.id) } }
   func exitRecord(_ place: SandboxPlace) async throws -> ExitRecord? { state.withLock { $0.exits[place.id] } }
   func keep(_ record: String, of workspace: String) async {}
@@ -324,9 +328,11 @@ struct Bench {
 
   /// Accepts it, and runs its life.
   func launch(_ secrets: LaunchSecrets = LaunchSecrets()) async throws -> Task<Void, Never> {
-    let link = try await workspace.accept(secrets)
+    let origin = try await workspace.accept(secrets)
     let workspace = workspace
-    return Task { if let link { await workspace.runAttempts(.accepted(link)) } }
+    let life = Task { await workspace.runAttempts(origin) }
+    try await workspace.untilAccepted(origin)
+    return life
   }
 
   /// Brings the attempt with this number to its tool.

@@ -71,6 +71,43 @@ import Testing
     await #expect(throws: AgentError.self) { try await bench.launch() }
     #expect(bench.sandboxes.links[0].asked == [.kill] && bench.sandboxes.removed.count == 1)
     #expect(bench.feature.calls.isEmpty)
+
+    let secret = try Bench(Bench.spec { $0.credentials = ["key"] })
+    secret.events.become(.refuses)
+    let secrets = LaunchSecrets(credentials: [Credential(name: "key", content: [7])])
+    await #expect(throws: AgentError.self) { try await secret.launch(secrets) }
+    #expect(secret.sandboxes.links[0].asked.last == .kill && secret.sandboxes.removed.count == 1)
+    #expect(secret.feature.calls.isEmpty)
+  }
+
+  @Test("a launch without secrets is answered before its supervisor runs, and a stop then ends it") func answeredFirst() async throws {
+    let bench = try Bench()
+    let gate = Promise<Void>()
+    bench.sandboxes.state.withLock { $0.gate = gate }
+    let life = try await bench.launch()
+    try await bench.feature.wait(for: "prepare")
+    #expect(bench.sandboxes.links.isEmpty)
+    let workspace = bench.workspace
+    let stopping = Task { try await workspace.stop(grace: nil, by: "me") }
+    try await bench.until(.stopping)
+    gate.fulfil(.success(()))
+    #expect(try await stopping.value.reason?.stoppedBy == "me")
+    await life.value
+    // The supervisor that was started meanwhile is not left behind.
+    #expect(bench.sandboxes.links[0].asked == [.kill] && bench.sandboxes.removed.count == 1)
+  }
+
+  @Test("an agent that ends before the supervisor runs: the next one starts it, in the same attempt") func endedBeforeSupervisor()
+    async throws
+  {
+    let bench = try Self.recovered(.preparing, nil)
+    bench.sandboxes.state.withLock { $0.absent = [bench.workspace.record.sandbox?.id ?? ""] }
+    let workspace = bench.workspace
+    let life = Task { await workspace.runAttempts(.recovered) }
+    let link = try await bench.start()
+    bench.finish(link, 3)
+    await life.value
+    #expect(bench.events.types == ["Starting", "Ready", "Stopped"] && workspace.record.reason?.exitCode == 3)
   }
 
   @Test("a launch for which no supervisor can be started is accepted and failed") func noSupervisor() async throws {

@@ -39,7 +39,7 @@ import Testing
     async let second = node.launch(Bench.spec(), credentials: [])
     let created = try await [first.created, second.created]
     #expect(created.filter { $0 }.count == 1)
-    #expect(sandboxes.links.count == 1)
+    #expect(try await node.journal.records().map(\.id) == ["a"])
     await #expect(throws: AgentError.self) { try await node.launch(Bench.spec { $0.command = ["/bin/false"] }, credentials: []) }
     #expect(await node.list().count == 1)
   }

@@ -73,7 +73,7 @@ package final class ImageStore: Sendable {
       for candidate in [reference, reference + ":latest"] {
         if let digest = known.names[candidate] { return known.images[candidate].flatMap { $0.digest == digest ? $0 : nil } }
       }
-      return nil
+      return known.images.values.first { $0.digest == reference && known.names[$0.name] == reference }
     }
   }
 

@@ -32,10 +32,14 @@ package struct Lanes: Sendable {
   static let patience = Duration.seconds(10)
 
   init() {
-    let points: @Sendable () -> [String] = { MountTable()?.points ?? [] }
-    storage = FileSystemLanes("storage", width: 4, queue: 128, patience: Lanes.patience, mountPoints: points)
-    volumes = FileSystemLanes("volumes", width: 4, queue: 1024, patience: nil, mountPoints: points)
-    copies = FileSystemLanes("copies", width: 2, queue: 64, patience: nil, mountPoints: points)
+    let points = MountPoints()
+    func lanes(_ name: String, width: Int, queue: Int, patience: Duration?) -> FileSystemLanes {
+      FileSystemLanes(
+        name, width: width, queue: queue, patience: patience, mountPoints: { points.current() }, knownMountPoints: { points.unchanged })
+    }
+    storage = lanes("storage", width: 4, queue: 128, patience: Lanes.patience)
+    volumes = lanes("volumes", width: 4, queue: 1024, patience: nil)
+    copies = lanes("copies", width: 2, queue: 64, patience: nil)
   }
 
   /// Runs work on a directory of a user. `path`: the directory, which selects the lane.
@@ -55,7 +59,8 @@ package struct Lanes: Sendable {
   private func run<T: Sendable>(
     _ lanes: FileSystemLanes, _ path: String, within limit: Duration?, _ body: @escaping @Sendable () throws -> T
   ) async throws -> T {
-    let lane = try await launch.run { lanes.lane(for: path) }
+    let lane: Lane
+    if let known = lanes.knownLane(for: path) { lane = known } else { lane = try await launch.run { lanes.lane(for: path) } }
     if let limit { return try await lane.run(within: limit, body) }
     return try await lane.run(body)
   }

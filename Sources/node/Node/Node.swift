@@ -188,8 +188,9 @@ package actor Node {
       let token = tool.tokenFile.map { ($0, NodeServices.freshToken()) }
       let secrets = LaunchSecrets(credentials: credentials, token: token, homeKey: homeKey)
       // Continues if the caller is cancelled: a launch that has begun is either accepted or undone.
-      let link = try await uncancelled { try await workspace.accept(secrets) }
-      begin { await workspace.runAttempts(link.map { .accepted($0) } ?? .recovered) }
+      let origin = try await uncancelled { try await workspace.accept(secrets) }
+      begin { await workspace.runAttempts(origin) }
+      try await workspace.untilAccepted(origin)
     } catch {
       workspaces[spec.id] = nil
       throw error

@@ -15,8 +15,8 @@ protocol SandboxDriver: Sendable {
   func create(_ place: SandboxPlace, for workspace: String) async throws -> any SandboxLink
   /// Connects to the supervisor of a sandbox; nil if it has exited.
   func connect(_ place: SandboxPlace) async throws -> (any SandboxLink)?
-  /// Returns whether the sandbox has a plan: its supervisor may then have been requested to launch.
-  func hasPlan(_ place: SandboxPlace) async throws -> Bool
+  /// Returns whether the sandbox has a plan: its supervisor may then have been requested to launch. Nil if there is no such sandbox.
+  func hasPlan(_ place: SandboxPlace) async throws -> Bool?
   /// Writes a plan, and a copy of the workspace's record, where the supervisor and the next agent find them.
   func write(_ plan: Plan, record: String, to place: SandboxPlace) async throws
   /// Stores a copy of a workspace's record beside its output.
@@ -116,12 +116,12 @@ struct HostSandboxes: SandboxDriver {
 
   private static func findInit(_ cgroup: Cgroup) -> Int32? { cgroup.processes().first { ProcessDirectory($0).isInit } }
 
-  func hasPlan(_ place: SandboxPlace) async throws -> Bool {
+  func hasPlan(_ place: SandboxPlace) async throws -> Bool? {
     let path = path(place)
     return try await lanes.launch.run {
       do throws(Errno) { return try SandboxDirectory(path: path).hasPlan } catch {
         guard error == .noEntry else { throw error }
-        return false
+        return nil
       }
     }
   }

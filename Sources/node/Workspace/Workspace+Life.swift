@@ -25,8 +25,17 @@ extension Workspace {
   enum AttemptOrigin: Sendable {
     /// This agent accepted the launch: the sandbox waits for a plan, and its supervisor has the secrets of the request.
     case accepted(any SandboxLink)
+    /// This agent is accepting the launch, which has no secrets: the supervisor starts while the disk works. The promise is fulfilled when
+    /// the launch is on disk.
+    case accepting(Promise<Void>)
     /// A previous agent wrote the record, which says how far the workspace has come.
     case recovered
+  }
+
+  /// The supervisor of an attempt: it runs, or is being started beside the preparation.
+  enum AttemptSupervisor: Sendable {
+    case running(any SandboxLink)
+    case starting(Promise<any SandboxLink>)
   }
 
   /// Runs attempts, one after another, as long as one follows. A cancelled task leaves the sandbox as it is.
@@ -34,7 +43,12 @@ extension Workspace {
     var quickEnds: UInt32 = 0
     var begun = ContinuousClock.now
     switch beginning {
-    case .accepted(let link): await attempt(link, isAdopted: false)
+    case .accepted(let link): await attempt(.running(link), isAdopted: false)
+    case .accepting(let accepted):
+      await startingSupervisor { supervisor in
+        guard (try? await accepted.valueWhateverHappens) != nil else { return await self.reject(supervisor) }
+        await self.attempt(supervisor, isAdopted: false)
+      }
     case .recovered: await recover()
     }
     func count() { quickEnds = begun.duration(to: .now) > .seconds(Aftermath.settledSeconds) ? 0 : min(quickEnds + 1, 10) }
@@ -54,7 +68,7 @@ extension Workspace {
       begun = .now
       switch await nextAttempt() {
       case .begun(let link):
-        await attempt(link, isAdopted: false)
+        await attempt(.running(link), isAdopted: false)
         count()
       case .failed: quickEnds = min(quickEnds + 1, 10)
       case .given: return
@@ -111,12 +125,12 @@ extension Workspace {
   /// Creates another sandbox for this workspace, which does not occupy it yet.
   func newSandbox() async throws -> (SandboxPlace, any SandboxLink) {
     let place = SandboxPlace(id: SandboxPlace.freshID())
-    if let name = services.tool(of: spec)?.tokenFile, secrets.token == nil { secrets.token = (name, NodeServices.freshToken()) }
     return (place, try await newSandbox(place))
   }
 
   /// Creates a sandbox and hands the secrets of the attempt to its supervisor.
   func newSandbox(_ place: SandboxPlace) async throws -> any SandboxLink {
+    if let name = services.tool(of: spec)?.tokenFile, secrets.token == nil { secrets.token = (name, NodeServices.freshToken()) }
     var found: (any SandboxLink)?
     do {
       let link = try await services.sandboxes.create(place, for: id)
@@ -217,13 +231,44 @@ extension Workspace {
 
   // ------------------------------------------------------------------ attempt
 
-  func attempt(_ first: any SandboxLink, isAdopted: Bool) async {
-    link = first
+  /// Starts the supervisor of the sandbox on record beside `body`.
+  func startingSupervisor(_ body: @Sendable (AttemptSupervisor) async -> Void) async {
+    let started = Promise<any SandboxLink>()
+    async let starting: Void = {
+      do {
+        guard let place = self.record.sandbox else { throw Refusal(.internal, "the record names no sandbox") }
+        // If this agent ends in the meantime, the next one continues with what has been started.
+        started.fulfil(.success(try await uncancelled { try await self.newSandbox(place) }))
+      } catch {
+        started.fulfil(.failure(error as? Refusal ?? Refusal(.isolation, describe(error))))
+      }
+    }()
+    await body(.starting(started))
+    await starting
+  }
+
+  /// Removes what was made for a launch that the journal did not take.
+  private func reject(_ supervisor: AttemptSupervisor) async {
+    if let found = try? await reach(supervisor), let place = record.sandbox { await end(found, place) }
+    released.fulfil(.success(()))
+  }
+
+  /// Returns the connection to the supervisor of an attempt as soon as there is one, also in a cancelled task.
+  private func reach(_ supervisor: AttemptSupervisor) async throws -> any SandboxLink {
+    switch supervisor {
+    case .running(let link): return link
+    case .starting(let started): return try await started.valueWhateverHappens
+    }
+  }
+
+  /// Runs one attempt to its end.
+  func attempt(_ supervisor: AttemptSupervisor, isAdopted: Bool) async {
+    if case .running(let first) = supervisor { link = first }
     holdResources()
     attempt = AttemptState()
     guard !record.state.isTerminal else {
       // The workspace was stopped before anything was prepared.
-      await endSupervisor(first, record.sandbox)
+      if let first = try? await reach(supervisor) { await endSupervisor(first, record.sandbox) }
       await discard(record.sandbox)
       link = nil
       return released.fulfil(.success(()))
@@ -234,31 +279,29 @@ extension Workspace {
       // Reports are buffered only for features that read them.
       if type(of: feature).readsReports { attempt.reports.append(stream.continuation) } else { stream.continuation.finish() }
     }
-    var first = first
-    if first.status.state == .awaitingPlan {
+    if link == nil || link?.status.state == .awaitingPlan {
       do throws(Refusal) {
-        guard let link = try await prepareCancellably(first) else {
+        guard try await prepareCancellably(supervisor) else {
           guard !Task.isCancelled else { return }
           return await launchAgain()
         }
-        first = link
       } catch {
         guard !Task.isCancelled else { return }
         failure = error.reason
-        await endSupervisor(first, record.sandbox)
+        if let link { await endSupervisor(link, record.sandbox) }
       }
     }
-    if failure == nil {
-      failure = await follow(first, streams.map(\.stream), isAdopted: isAdopted)
+    if failure == nil, let link {
+      failure = await follow(link, streams.map(\.stream), isAdopted: isAdopted)
       guard !Task.isCancelled else { return }
     }
     await finishAttempt(failure)
   }
 
-  /// Prepares the attempt so that a stop ends it at once, whatever it waits for. Returns the connection over which the launch was
-  /// requested; nil if the supervisor exited before that.
-  private func prepareCancellably(_ link: any SandboxLink) async throws(Refusal) -> (any SandboxLink)? {
-    let preparation = Task { try await prepare(link) }
+  /// Prepares the attempt so that a stop ends it at once, whatever it waits for. Returns false if the supervisor exited before the launch
+  /// was requested.
+  private func prepareCancellably(_ supervisor: AttemptSupervisor) async throws(Refusal) -> Bool {
+    let preparation = Task { try await prepare(supervisor) }
     attempt.cancelPreparation = { preparation.cancel() }
     defer { attempt.cancelPreparation = nil }
     let result = await withTaskCancellationHandler {
@@ -275,7 +318,26 @@ extension Workspace {
     record.stop.map { Refusal(.requested, "stopped by \($0.by) before the tool started") }
   }
 
-  private func prepare(_ link: any SandboxLink) async throws -> (any SandboxLink)? {
+  private func prepare(_ supervisor: AttemptSupervisor) async throws -> Bool {
+    guard let place = record.sandbox else { throw Refusal(.internal, "the record names no sandbox") }
+    let plan: Plan
+    do { plan = try await preparePlan() } catch {
+      // The caller ends it.
+      link = try? await reach(supervisor)
+      throw error
+    }
+    link = try await reach(supervisor)
+    do { try await services.sandboxes.write(plan, record: try record.encoded(), to: place) } catch {
+      throw Refusal(.isolation, describe(error))
+    }
+    if let requested { throw requested }
+    guard try await requestLaunch(place) else { return false }
+    finishPhase("supervisor")
+    Fault.at(.spawned)
+    return true
+  }
+
+  private func preparePlan() async throws -> Plan {
     guard let tool = services.tool(of: spec) else { throw Refusal(.internal, "there is no tool \(spec.tool) any more") }
     let image = try await image()
     update { $0.imageDigest = image.digest }
@@ -286,30 +348,21 @@ extension Workspace {
       if let requested { throw requested }
       try Task.checkCancellation()
     }
-    let plan = compile(record, tool, image)
-    guard let place = record.sandbox else { throw Refusal(.internal, "the record names no sandbox") }
-    do { try await services.sandboxes.write(plan, record: try record.encoded(), to: place) } catch {
-      throw Refusal(.isolation, describe(error))
-    }
-    if let requested { throw requested }
-    let launched = try await requestLaunch(link, place)
-    finishPhase("supervisor")
-    Fault.at(.spawned)
-    return launched
+    return compile(record, tool, image)
   }
 
-  /// Requests the launch, over another connection if this one is broken. Returns nil if the supervisor has exited.
-  private func requestLaunch(_ link: any SandboxLink, _ place: SandboxPlace) async throws -> (any SandboxLink)? {
+  /// Requests the launch, over another connection if this one is broken. Returns false if the supervisor has exited.
+  private func requestLaunch(_ place: SandboxPlace) async throws -> Bool {
     do throws(SupervisorError) {
-      try link.send(.launch)
-      return link
+      try link?.send(.launch)
+      return true
     } catch {
       guard error == .disconnected else { throw Refusal(.isolation, "\(error)") }
     }
-    guard let again = try await reach(place) else { return nil }
-    self.link = again
+    guard let again = try await reach(place) else { return false }
+    link = again
     if again.status.state == .awaitingPlan { try again.send(.launch) }
-    return again
+    return true
   }
 
   private func image() async throws(Refusal) -> StoredImage {

@@ -23,7 +23,7 @@ extension Workspace {
     }
     // There is no supervisor: the files that it left decide, here and nowhere else.
     link = nil
-    let (exit, hasPlan): (ExitRecord?, Bool)
+    let (exit, hasPlan): (ExitRecord?, Bool?)
     do {
       exit = try await services.sandboxes.exitRecord(place)
       hasPlan = try await services.sandboxes.hasPlan(place)
@@ -34,7 +34,11 @@ extension Workspace {
     }
     guard !Task.isCancelled else { return }
     logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(exit.map { "\($0)" } ?? "none")"])
-    let mayHaveStarted = record.state != .pending && (hasPlan || !isSameBoot)
+    if isSameBoot, hasPlan == nil, record.state == .preparing, !record.spec.needsSecrets, !place.isLegacy {
+      // The previous agent ended after it had accepted the launch and before it created the sandbox.
+      return await startingSupervisor { await self.attempt($0, isAdopted: false) }
+    }
+    let mayHaveStarted = record.state != .pending && (hasPlan == true || !isSameBoot)
     if exit == nil, record.state == .pending || record.state == .preparing, !mayHaveStarted { return await launchAgain() }
     if isSameBoot { _ = await services.sandboxes.kill(place) }
     holdResources()
@@ -115,7 +119,7 @@ extension Workspace {
       }
       if record.state == .pending { await transition(.preparationBegan) }
     }
-    await attempt(found, isAdopted: true)
+    await attempt(.running(found), isAdopted: true)
   }
 
   private static let credentialsLost = Reason(
@@ -140,7 +144,7 @@ extension Workspace {
       if record.state == .preparing { await transition(.supervisorLost, ["why": "its supervisor was lost before the tool started"]) }
       await discard(old)
       await transition(.preparationBegan)
-      await attempt(found, isAdopted: false)
+      await attempt(.running(found), isAdopted: false)
     } catch {
       guard !Task.isCancelled else { return }
       holdResources()

@@ -82,13 +82,17 @@ package actor Workspace {
 
   /// Returns an event together with the record as it is now.
   private func entry(_ type: EventType, _ attributes: [String: String] = [:]) throws -> Journal.Entry {
+    Journal.Entry(try event(type, attributes), .record(try record.journalRecord()))
+  }
+
+  private func event(_ type: EventType, _ attributes: [String: String] = [:]) throws -> JournalEvent {
     // A late event must not restore the record of a deleted workspace.
     guard !isDeleted else { throw AgentError.noWorkspace(id) }
     let record = record
     let event = try services.event(type, record, after: reported, attributes)
     reported = record.state
     Fault.at("before \(type.rawValue)")
-    return Journal.Entry(event, .record(try record.journalRecord()))
+    return event
   }
 
   /// Records an event with the current record. Without `retriesUntilDurable` it throws if the disk is full or fails, for the caller to report.
@@ -148,39 +152,57 @@ package actor Workspace {
     return (next.event, try entry(next.event, attributes))
   }
 
-  /// Accepts a new workspace: creates its sandbox, hands the secrets of the request to the supervisor, and commits the first two events in
-  /// one transaction. Returns the connection to the supervisor; nil if the workspace was accepted and its sandbox could not be created.
-  func accept(_ entrusted: LaunchSecrets) async throws -> (any SandboxLink)? {
+  /// Accepts a new workspace: hands the secrets of the request to the supervisor of its sandbox, and commits its first two events in one
+  /// transaction, for which `untilAccepted` waits. Returns how its first attempt begins.
+  func accept(_ entrusted: LaunchSecrets) async throws -> AttemptOrigin {
     secrets = entrusted
     let place = SandboxPlace(id: SandboxPlace.freshID())
     update { $0.occupy(place, services.facts.bootID) }
+    if secrets.isEmpty {
+      let accepted = try submitAcceptance()
+      holdResources()
+      return .accepting(accepted)
+    }
     var link: (any SandboxLink)?
     var failure: (any Error)?
-    // Secrets cannot be fetched again: the supervisor has them before a record needs them. Else the two steps overlap.
+    // Secrets cannot be fetched again: the supervisor has them before a record needs them. With a token alone, the two steps overlap.
     if spec.needsSecrets { link = try await newSandbox(place) }
-    let done: Promise<Void>
-    do { done = try submitAcceptance() } catch {
+    let accepted: Promise<Void>
+    do { accepted = try submitAcceptance() } catch {
       await end(link, place)
       throw error
     }
     if link == nil { do { link = try await newSandbox(place) } catch { failure = error } }
-    do {
-      // Waits even if the caller is cancelled: what is on disk by then has been accepted.
-      try await done.valueWhateverHappens
-    } catch {
+    do { try await untilAccepted(accepted) } catch {
       await end(link, place)
-      throw AgentError(.internal, "the journal cannot be written: \(error)")
+      throw error
     }
+    if let link { return .accepted(link) }
+    await transition(.preparationFailed(Reason(.isolation, failure.map { describe($0) } ?? "")))
+    return .recovered
+  }
+
+  /// Waits until an accepted launch is on disk, even if the caller is cancelled: what is on disk by then has been accepted.
+  private func untilAccepted(_ accepted: Promise<Void>) async throws {
+    do { try await accepted.valueWhateverHappens } catch { throw AgentError(.internal, "the journal cannot be written: \(error)") }
     Fault.at(.afterCreated)
     Fault.at(.afterPreparing)
-    if let failure { await transition(.preparationFailed(Reason(.isolation, describe(failure)))) }
-    return link
+  }
+
+  /// Waits until the launch is on disk, or until nothing is left of one that the journal did not take. `runAttempts(origin)` runs.
+  func untilAccepted(_ origin: AttemptOrigin) async throws {
+    guard case .accepting(let accepted) = origin else { return }
+    do { try await untilAccepted(accepted) } catch {
+      try await released.value
+      throw error
+    }
   }
 
   private func submitAcceptance() throws -> Promise<Void> {
-    let created = try entry(.created)
+    let created = try event(.created)
     let (_, preparing) = try advance(.preparationBegan, [:])
-    return services.events.submit([created, preparing], retriesUntilDurable: false)
+    // The second entry has the record, which is in the same transaction.
+    return services.events.submit([Journal.Entry(created), preparing], retriesUntilDurable: false)
   }
 
   /// Records that an attempt holds resources of the host. Callers that wait for the release of the last attempt then wait for this one.
