@@ -460,6 +460,8 @@ def open_programs(agent, room):
     clients = [cli(agent, *options, room.id, "--", *command, **pipes) for options, command in (
         (["-i"], ["cat"]), (["-i", "-t"], ["sh"]), ([], ["yes"]), ([], ["sh", "-c", "trap '' HUP; while true; do sleep 1; done"]))]
     until(lambda: len(room.left()) >= 4, room.left)
+    # An event follows its program by a moment, in which an end of the agent would come before both.
+    until(lambda: [type for type, _ in exec_events(agent, room)].count("ExecStarted") >= 4, lambda: exec_events(agent, room))
     clients[2].stdout.read(1)
     return clients
 
