@@ -15,11 +15,13 @@ package struct Features: Sendable {
   let limits: LimitsFeature
   let rescue: RescueFeature
   let exec = ExecFeature()
+  /// All of them, in the order of their hooks.
+  let list: [any WorkspaceFeature]
 
   /// Creates the features with the real drivers of this host.
   init(_ services: NodeServices) throws {
     let configuration = services.configuration
-    let network = try NetworkDriver(
+    let driver = try NetworkDriver(
       subnet: configuration.subnet, slots: configuration.maxWorkspaces, table: configuration.firewallTable,
       linkPrefix: configuration.linkPrefix)
     home = HomeFeature(
@@ -28,15 +30,11 @@ package struct Features: Sendable {
     packages = PackagesFeature(services: services, home: home)
     datasets = DatasetsFeature(services: services, images: try DatasetVolumes(root: configuration.state + "/datasets"))
     credentials = CredentialsFeature(services: services)
-    broker = BrokerFeature(services: services, network: network, controllers: ControllerProvider())
-    self.network = NetworkFeature(services: services, driver: network)
+    broker = BrokerFeature(services: services, network: driver, controllers: ControllerProvider())
+    network = NetworkFeature(services: services, driver: driver)
     limits = LimitsFeature(services: services)
     rescue = RescueFeature(services: services, home: home)
-  }
-
-  /// The features in the order of their hooks, with the reasons for it.
-  var list: [any WorkspaceFeature] {
-    [
+    list = [
       home,
       // Datasets may be mounted below the home.
       datasets,
@@ -52,8 +50,8 @@ package struct Features: Sendable {
       broker,
       ReadinessFeature(),
       LifetimeFeature(),
-      OutOfMemoryFeature(services: limits.services),
-      StaleEnvironmentFeature(services: limits.services),
+      OutOfMemoryFeature(services: services),
+      StaleEnvironmentFeature(services: services),
       // Its programs use all of the above. As the last in the list it is the first to be told of an end.
       exec,
     ]

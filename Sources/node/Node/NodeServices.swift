@@ -12,8 +12,9 @@ internal import Networking
 internal import Volumes
 package import Workspaces
 
-/// The parts that the workspaces of a node share: its drivers, its lanes, and the sink that makes events durable.
-package struct NodeServices: Sendable {
+/// The parts that the workspaces of a node share: its drivers, its lanes, and the sink that makes events durable. A class, because each
+/// workspace and each feature refers to it.
+package final class NodeServices: Sendable {
   package let configuration: Configuration
   package let facts: NodeFacts
   package let logger: Logger
@@ -28,6 +29,23 @@ package struct NodeServices: Sendable {
   let seccomp: [UInt8]
   /// The vault whose files pass secrets to supervisors.
   let vault: any SecretFiles
+
+  init(
+    configuration: Configuration, facts: NodeFacts, logger: Logger, tools: [String: Tool], lanes: Lanes, events: any EventSink,
+    sandboxes: any SandboxDriver, images: any ImageLookup, helper: String, seccomp: [UInt8], vault: any SecretFiles
+  ) {
+    self.configuration = configuration
+    self.facts = facts
+    self.logger = logger
+    self.tools = tools
+    self.lanes = lanes
+    self.events = events
+    self.sandboxes = sandboxes
+    self.images = images
+    self.helper = helper
+    self.seccomp = seccomp
+    self.vault = vault
+  }
 
   func tool(of spec: WorkspaceSpec) -> Tool? { tools[spec.tool] }
 

@@ -25,11 +25,12 @@ extension Workspace {
   enum AttemptOrigin: Sendable {
     /// This agent accepted the launch: the sandbox waits for a plan, and its supervisor has the secrets of the request.
     case accepted(any SandboxLink)
-    /// This agent is accepting the launch, which has no secrets: the supervisor starts while the disk works. The promise is fulfilled when
-    /// the launch is on disk.
+    /// The launch has no secrets: the supervisor starts beside the preparation. The promise is fulfilled when the launch is on disk.
     case accepting(Promise<Void>)
     /// A previous agent wrote the record, which says how far the workspace has come.
     case recovered
+    /// A previous agent started the supervisor.
+    case adopted(any SandboxLink)
   }
 
   /// The supervisor of an attempt: it runs, or is being started beside the preparation.
@@ -42,15 +43,7 @@ extension Workspace {
   func runAttempts(_ beginning: AttemptOrigin) async {
     var quickEnds: UInt32 = 0
     var begun = ContinuousClock.now
-    switch beginning {
-    case .accepted(let link): await attempt(.running(link), isAdopted: false)
-    case .accepting(let accepted):
-      await startingSupervisor { supervisor in
-        guard (try? await accepted.valueWhateverHappens) != nil else { return await self.reject(supervisor) }
-        await self.attempt(supervisor, isAdopted: false)
-      }
-    case .recovered: await recover()
-    }
+    await run(beginning)
     func count() { quickEnds = begun.duration(to: .now) > .seconds(Aftermath.settledSeconds) ? 0 : min(quickEnds + 1, 10) }
     count()
     while !Task.isCancelled {
@@ -68,10 +61,24 @@ extension Workspace {
       begun = .now
       switch await nextAttempt() {
       case .begun(let link):
-        await attempt(.running(link), isAdopted: false)
+        await run(.accepted(link))
         count()
       case .failed: quickEnds = min(quickEnds + 1, 10)
       case .given: return
+      }
+    }
+  }
+
+  /// Runs one attempt. A launch whose supervisor is lost before it has anything to start begins again, in the same attempt.
+  private func run(_ beginning: AttemptOrigin) async {
+    var next: AttemptOrigin? = beginning
+    while let origin = next {
+      switch origin {
+      case .accepted(let link): next = await attempt(.running(link), isAdopted: false)
+      case .adopted(let link): next = await attempt(.running(link), isAdopted: true)
+      case .accepting(let accepted): next = await attemptStarting(accepted)
+      // This returns before the attempt begins, so that nothing of the recovery remains in memory while it lasts.
+      case .recovered: next = await recover()
       }
     }
   }
@@ -231,8 +238,8 @@ extension Workspace {
 
   // ------------------------------------------------------------------ attempt
 
-  /// Starts the supervisor of the sandbox on record beside `body`.
-  func startingSupervisor(_ body: @Sendable (AttemptSupervisor) async -> Void) async {
+  /// Runs an attempt whose supervisor starts beside its preparation.
+  private func attemptStarting(_ accepted: Promise<Void>) async -> AttemptOrigin? {
     let started = Promise<any SandboxLink>()
     async let starting: Void = {
       do {
@@ -243,8 +250,14 @@ extension Workspace {
         started.fulfil(.failure(error as? Refusal ?? Refusal(.isolation, describe(error))))
       }
     }()
-    await body(.starting(started))
+    var next: AttemptOrigin?
+    if (try? await accepted.valueWhateverHappens) != nil {
+      next = await attempt(.starting(started), isAdopted: false)
+    } else {
+      await reject(.starting(started))
+    }
     await starting
+    return next
   }
 
   /// Removes what was made for a launch that the journal did not take.
@@ -261,8 +274,8 @@ extension Workspace {
     }
   }
 
-  /// Runs one attempt to its end.
-  func attempt(_ supervisor: AttemptSupervisor, isAdopted: Bool) async {
+  /// Runs one attempt to its end. Returns how it begins again if its supervisor was lost before it had anything to start.
+  private func attempt(_ supervisor: AttemptSupervisor, isAdopted: Bool) async -> AttemptOrigin? {
     if case .running(let first) = supervisor { link = first }
     holdResources()
     attempt = AttemptState()
@@ -271,7 +284,8 @@ extension Workspace {
       if let first = try? await reach(supervisor) { await endSupervisor(first, record.sandbox) }
       await discard(record.sandbox)
       link = nil
-      return released.fulfil(.success(()))
+      released.fulfil(.success(()))
+      return nil
     }
     var failure: Reason?
     let streams = features.map { _ in AsyncStream<ShimReport>.makeStream() }
@@ -281,21 +295,19 @@ extension Workspace {
     }
     if link == nil || link?.status.state == .awaitingPlan {
       do throws(Refusal) {
-        guard try await prepareCancellably(supervisor) else {
-          guard !Task.isCancelled else { return }
-          return await launchAgain()
-        }
+        guard try await prepareCancellably(supervisor) else { return Task.isCancelled ? nil : await launchAgain() }
       } catch {
-        guard !Task.isCancelled else { return }
+        guard !Task.isCancelled else { return nil }
         failure = error.reason
         if let link { await endSupervisor(link, record.sandbox) }
       }
     }
     if failure == nil, let link {
       failure = await follow(link, streams.map(\.stream), isAdopted: isAdopted)
-      guard !Task.isCancelled else { return }
+      guard !Task.isCancelled else { return nil }
     }
     await finishAttempt(failure)
+    return nil
   }
 
   /// Prepares the attempt so that a stop ends it at once, whatever it waits for. Returns false if the supervisor exited before the launch

@@ -10,16 +10,17 @@ internal import Workspaces
 
 /// Continues a workspace that another agent started, or whose supervisor was lost.
 extension Workspace {
-  /// Recovers a workspace that has not ended; `runAttempts` decides about one that has.
-  func recover() async {
+  /// Recovers a workspace that has not ended; `runAttempts` decides about one that has. Returns how its attempt continues; nil if it has
+  /// ended, or this agent ends.
+  func recover() async -> AttemptOrigin? {
     let record = record
-    guard !record.state.isTerminal else { return }
+    guard !record.state.isTerminal else { return nil }
     guard let place = record.sandbox else { return await launchAgain() }
     let isSameBoot = record.bootID == services.facts.bootID
     do {
       if isSameBoot, let found = try await reach(place) { return await resume(found) }
     } catch {
-      return  // This agent ends.
+      return nil  // This agent ends.
     }
     // There is no supervisor: the files that it left decide, here and nowhere else.
     link = nil
@@ -29,20 +30,20 @@ extension Workspace {
       hasPlan = try await services.sandboxes.hasPlan(place)
     } catch {
       logger.error("cannot read a sandbox", metadata: ["workspace": "\(id)", "sandbox": "\(place.id)", "error": "\(describe(error))"])
-      guard (try? await Task.sleep(for: .seconds(1))) != nil else { return }
-      return await recover()
+      return (try? await Task.sleep(for: .seconds(1))) == nil ? nil : .recovered
     }
-    guard !Task.isCancelled else { return }
+    guard !Task.isCancelled else { return nil }
     logger.notice("no supervisor", metadata: ["workspace": "\(id)", "record": "\(exit.map { "\($0)" } ?? "none")"])
     if isSameBoot, hasPlan == nil, record.state == .preparing, !record.spec.needsSecrets, !place.isLegacy {
       // The previous agent ended after it had accepted the launch and before it created the sandbox.
-      return await startingSupervisor { await self.attempt($0, isAdopted: false) }
+      return .accepting(Promise(()))
     }
     let mayHaveStarted = record.state != .pending && (hasPlan == true || !isSameBoot)
     if exit == nil, record.state == .pending || record.state == .preparing, !mayHaveStarted { return await launchAgain() }
     if isSameBoot { _ = await services.sandboxes.kill(place) }
     holdResources()
     await finishAttempt(nil)
+    return nil
   }
 
   /// Connects to the supervisor of a sandbox, however long it takes to reply; nil if it has exited.
@@ -75,7 +76,7 @@ extension Workspace {
   }
 
   /// Continues with a sandbox whose supervisor a previous agent started.
-  private func resume(_ found: any SandboxLink) async {
+  private func resume(_ found: any SandboxLink) async -> AttemptOrigin? {
     let spec = spec
     if record.sandbox?.isLegacy == true, record.startedNanoseconds == nil, record.state == .pending || record.state == .preparing,
       !found.status.state.isStarted
@@ -94,14 +95,14 @@ extension Workspace {
       } catch {
         // The secrets are requested again over another connection.
         found.close()
-        guard (try? await Task.sleep(for: .milliseconds(200))) != nil else { return }
-        return await recover()
+        return (try? await Task.sleep(for: .milliseconds(200))) == nil ? nil : .recovered
       }
       guard let entrusted = known else {
         await endSupervisor(found, record.sandbox)
         link = found
         holdResources()
-        return await finishAttempt(Workspace.credentialsLost)
+        await finishAttempt(Workspace.credentialsLost)
+        return nil
       }
       secrets = entrusted
       if let tokenName, secrets.token == nil {
@@ -112,27 +113,28 @@ extension Workspace {
         do {
           try await token.entrust(to: found, services.vault)
         } catch {
-          guard !Task.isCancelled else { return }
+          guard !Task.isCancelled else { return nil }
           await endSupervisor(found, record.sandbox)
           return await launchAgain()
         }
       }
       if record.state == .pending { await transition(.preparationBegan) }
     }
-    await attempt(.running(found), isAdopted: true)
+    return .adopted(found)
   }
 
   private static let credentialsLost = Reason(
     .credentialsLost, "its supervisor was lost before the tool started, and with it the credentials of the launch; launch it again")
 
-  /// Launches again if the supervisor was lost before it had anything to start.
-  func launchAgain() async {
+  /// Launches again if the supervisor was lost before it had anything to start; ends the attempt if that cannot be.
+  func launchAgain() async -> AttemptOrigin? {
     guard !spec.needsSecrets, record.supervisorsLost < 5 else {
       holdResources()
-      return await finishAttempt(
+      await finishAttempt(
         spec.needsSecrets
           ? Workspace.credentialsLost : Reason(.internal, "its supervisor was lost \(record.supervisorsLost) times before the tool started")
       )
+      return nil
     }
     let old = record.sandbox
     do {
@@ -144,11 +146,12 @@ extension Workspace {
       if record.state == .preparing { await transition(.supervisorLost, ["why": "its supervisor was lost before the tool started"]) }
       await discard(old)
       await transition(.preparationBegan)
-      await attempt(.running(found), isAdopted: false)
+      return .accepted(found)
     } catch {
-      guard !Task.isCancelled else { return }
+      guard !Task.isCancelled else { return nil }
       holdResources()
       await finishAttempt(Reason(.internal, "cannot start another supervisor: \(describe(error))"))
+      return nil
     }
   }
 }

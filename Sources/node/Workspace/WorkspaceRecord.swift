@@ -25,10 +25,10 @@ package struct WorkspaceRecord: Sendable {
 
   static let schema = 2
 
-  package let spec: WorkspaceSpec
+  @Boxed package private(set) var spec: WorkspaceSpec
   package var state: WorkspaceState = .pending
-  package var reason: Reason?
-  package let amounts: ResourceLimits
+  @Boxed package var reason: Reason? = nil
+  @Boxed package private(set) var amounts: ResourceLimits
   /// The number of the workspace's id range and address.
   package let slot: Int
   package let address: String
@@ -44,9 +44,9 @@ package struct WorkspaceRecord: Sendable {
   /// The time at which the tool was started, in nanoseconds since boot; nil before.
   package var startedNanoseconds: Int64?
   package var conditions: [Condition] = []
-  package var stop: StopRequest?
+  @Boxed package var stop: StopRequest? = nil
   /// The reason for which the agent itself ends the tool, if it does.
-  package var stopReason: Reason?
+  @Boxed package var stopReason: Reason? = nil
   package var outOfMemoryKills: UInt64 = 0
   /// The number of times that the launch of this attempt was retried because its supervisor was lost before it had a plan.
   var supervisorsLost: UInt32 = 0
