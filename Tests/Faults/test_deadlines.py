@@ -183,6 +183,7 @@ def milliseconds_to_ready(agent, id):
     return (ready["bootNanoseconds"] - begun) / 1e6
 
 
+@pytest.mark.alone
 def test_launches_go_on_while_images_are_imported(agent):
     for number, (layer, digest) in enumerate(layers(4)):
         archive(agent.directory / f"large-{number}.tar", layer, digest)

@@ -302,6 +302,7 @@ def test_an_older_copy_put_in_the_journals_place_is_a_loss(node):
     assert "older copy" in gap["reason"]
 
 
+@pytest.mark.alone
 def test_five_hundred_records_are_read_in_two_seconds(node):
     agent, _ = node
     agent.launch("w", "sleep 1")

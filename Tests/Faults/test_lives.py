@@ -230,6 +230,7 @@ def test_out_of_memory_of_a_part_is_told_at_once_and_once(node):
     judge(agent, killed=["parts"])
 
 
+@pytest.mark.alone
 def test_commits_share_what_the_disk_costs(node):
     """As many ends as there are at once need fewer syncs than there are events; each of them is there."""
     agent, _ = node

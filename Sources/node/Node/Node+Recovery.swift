@@ -21,12 +21,14 @@ extension Node {
     if let loss = journal.loss { logger.critical("history was lost", metadata: ["why": "\(loss)", "stream": "\(journal.streamID)"]) }
     let (layout, parent) = (facts.layout, configuration.cgroupParent)
     try await services.lanes.launch.run { try Cgroup(layout: layout, path: parent).prepare() }
-    for var record in try await journal.records().map({ try WorkspaceRecord($0) }) {
-      if record.sandbox == nil, !record.state.isTerminal, let copy = await legacyCopy(record) {
-        record.sandbox = copy.sandbox
-        record.bootID = copy.bootID
-      }
+    for record in try await Node.decoded(try await journal.records()) {
       let workspace = Workspace(record, services, features.list, isOnRecord: true)
+      if record.sandbox == nil, !record.state.isTerminal, let copy = await legacyCopy(record) {
+        await workspace.update {
+          $0.sandbox = copy.sandbox
+          $0.bootID = copy.bootID
+        }
+      }
       if drain != nil { await workspace.drain() }
       insert(workspace)
     }
@@ -42,6 +44,19 @@ extension Node {
     try await services.lanes.launch.run { try network.prepare(running: attachments) }
     for workspace in workspaces.values.sorted(by: { $0.id < $1.id }) { begin { await workspace.runAttempts(.recovered) } }
     evict()
+  }
+
+  /// Decodes records on all processors, because nothing can be adopted before that.
+  private static func decoded(_ stored: [JournalRecord]) async throws -> [WorkspaceRecord] {
+    let size = 64
+    return try await withThrowingTaskGroup(of: (Int, [WorkspaceRecord]).self) { group in
+      for start in stride(from: 0, to: stored.count, by: size) {
+        group.addTask { (start, try stored[start..<min(start + size, stored.count)].map { try WorkspaceRecord($0) }) }
+      }
+      var parts: [(start: Int, records: [WorkspaceRecord])] = []
+      for try await part in group { parts.append(part) }
+      return parts.sorted { $0.start < $1.start }.flatMap(\.records)
+    }
   }
 
   /// Returns the copy of the record in the workspace's folder, which alone says how far a start of commit 7ede341 had come.

@@ -2,6 +2,7 @@
 
 internal import Concurrency
 internal import ShimProtocol
+internal import Workspaces
 
 /// The state of one attempt that lives only in this process.
 struct AttemptState {
@@ -14,6 +15,15 @@ struct AttemptState {
   var cancelPreparation: (@Sendable () -> Void)?
   /// The end of the tool as its supervisor reported it.
   var reported: ExitRecord?
+  /// The reason for which the start failed.
+  var failure: Reason?
+  // The progress of the sandbox as this agent has followed it.
+  var isConnected = false
+  var isConnecting = false
+  var isWaiting = false
+  var isReleased = false
+  var isRunning = false
+  var isOver = false
   /// The pause before the next attempt; fulfilling it ends the pause.
   var pause: Promise<Void>?
 }

@@ -107,7 +107,9 @@ extension Workspace {
 
   // ------------------------------------------------------------------- ending
 
-  /// Finishes an attempt: reads what the sandbox left, commits the last event and releases everything.
+  /// Finishes an attempt: reads what the sandbox left, commits the last event and releases everything. Not inlined: its variables would
+  /// take memory in the frame of the attempt for as long as that lasts.
+  @inline(never)
   func finishAttempt(_ failure: Reason?) async {
     Fault.at(.exitSeen)
     let place = record.sandbox

@@ -275,7 +275,39 @@ extension Workspace {
   }
 
   /// Runs one attempt to its end. Returns how it begins again if its supervisor was lost before it had anything to start.
+  ///
+  /// The steps are not inlined: the frame of this function exists as long as the attempt, and would have the variables of all of them.
   private func attempt(_ supervisor: AttemptSupervisor, isAdopted: Bool) async -> AttemptOrigin? {
+    switch await begin(supervisor) {
+    case .ended: return nil
+    case .lost: return await launchAgain()
+    case .failed:
+      let failure = attempt.failure
+      await finishAttempt(failure)
+      return nil
+    case .launched: break
+    }
+    await follow(isAdopted)
+    guard !Task.isCancelled else { return nil }
+    let failure = attempt.failure
+    await finishAttempt(failure)
+    return nil
+  }
+
+  private enum Begun {
+    /// The request to launch has been sent, by this agent or an earlier one.
+    case launched
+    /// The start failed; the reason is `attempt.failure`.
+    case failed
+    /// The supervisor exited before it had anything to start.
+    case lost
+    /// Nothing is left to do: the workspace had been stopped, or this agent ends.
+    case ended
+  }
+
+  /// Begins an attempt, and prepares it unless an earlier agent did.
+  @inline(never)
+  private func begin(_ supervisor: AttemptSupervisor) async -> Begun {
     if case .running(let first) = supervisor { link = first }
     holdResources()
     attempt = AttemptState()
@@ -285,33 +317,23 @@ extension Workspace {
       await discard(record.sandbox)
       link = nil
       released.fulfil(.success(()))
-      return nil
+      return .ended
     }
-    var failure: Reason?
-    let streams = features.map { _ in AsyncStream<ShimReport>.makeStream() }
-    for (feature, stream) in zip(features, streams) {
-      // Reports are buffered only for features that read them.
-      if type(of: feature).readsReports { attempt.reports.append(stream.continuation) } else { stream.continuation.finish() }
+    guard link == nil || link?.status.state == .awaitingPlan else { return .launched }
+    do throws(Refusal) {
+      if try await prepareCancellably(supervisor) { return .launched }
+      return Task.isCancelled ? .ended : .lost
+    } catch {
+      guard !Task.isCancelled else { return .ended }
+      attempt.failure = error.reason
+      if let link { await endSupervisor(link, record.sandbox) }
+      return .failed
     }
-    if link == nil || link?.status.state == .awaitingPlan {
-      do throws(Refusal) {
-        guard try await prepareCancellably(supervisor) else { return Task.isCancelled ? nil : await launchAgain() }
-      } catch {
-        guard !Task.isCancelled else { return nil }
-        failure = error.reason
-        if let link { await endSupervisor(link, record.sandbox) }
-      }
-    }
-    if failure == nil, let link {
-      failure = await follow(link, streams.map(\.stream), isAdopted: isAdopted)
-      guard !Task.isCancelled else { return nil }
-    }
-    await finishAttempt(failure)
-    return nil
   }
 
   /// Prepares the attempt so that a stop ends it at once, whatever it waits for. Returns false if the supervisor exited before the launch
   /// was requested.
+  @inline(never)
   private func prepareCancellably(_ supervisor: AttemptSupervisor) async throws(Refusal) -> Bool {
     let preparation = Task { try await prepare(supervisor) }
     attempt.cancelPreparation = { preparation.cancel() }
@@ -407,53 +429,51 @@ extension Workspace {
 
   // ---------------------------------------------------------------- following
 
-  /// The progress of the sandbox as this agent has followed it.
-  private struct Progress {
-    var isConnected = false
-    var isConnecting = false
-    var isWaiting = false
-    var isReleased = false
-    var isRunning = false
-    var isOver = false
-    var failure: Reason?
-  }
-
-  /// Follows a sandbox from its current state to its confirmed end. Returns the reason if its start failed.
-  private func follow(_ first: any SandboxLink, _ streams: [AsyncStream<ShimReport>], isAdopted: Bool) async -> Reason? {
+  /// Follows a sandbox from its current state to its confirmed end. If its start fails, the reason is in `attempt.failure`.
+  @inline(never)
+  private func follow(_ isAdopted: Bool) async {
+    let streams = makeStreams()
     // Discarding, because most features have nothing to run, and a task that has ended is kept by other groups.
     await withDiscardingTaskGroup { group in
       let (graces, continuation) = AsyncStream<Duration>.makeStream()
       attempt.graces = continuation
       group.addTask { await self.endAfterGrace(graces) }
       if let stop = record.stop { continuation.yield(killDelay(stop)) }
-      var progress = Progress()
-      var current: (any SandboxLink)? = first
       var isAnother = false
-      while let link = current, !progress.isOver {
-        self.link = link
+      while let link, !attempt.isOver {
         // The request to launch was lost with the last connection.
         if isAnother, link.status.state == .awaitingPlan { try? link.send(.launch) }
         isAnother = true
         // A stop that was requested while there was no connection has not been signalled to the tool.
         if let stop = record.stop, link.status.state.isStarted, killDelay(stop) > .zero { try? link.send(.signal(Signals.terminate)) }
-        await handle(.state(link.status.state), &progress, streams, &group, isAdopted)
-        if !progress.isOver {
+        await handle(.state(link.status.state), streams, &group, isAdopted)
+        if !attempt.isOver {
           for await report in link.reports {
-            await handle(report, &progress, streams, &group, isAdopted)
-            if progress.isOver { break }
+            await handle(report, streams, &group, isAdopted)
+            if attempt.isOver { break }
           }
         }
-        if progress.isOver || Task.isCancelled { break }
-        current = await reconnect(link)
+        if attempt.isOver || Task.isCancelled { break }
+        guard let next = await reconnect(link) else { break }
+        self.link = next
       }
       for report in attempt.reports { report.finish() }
       continuation.finish()
       group.cancelAll()
-      return progress.failure
+    }
+  }
+
+  /// Makes a stream of reports for each feature; they are buffered only for features that read them.
+  private func makeStreams() -> [AsyncStream<ShimReport>] {
+    features.map { feature in
+      let (stream, continuation) = AsyncStream<ShimReport>.makeStream()
+      if type(of: feature).readsReports { attempt.reports.append(continuation) } else { continuation.finish() }
+      return stream
     }
   }
 
   /// Connects again: a sandbox ends with the exit of its supervisor, not with a connection. Returns nil if the supervisor has exited.
+  @inline(never)
   private func reconnect(_ link: any SandboxLink) async -> (any SandboxLink)? {
     if await link.hasEnded(within: .seconds(2)) == true { return nil }
     guard !Task.isCancelled, let place = record.sandbox else { return nil }
@@ -461,9 +481,9 @@ extension Workspace {
     return try? await reach(place)
   }
 
+  @inline(never)
   private func handle(
-    _ report: ShimReport, _ progress: inout Progress, _ streams: [AsyncStream<ShimReport>], _ group: inout DiscardingTaskGroup,
-    _ isAdopted: Bool
+    _ report: ShimReport, _ streams: [AsyncStream<ShimReport>], _ group: inout DiscardingTaskGroup, _ isAdopted: Bool
   ) async {
     guard case .state(let state) = report else {
       for stream in attempt.reports { stream.yield(report) }
@@ -473,51 +493,52 @@ extension Workspace {
     case .awaitingPlan, .preparing: break
     case .created, .waiting:
       // The kill request may have been lost with the last connection.
-      if progress.failure != nil { return await killTool() }
-      if case .waiting = state, !progress.isWaiting {
-        progress.isWaiting = true
+      if attempt.failure != nil { return await killTool() }
+      if case .waiting = state, !attempt.isWaiting {
+        attempt.isWaiting = true
         finishPhase("isolation")
       }
       // Connects at `created` or `waiting`, whichever arrives first: a quick child may wait before this connection was accepted.
-      if !progress.isConnecting {
-        progress.isConnecting = true
+      if !attempt.isConnecting {
+        attempt.isConnecting = true
         do throws(Refusal) {
           try await connect()
-          progress.isConnected = true
+          attempt.isConnected = true
         } catch {
           // If this agent ends here, the next one connects.
           guard !Task.isCancelled else { return }
-          progress.failure = error.reason
+          attempt.failure = error.reason
           try? link?.send(.kill)
         }
       }
-      if progress.isWaiting, progress.isConnected {
+      if attempt.isWaiting, attempt.isConnected {
         if record.stop != nil { return await killTool() }
         // A failed send closes the connection; the next connection reaches this line again.
         try? link?.send(.start)
         Fault.at(.released)
-        if !progress.isReleased { finishPhase("secrets") }
-        progress.isReleased = true
+        if !attempt.isReleased { finishPhase("secrets") }
+        attempt.isReleased = true
       }
     case .started:
-      guard !progress.isRunning else { return }
-      progress.isRunning = true
+      guard !attempt.isRunning else { return }
+      attempt.isRunning = true
       // A sandbox that this agent itself brought to its start is not adopted.
-      let isAdopted = isAdopted && !progress.isConnecting
+      let isAdopted = isAdopted && !attempt.isConnecting
       await started(isAdopted)
       for (feature, reports) in zip(features, streams) {
         group.addTask { await feature.run(self, isAdopted: isAdopted, reports: reports) }
       }
     case .failed(let failure):
       attempt.reported = .failed(failure)
-      progress.failure = progress.failure ?? Reason(failure)
-      progress.isOver = true
+      attempt.failure = attempt.failure ?? Reason(failure)
+      attempt.isOver = true
     case .ended(let status):
       attempt.reported = .ended(status)
-      progress.isOver = true
+      attempt.isOver = true
     }
   }
 
+  @inline(never)
   private func connect() async throws(Refusal) {
     guard let process = link?.process else { throw Refusal(.isolation, "supervisor did not report PID 1") }
     Fault.at(.entrusted)
@@ -526,6 +547,7 @@ extension Workspace {
     Fault.at(.connected)
   }
 
+  @inline(never)
   private func started(_ isAdopted: Bool) async {
     if isAdopted {
       logger.notice("adopted", metadata: ["workspace": "\(id)"])

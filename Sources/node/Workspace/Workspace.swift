@@ -22,6 +22,8 @@ package actor Workspace {
   private nonisolated let published: Mutex<WorkspaceRecord>
   /// The state in the last event; nil before the first event.
   private var reported: WorkspaceState?
+  /// Whether the record has changed since it was last given to the journal.
+  private var isChanged: Bool
   /// Whether the workspace is deleted: no event and no attempt follows.
   private(set) var isDeleted = false
   private(set) var isDeleting = false
@@ -47,6 +49,7 @@ package actor Workspace {
     self.features = features
     published = Mutex(record)
     reported = isOnRecord ? record.state : nil
+    isChanged = !isOnRecord
     if record.state.isTerminal { end.fulfil(.success(())) }
   }
 
@@ -59,6 +62,7 @@ package actor Workspace {
   /// Changes the record in memory. The next event makes the change durable.
   package func update(_ body: (inout WorkspaceRecord) -> Void) {
     published.withLock { body(&$0) }
+    isChanged = true
     let changed = change
     change = Promise()
     changed.fulfil(.success(()))
@@ -80,9 +84,13 @@ package actor Workspace {
 
   // ------------------------------------------------------------------- events
 
-  /// Returns an event together with the record as it is now.
+  /// Returns an event together with the record as it is now, if that has changed.
   private func entry(_ type: EventType, _ attributes: [String: String] = [:]) throws -> Journal.Entry {
-    Journal.Entry(try event(type, attributes), .record(try record.journalRecord()))
+    let event = try event(type, attributes)
+    guard isChanged else { return Journal.Entry(event) }
+    let record = try record.journalRecord()
+    isChanged = false
+    return Journal.Entry(event, .record(record))
   }
 
   private func event(_ type: EventType, _ attributes: [String: String] = [:]) throws -> JournalEvent {
@@ -99,7 +107,11 @@ package actor Workspace {
   package func commit(_ type: EventType, _ attributes: [String: String] = [:], retriesUntilDurable: Bool = true) async throws {
     let done = services.events.submit([try entry(type, attributes)], retriesUntilDurable: retriesUntilDurable)
     defer { Fault.at("after \(type.rawValue)") }
-    try await done.value
+    do { try await done.value } catch {
+      // The record may not have been written.
+      isChanged = true
+      throw error
+    }
   }
 
   /// Records an event without waiting for the disk.
