@@ -124,7 +124,9 @@ secret = f"CANARY-{os.urandom(8).hex()}-secret"
 open("/tmp/secret", "w").write(secret * 200)
 open("/tmp/given.json", "w").write(json.dumps({"AccessKeyId": "ASIA", "SecretAccessKey": secret * 20, "SessionToken": secret, "Expiration": "2099-01-01T00:00:00Z"}))'""")
     config = pathlib.Path("/etc/carrel/carreld.yaml")
-    config.write_text(config.read_text().replace("credentials: {}", "credentials: {aws: {file: /tmp/given.json}}"))
+    text = config.read_text()
+    assert text.count("\ncredentials:\n") == 1
+    config.write_text(text.replace("\ncredentials:\n", "\ncredentials:\n  aws: {file: /tmp/given.json}\n"))
     sh("systemctl restart carreld")
     host.launch("secret", "sleep 600", options="--credential key=/tmp/secret", aws={"roles": ["analyst"]})
     host.running("secret")
