@@ -56,25 +56,26 @@ package final class ImageStore: Sendable {
 
   /// Finds an image by name, by name without its tag `latest`, or by digest.
   package func find(_ reference: String) throws -> StoredImage {
-    let names = try names()
-    for candidate in [reference, reference + ":latest"] {
-      if let digest = names[candidate] { return try image(digest: digest, name: candidate) }
+    guard let (name, digest) = ImageStore.resolve(reference, try names()) else {
+      throw DriverError(.notFound, "there is no image \(reference); see `carrel image ls`")
     }
-    if let digest = Digest(reference), let name = names.first(where: { $0.value == digest.description })?.key {
-      return try image(digest: digest.description, name: name)
-    }
-    throw DriverError(.notFound, "there is no image \(reference); see `carrel image ls`")
+    return try image(digest: digest, name: name)
   }
 
   /// Finds an image in memory, where it is after its first use; never reads the disk.
   package func known(_ reference: String) -> StoredImage? {
     known.withLock { known in
-      guard let known else { return nil }
-      for candidate in [reference, reference + ":latest"] {
-        if let digest = known.names[candidate] { return known.images[candidate].flatMap { $0.digest == digest ? $0 : nil } }
-      }
-      return known.images.values.first { $0.digest == reference && known.names[$0.name] == reference }
+      guard let known, let (name, digest) = ImageStore.resolve(reference, known.names) else { return nil }
+      return known.images[name].flatMap { $0.digest == digest ? $0 : nil }
     }
+  }
+
+  private static func resolve(_ reference: String, _ names: [String: String]) -> (name: String, digest: String)? {
+    for candidate in [reference, reference + ":latest"] {
+      if let digest = names[candidate] { return (candidate, digest) }
+    }
+    guard let digest = Digest(reference)?.description else { return nil }
+    return names.first { $0.value == digest }.map { ($0.key, digest) }
   }
 
   /// Returns the directories of an image's layers, the topmost first, in the order of overlayfs.

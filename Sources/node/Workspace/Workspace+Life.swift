@@ -281,16 +281,12 @@ extension Workspace {
     switch await begin(supervisor) {
     case .ended: return nil
     case .lost: return await launchAgain()
-    case .failed:
-      let failure = attempt.failure
-      await finishAttempt(failure)
-      return nil
-    case .launched: break
+    case .failed: break
+    case .launched:
+      await follow(isAdopted)
+      guard !Task.isCancelled else { return nil }
     }
-    await follow(isAdopted)
-    guard !Task.isCancelled else { return nil }
-    let failure = attempt.failure
-    await finishAttempt(failure)
+    await finishAttempt(attempt.failure)
     return nil
   }
 

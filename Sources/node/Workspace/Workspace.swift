@@ -176,7 +176,7 @@ package actor Workspace {
       return .accepting(accepted)
     }
     var link: (any SandboxLink)?
-    var failure: (any Error)?
+    var failure = ""
     // Secrets cannot be fetched again: the supervisor has them before a record needs them. With a token alone, the two steps overlap.
     if spec.needsSecrets { link = try await newSandbox(place) }
     let accepted: Promise<Void>
@@ -184,13 +184,13 @@ package actor Workspace {
       await end(link, place)
       throw error
     }
-    if link == nil { do { link = try await newSandbox(place) } catch { failure = error } }
+    if link == nil { do { link = try await newSandbox(place) } catch { failure = describe(error) } }
     do { try await untilAccepted(accepted) } catch {
       await end(link, place)
       throw error
     }
     if let link { return .accepted(link) }
-    await transition(.preparationFailed(Reason(.isolation, failure.map { describe($0) } ?? "")))
+    await transition(.preparationFailed(Reason(.isolation, failure)))
     return .recovered
   }
 
