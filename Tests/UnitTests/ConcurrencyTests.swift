@@ -60,13 +60,14 @@ final class Gate: Sendable {
   }
 
   @Test("one file system that hangs takes nothing from another") func fileSystems() async throws {
-    let lanes = FileSystemLanes("storage", width: 1, queue: 4, patience: nil) { ["/", "/homes", "/homes/dead"] }
+    let lanes = FileSystemLanes("storage", width: 1, queue: 4, patience: nil)
+    func lane(for path: String) -> Lane { lanes.lane(for: path, among: ["/", "/homes", "/homes/dead"]) }
     let gate = Gate()
-    let dead = lanes.lane(for: "/homes/dead/ada")
+    let dead = lane(for: "/homes/dead/ada")
     let hanging = Task { try await dead.run { gate.wait() } }
-    #expect(lanes.lane(for: "/homes/grace") !== dead)
-    #expect(lanes.lane(for: "/homes/deadly") === lanes.lane(for: "/homes"))
-    #expect(try await lanes.lane(for: "/homes/grace").run { 3 } == 3)
+    #expect(lane(for: "/homes/grace") !== dead)
+    #expect(lane(for: "/homes/deadly") === lane(for: "/homes"))
+    #expect(try await lane(for: "/homes/grace").run { 3 } == 3)
     gate.open()
     try await hanging.value
   }

@@ -8,36 +8,22 @@ package final class FileSystemLanes: Sendable {
   private let width: Int
   private let queueLimit: Int
   private let patience: Duration?
-  private let mountPoints: @Sendable () -> [String]
-  private let knownMountPoints: @Sendable () -> [String]?
   private let lanes = Mutex<[String: Lane]>([:])
 
   /// The number of lanes from which on idle ones are removed.
   private static let kept = 64
 
-  /// `mountPoints` returns the current mount points without access to any of the file systems; it may wait for a mount in progress.
-  /// `knownMountPoints` never waits, and returns nil if `mountPoints` has to be called.
-  package init(
-    _ kind: String, width: Int, queue: Int, patience: Duration?, mountPoints: @escaping @Sendable () -> [String],
-    knownMountPoints: @escaping @Sendable () -> [String]? = { nil }
-  ) {
+  package init(_ kind: String, width: Int, queue: Int, patience: Duration?) {
     self.kind = kind
     self.width = width
     queueLimit = queue
     self.patience = patience
-    self.mountPoints = mountPoints
-    self.knownMountPoints = knownMountPoints
   }
 
   package var gauges: [Lane.Gauge] { lanes.withLock { $0.values.map(\.gauge) }.sorted { $0.name < $1.name } }
 
   /// Returns the lane of the file system that contains a path, found by the names of mount points alone.
-  package func lane(for path: String) -> Lane { lane(for: path, mountPoints()) }
-
-  /// Returns the same lane without waiting; nil if the mount points have to be read.
-  package func knownLane(for path: String) -> Lane? { knownMountPoints().map { lane(for: path, $0) } }
-
-  private func lane(for path: String, _ points: [String]) -> Lane {
+  package func lane(for path: String, among points: [String]) -> Lane {
     let point = FileSystemLanes.longest(of: points, above: path)
     return lanes.withLock { lanes in
       if let lane = lanes[point] { return lane }

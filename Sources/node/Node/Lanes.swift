@@ -24,23 +24,13 @@ package struct Lanes: Sendable {
   let providers = Lane("providers", width: 4, queue: 2048)
   let inspect = Lane("inspect", width: 2, queue: 4096)
   package let controllers = Lane("controllers", width: 4, queue: 64)
-  private let storage: FileSystemLanes
-  private let volumes: FileSystemLanes
-  private let copies: FileSystemLanes
+  private let storage = FileSystemLanes("storage", width: 4, queue: 128, patience: Lanes.patience)
+  private let volumes = FileSystemLanes("volumes", width: 4, queue: 1024, patience: nil)
+  private let copies = FileSystemLanes("copies", width: 2, queue: 64, patience: nil)
+  private let mounts = MountPoints()
 
   /// The time after which an operation on a directory counts against its file system.
   static let patience = Duration.seconds(10)
-
-  init() {
-    let points = MountPoints()
-    func lanes(_ name: String, width: Int, queue: Int, patience: Duration?) -> FileSystemLanes {
-      FileSystemLanes(
-        name, width: width, queue: queue, patience: patience, mountPoints: { points.current() }, knownMountPoints: { points.unchanged })
-    }
-    storage = lanes("storage", width: 4, queue: 128, patience: Lanes.patience)
-    volumes = lanes("volumes", width: 4, queue: 1024, patience: nil)
-    copies = lanes("copies", width: 2, queue: 64, patience: nil)
-  }
 
   /// Runs work on a directory of a user. `path`: the directory, which selects the lane.
   func onStorage<T: Sendable>(_ path: String, within limit: Duration? = nil, _ body: @escaping @Sendable () throws -> T) async throws -> T {
@@ -59,8 +49,9 @@ package struct Lanes: Sendable {
   private func run<T: Sendable>(
     _ lanes: FileSystemLanes, _ path: String, within limit: Duration?, _ body: @escaping @Sendable () throws -> T
   ) async throws -> T {
-    let lane: Lane
-    if let known = lanes.knownLane(for: path) { lane = known } else { lane = try await launch.run { lanes.lane(for: path) } }
+    let points: [String]
+    if let known = mounts.unchanged { points = known } else { points = try await launch.run { [mounts] in mounts.current() } }
+    let lane = lanes.lane(for: path, among: points)
     if let limit { return try await lane.run(within: limit, body) }
     return try await lane.run(body)
   }
