@@ -145,8 +145,10 @@ class Agent:
         env = {**os.environ, **environment, "SWIFT_BACKTRACE": "enable=no"}
         if fault:
             env.update(CARREL_FAULT=fault, CARREL_FAULT_LOG=str(self.directory / "reached"))
-        self.traced = "started" if "strace" in under else ""
         self.process = subprocess.Popen([*under, BIN / "carreld", "--config", self.config], stdout=log, stderr=log, env=env)
+        self.is_traced = "strace" in under
+        if self.is_traced:
+            until(self.traced, "the tracer has its child")
         if wait:
             until(lambda: self.run("node").returncode == 0 or not self.lives, "the agent serves")
 
@@ -154,15 +156,16 @@ class Agent:
     def lives(self):
         if self.process is None or self.process.poll() is not None:
             return False
-        if self.traced:
-            # A tracer follows the supervisors as well, which go on without their agent: it is over when its own child is.
-            children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-            if self.traced == "seen" and not children:
-                self.process.kill()
-                self.process.wait()
-                return False
-            self.traced = "seen" if children else self.traced
+        # A tracer follows the supervisors as well, which go on without their agent: it is over when its own child is.
+        if self.is_traced and not self.traced():
+            self.process.kill()
+            self.process.wait()
+            return False
         return True
+
+    def traced(self):
+        """The processes that the tracer itself started, as text."""
+        return pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
 
     def stop(self, how=signal.SIGKILL):
         if self.lives:
