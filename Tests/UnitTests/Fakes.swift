@@ -229,7 +229,7 @@ struct FakeVault: SecretFiles {
 }
 
 /// A feature that records which of its hooks were called, and can hold up or refuse a start.
-final class FakeFeature: WorkspaceFeature {
+final class FakeFeature: RunningFeature, ExpiringFeature {
   static let name = "fake"
   private let state = Mutex<[String]>([])
   let gate: Promise<Void>?
@@ -237,6 +237,9 @@ final class FakeFeature: WorkspaceFeature {
   /// What `prepare` and `connect` refuse with.
   let refusal: Refusal?
   let connectionRefusal: Refusal?
+  /// When something of it expires, and what `expire` waits for.
+  let expiry = Mutex<Double?>(nil)
+  let expiryGate = Promise<Void>()
 
   init(gate: Promise<Void>? = nil, connection: Promise<Void>? = nil, refusal: Refusal? = nil, connectionRefusal: Refusal? = nil) {
     self.gate = gate
@@ -269,11 +272,17 @@ final class FakeFeature: WorkspaceFeature {
     guard let connection else { return }
     do { try await connection.value } catch { throw Refusal(.internal, "cancelled") }
   }
+  func hasWork(in record: WorkspaceRecord, isAdopted: Bool) -> Bool { true }
   func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
     record(isAdopted ? "run adopted" : "run")
     if !isAdopted { await workspace.becameReady() }
     _ = try? await Task.sleep(for: .seconds(1000))
     record("run ended")
+  }
+  func nextExpiry(in record: WorkspaceRecord) -> Double? { expiry.withLock { $0 } }
+  func expire(_ workspace: Workspace) async {
+    record("expire")
+    do { try await expiryGate.value } catch { record("expiry cancelled") }
   }
   func ended(_ reason: Reason, _ workspace: Workspace) async { record("ended \(reason.code.rawValue)") }
   func release(_ workspace: Workspace) async { record("release") }

@@ -65,6 +65,39 @@ import Testing
     await life.value
   }
 
+  @Test("what has expired is ended when the tool runs, once while that takes, and as often as it is due") func expiry() async throws {
+    let bench = try Bench()
+    bench.feature.expiry.withLock { $0 = 1 }
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    try await bench.feature.wait(for: "expire")
+    await bench.workspace.update { $0.outOfMemoryKills += 1 }
+    try await Task.sleep(for: .milliseconds(20))
+    func expiries() -> Int { bench.feature.calls.count { $0 == "expire" } }
+    #expect(expiries() == 1)
+    #expect(bench.feature.calls.prefix(2) == ["prepare", "connect"])
+    bench.feature.expiry.withLock { $0 = Date.now.timeIntervalSince1970 + 0.05 }
+    bench.feature.expiryGate.fulfil(.success(()))
+    for _ in 0..<1000 where expiries() < 2 { try await Task.sleep(for: .milliseconds(1)) }
+    #expect(expiries() >= 2)
+    bench.feature.expiry.withLock { $0 = nil }
+    bench.finish(link, 0)
+    try await bench.until(.stopped)
+    await life.value
+  }
+
+  @Test("the end of the tool cancels what ends something that has expired") func expiryAtTheEnd() async throws {
+    let bench = try Bench()
+    bench.feature.expiry.withLock { $0 = 1 }
+    let life = try await bench.launch()
+    let link = try await bench.start()
+    try await bench.feature.wait(for: "expire")
+    bench.finish(link, 0)
+    await life.value
+    #expect(bench.feature.calls.contains("expiry cancelled"))
+    #expect(bench.feature.calls.last == "release")
+  }
+
   @Test("a launch that the journal refuses leaves nothing") func journalFull() async throws {
     let bench = try Bench()
     bench.events.become(.refuses)

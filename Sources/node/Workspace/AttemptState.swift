@@ -9,8 +9,11 @@ struct AttemptState {
   var clock = PhaseTimer()
   /// The streams of the features that read the supervisor's reports.
   var reports: [AsyncStream<ShimReport>.Continuation] = []
-  /// The grace periods; the tool is killed when one of them is over.
-  var graces: AsyncStream<Duration>.Continuation?
+  /// The end of the grace period, at which the tool is killed, in nanoseconds since boot; nil while there is none.
+  var killAt: Int64?
+  var isKilling = false
+  /// The names of the features that are ending what has expired.
+  var expiring: Set<String> = []
   /// Cancels the preparation of the attempt while it is in progress, for a stop.
   var cancelPreparation: (@Sendable () -> Void)?
   /// The end of the tool as its supervisor reported it.

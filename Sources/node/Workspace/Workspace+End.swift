@@ -57,14 +57,14 @@ extension Workspace {
     }
     let transition = isFirst ? apply(.stopRequested(by: by)) : nil
     attempt.cancelPreparation?()
-    attempt.graces?.yield(.seconds(record.startedNanoseconds == nil ? 0 : seconds))
+    killTool(after: .seconds(record.startedNanoseconds == nil ? 0 : seconds))
     return transition
   }
 
   /// Kills the tool for a reason that the agent decided.
   func kill(for reason: Reason) {
     update { $0.stopReason = $0.stopReason ?? reason }
-    attempt.graces?.yield(.zero)
+    killTool(after: .zero)
   }
 
   private var gracePeriodSeconds: UInt32 { spec.lifecycle.gracePeriodSeconds ?? services.tool(of: spec)?.gracePeriodSeconds ?? 10 }
@@ -78,24 +78,20 @@ extension Workspace {
     return .nanoseconds(max(0, stop.killAt - Clock.boottime))
   }
 
-  /// Kills the sandbox when a grace period is over, and again every second until the end of the attempt cancels this.
-  func endAfterGrace(_ graces: AsyncStream<Duration>) async {
-    await withDiscardingTaskGroup { group in
-      for await grace in graces {
-        group.addTask {
-          var attempts = 0
-          // A supervisor that is stuck, perhaps by SIGSTOP, does not block a stop: later attempts kill its sandbox, then itself.
-          do {
-            try await Task.sleep(for: grace)
-            while true {
-              await self.killTool(byCgroup: attempts >= 3, supervisorToo: attempts >= 6)
-              attempts += 1
-              try await Task.sleep(for: .seconds(1))
-            }
-          } catch {}
-        }
-      }
-      group.cancelAll()
+  /// Kills the sandbox after `delay`, or at the end of an earlier grace period.
+  func killTool(after delay: Duration) {
+    attempt.killAt = min(attempt.killAt ?? .max, Clock.boottime + Int64(delay / .nanoseconds(1)))
+    announceChange()
+  }
+
+  /// Kills the sandbox, and again every second until it is cancelled at the end of the attempt.
+  func keepKilling() async {
+    var attempts = 0
+    // A supervisor that is stuck, perhaps by SIGSTOP, does not block a stop: later attempts kill its sandbox, then itself.
+    while !Task.isCancelled {
+      await killTool(byCgroup: attempts >= 3, supervisorToo: attempts >= 6)
+      attempts += 1
+      try? await Task.sleep(for: .seconds(1))
     }
   }
 
@@ -107,9 +103,7 @@ extension Workspace {
 
   // ------------------------------------------------------------------- ending
 
-  /// Finishes an attempt: reads what the sandbox left, commits the last event and releases everything. Not inlined: its variables would
-  /// take memory in the frame of the attempt for as long as that lasts.
-  @inline(never)
+  /// Finishes an attempt: reads what the sandbox left, commits the last event and releases everything.
   func finishAttempt(_ failure: Reason?) async {
     Fault.at(.exitSeen)
     let place = record.sandbox

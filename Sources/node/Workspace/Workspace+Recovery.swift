@@ -12,7 +12,6 @@ internal import Workspaces
 extension Workspace {
   /// Recovers a workspace that has not ended; `runAttempts` decides about one that has. Returns how its attempt continues; nil if it has
   /// ended, or this agent ends.
-  @inline(never)
   func recover() async -> AttemptOrigin? {
     let record = record
     guard !record.state.isTerminal else { return nil }
@@ -128,7 +127,6 @@ extension Workspace {
     .credentialsLost, "its supervisor was lost before the tool started, and with it the credentials of the launch; launch it again")
 
   /// Launches again if the supervisor was lost before it had anything to start; ends the attempt if that cannot be.
-  @inline(never)
   func launchAgain() async -> AttemptOrigin? {
     guard !spec.needsSecrets, record.supervisorsLost < 5 else {
       holdResources()

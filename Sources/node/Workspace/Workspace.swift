@@ -63,6 +63,11 @@ package actor Workspace {
   package func update(_ body: (inout WorkspaceRecord) -> Void) {
     published.withLock { body(&$0) }
     isChanged = true
+    announceChange()
+  }
+
+  /// Wakes whoever waits for a change of the record.
+  func announceChange() {
     let changed = change
     change = Promise()
     changed.fulfil(.success(()))
@@ -73,12 +78,11 @@ package actor Workspace {
   /// The next change of the record. Get it before reading the record, so that no change in between is missed.
   var nextChange: Promise<Void> { change }
 
-  /// Waits for `next`, at most until `moment` (wall time, seconds since 1970). Throws when the task is cancelled.
-  nonisolated func wait(for next: Promise<Void>, until moment: Double?) async throws {
-    guard let moment else { return try await next.value }
-    let pause = moment - Date.now.timeIntervalSince1970
-    guard pause > 0 else { return try Task.checkCancellation() }
-    _ = try? await next.value(within: .seconds(min(pause, 86_400)), else: CancellationError())
+  /// Waits for `next`, at most for `pause`. Throws when the task is cancelled.
+  nonisolated func wait(for next: Promise<Void>, atMost pause: Duration?) async throws {
+    guard let pause else { return try await next.value }
+    // A day at most: the wall clock may be set.
+    _ = try? await next.value(within: min(pause, .seconds(86_400)), else: CancellationError())
     try Task.checkCancellation()
   }
 

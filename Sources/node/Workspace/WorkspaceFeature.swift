@@ -12,11 +12,11 @@ package import Workspaces
 /// ```
 /// Launch ── validate ─┐
 ///                     ▼
-///   attempt:  prepare → contribute → (plan) → connect → (start) → run … ended → release
+///   attempt:  prepare → contribute → (plan) → connect → (start) → run, expire … ended → release
 ///                                                        exec ── contribute
 /// ```
 ///
-/// Hooks run in the order of `Features.list`, `ended` and `release` in the reverse order. What a feature must know about a workspace after
+/// A feature that does something while the tool runs is a `RunningFeature` or an `ExpiringFeature` as well. Hooks run in the order of `Features.list`, `ended` and `release` in the reverse order. What a feature must know about a workspace after
 /// a restart is its `State`, in the record. Every hook may be called again after a crash of the agent, from where the attempt is: `prepare`
 /// and `connect` repeat their work; `release` is idempotent, also without `prepare`.
 package protocol WorkspaceFeature: Sendable {
@@ -26,9 +26,6 @@ package protocol WorkspaceFeature: Sendable {
   static var name: String { get }
   /// The phase of the start that includes the time of `prepare`; nil: the time counts towards the next feature with a phase.
   static var phase: String? { get }
-
-  /// Whether `run` reads the supervisor's reports.
-  static var readsReports: Bool { get }
 
   /// Refuses a spec that this node cannot fulfil. Nothing has been done for the spec yet, and this has no effects.
   func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws
@@ -40,9 +37,6 @@ package protocol WorkspaceFeature: Sendable {
   func contribute(to draft: inout AttemptDraft, of record: WorkspaceRecord)
   /// Acts on the sandbox when its namespaces exist and its tool has not started.
   func connect(_ workspace: Workspace, _ sandbox: SandboxProcess) async throws(Refusal)
-  /// Runs while the tool runs; cancelled at its end. `isAdopted`: a previous agent started the tool. `reports`: the supervisor's reports
-  /// from the beginning of the attempt on; they end with the tool, before the cancellation.
-  func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async
   /// Examines how the attempt ended, before anything is released.
   func ended(_ reason: Reason, _ workspace: Workspace) async
   /// Releases what the attempt holds on the host.
@@ -51,15 +45,38 @@ package protocol WorkspaceFeature: Sendable {
 
 extension WorkspaceFeature {
   package static var phase: String? { nil }
-  package static var readsReports: Bool { false }
   package func validate(_ spec: WorkspaceSpec, _ tool: Tool) async throws {}
   package func begin(_ record: inout WorkspaceRecord, _ request: LaunchRequest) throws {}
   package func prepare(_ workspace: Workspace) async throws(Refusal) {}
   package func contribute(to draft: inout AttemptDraft, of record: WorkspaceRecord) {}
   package func connect(_ workspace: Workspace, _ sandbox: SandboxProcess) async throws(Refusal) {}
-  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {}
   package func ended(_ reason: Reason, _ workspace: Workspace) async {}
   package func release(_ workspace: Workspace) async {}
+}
+
+/// A feature that has something to do while the tool runs, beside it.
+package protocol RunningFeature: WorkspaceFeature {
+  /// Whether `run` reads the supervisor's reports.
+  static var readsReports: Bool { get }
+
+  /// Whether `run` has something to do for this workspace; asked when the tool has started. `isAdopted`: a previous agent started it.
+  func hasWork(in record: WorkspaceRecord, isAdopted: Bool) -> Bool
+  /// Runs while the tool runs; cancelled at its end. `reports`: the supervisor's reports from the beginning of the attempt on; they end
+  /// with the tool, before the cancellation.
+  func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async
+}
+
+extension RunningFeature {
+  package static var readsReports: Bool { false }
+}
+
+/// A feature with something that expires while the tool runs.
+package protocol ExpiringFeature: WorkspaceFeature {
+  /// The wall time at which something expires next, in seconds since 1970; nil: nothing does. Pure: asked at every change of the record.
+  func nextExpiry(in record: WorkspaceRecord) -> Double?
+  /// Ends what has expired. Called while the tool runs and the time of `nextExpiry` is past, and not again before it has returned;
+  /// cancelled at the end of the tool.
+  func expire(_ workspace: Workspace) async
 }
 
 /// A launch request, as features see it.

@@ -41,7 +41,7 @@ package struct BrokerState: FeatureState {
 }
 
 /// Short-lived credentials, renewed before they expire as long as a workspace runs. Its supervisor issues them to programs.
-package struct BrokerFeature: WorkspaceFeature {
+package struct BrokerFeature: RunningFeature {
   package typealias State = BrokerState
   package static let name = "broker"
   package static let readsReports = true
@@ -190,9 +190,10 @@ package struct BrokerFeature: WorkspaceFeature {
 
   // ------------------------------------------------------------------- keeping
 
+  package func hasWork(in record: WorkspaceRecord, isAdopted: Bool) -> Bool { !wanted(record.spec).isEmpty }
+
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
     let wanted = wanted(workspace.spec)
-    guard !wanted.isEmpty else { return }
     // When the credentials of an adopted workspace were renewed is not known: they are renewed at once.
     let pauses = renewals.take(workspace.id) ?? wanted.map { _ in .zero }
     await withTaskGroup(of: Void.self) { group in

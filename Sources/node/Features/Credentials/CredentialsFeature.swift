@@ -2,7 +2,7 @@
 
 internal import Foundation
 internal import Logging
-package import ShimProtocol
+internal import ShimProtocol
 internal import ShimClient
 package import Workspaces
 
@@ -23,6 +23,9 @@ package struct CredentialExpiry: Codable, Equatable, Sendable {
     self.end = end
   }
 
+  /// The time of the next thing to do: the warning or, after it, the removal.
+  var next: Double { isReported == true ? end : min(warning, end) }
+
   /// The time of the warning: a quarter of an hour before the expiry, or a quarter of the lifetime if that is less.
   var warning: Double { end - min(900, (end - given) / 4) }
 }
@@ -35,7 +38,7 @@ package struct CredentialsState: FeatureState {
 }
 
 /// Credential files: replaced and removed while a workspace runs, and removed when they expire.
-package struct CredentialsFeature: WorkspaceFeature {
+package struct CredentialsFeature: ExpiringFeature {
   package typealias State = CredentialsState
   package static let name = "credentials"
 
@@ -106,42 +109,30 @@ package struct CredentialsFeature: WorkspaceFeature {
 
   // ------------------------------------------------------------------ expiring
 
-  /// Reports credentials that expire soon, and removes those that have expired.
-  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
-    do {
-      while true {
-        let change = await workspace.nextChange
-        let next = try await act(workspace)
-        try await workspace.wait(for: change, until: next)
-      }
-    } catch {}
-  }
+  package func nextExpiry(in record: WorkspaceRecord) -> Double? { record[CredentialsFeature.self].ends.values.map(\.next).min() }
 
-  /// Does what is due. Returns when something is due next; nil for nothing.
-  private func act(_ workspace: Workspace) async throws -> Double? {
-    var next: Double?
+  /// Reports credentials that expire soon, and removes those that have expired.
+  package func expire(_ workspace: Workspace) async {
+    var failed = false
     for (name, end) in workspace.record[CredentialsFeature.self].ends.sorted(by: { $0.key < $1.key }) {
       let now = Date.now.timeIntervalSince1970
-      guard workspace.record.state.isUp else { break }
+      guard workspace.record.state.isUp else { return }
       // Another call may have replaced this credential while the loop removed one.
-      guard workspace.record[CredentialsFeature.self].ends[name] == end else { continue }
+      guard workspace.record[CredentialsFeature.self].ends[name] == end, end.next <= now else { continue }
       if end.end <= now {
         do { try await remove(workspace, name, why: "its time was over") } catch {
-          try Task.checkCancellation()
+          guard !Task.isCancelled else { return }
           services.logger.error(
             "cannot remove a credential; retrying", metadata: ["workspace": "\(workspace.id)", "error": "\(error)"])
-          next = min(next ?? .infinity, now + 5)
+          failed = true
         }
-      } else if end.warning <= now, end.isReported != true {
+      } else {
         await workspace.update { $0[CredentialsFeature.self].ends[name]?.isReported = true }
         await showExpiring(workspace)
         try? await workspace.commit(.credentialsExpiring, ["name": name, "ends": wallTime(Date(timeIntervalSince1970: end.end))])
-        next = min(next ?? .infinity, end.end)
-      } else {
-        next = min(next ?? .infinity, end.warning > now ? end.warning : end.end)
       }
     }
-    return next
+    if failed { try? await Task.sleep(for: .seconds(5)) }
   }
 
   private func showExpiring(_ workspace: Workspace) async {

@@ -154,7 +154,7 @@ extension DatasetsFeature {
     return (try? await services.lanes.inspect.run { OpenFileUser.find(mount, among: cgroup.processes()) }) ?? []
   }
 
-  /// Secrets cannot be fetched again: the supervisor has them before a record needs them. Else the two steps overlap.
+  /// Ends the processes that use a mount, with SIGTERM and then SIGKILL.
   private func stop(_ found: [OpenFileUser], _ workspace: Workspace, _ mount: UInt64) async {
     var left = found
     for signal in [Signals.terminate, Signals.kill] where !left.isEmpty {
@@ -206,23 +206,15 @@ extension DatasetsFeature {
 
   // ---------------------------------------------------------------- over time
 
-  /// Reconciles what a previous agent began, and then detaches datasets that expire.
-  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
-    if isAdopted { await reconcile(workspace) }
-    do {
-      while true {
-        let change = await workspace.nextChange
-        let mounted = workspace.record[DatasetsFeature.self].mounted
-        if let over = mounted.first(where: { $0.isOver }), workspace.record.state.isUp {
-          await expire(workspace, over)
-        } else {
-          try await workspace.wait(for: change, until: mounted.filter { !$0.isOver }.compactMap(\.expires).min())
-        }
-      }
-    } catch {}
-  }
+  package func hasWork(in record: WorkspaceRecord, isAdopted: Bool) -> Bool { isAdopted }
 
-  private func expire(_ workspace: Workspace, _ dataset: MountedDataset) async {
+  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async { await reconcile(workspace) }
+
+  package func nextExpiry(in record: WorkspaceRecord) -> Double? { record[DatasetsFeature.self].mounted.compactMap(\.expires).min() }
+
+  /// Detaches a dataset that has expired.
+  package func expire(_ workspace: Workspace) async {
+    guard let dataset = workspace.record[DatasetsFeature.self].mounted.first(where: { $0.isOver }) else { return }
     do {
       _ = try await changing(workspace) {
         let now = workspace.record[DatasetsFeature.self].mounted.first { $0.target == dataset.target }

@@ -22,10 +22,9 @@ package struct DatasetsState: FeatureState {
 
 /// Datasets and project folders: who may use them, and what a workspace gets at its start. `DatasetsFeature+Changes.swift` attaches and
 /// detaches them while it runs.
-package struct DatasetsFeature: WorkspaceFeature {
+package struct DatasetsFeature: RunningFeature, ExpiringFeature {
   package typealias State = DatasetsState
   package static let name = "datasets"
-  package static let phase: String? = nil
 
   let services: NodeServices
   let images: DatasetVolumes

@@ -82,7 +82,7 @@ package struct ExecState: FeatureState {
 
 /// Runs further programs beside the tool. Each has two events, `ExecStarted` and `ExecEnded`. The programs without the second are in the
 /// record, so that it follows even if the agent or the workspace ends first.
-package struct ExecFeature: WorkspaceFeature {
+package struct ExecFeature: RunningFeature {
   package typealias State = ExecState
   package static let name = "exec"
 
@@ -93,6 +93,10 @@ package struct ExecFeature: WorkspaceFeature {
   func start(_ asked: ExecAsked, in workspace: Workspace, by: String) async throws -> RunningProgram {
     do throws(InvalidField) { try asked.validate() } catch { throw AgentError(error) }
     return try await workspace.exec(asked, by: by, agent: agent)
+  }
+
+  package func hasWork(in record: WorkspaceRecord, isAdopted: Bool) -> Bool {
+    record[ExecFeature.self].running.contains { $0.agent != agent }
   }
 
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {

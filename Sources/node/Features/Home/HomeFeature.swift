@@ -41,7 +41,7 @@ package struct HomeState: FeatureState {
 }
 
 /// The owner's home: a directory of the host, or a file system in a file with a hard limit, mounted while a workspace runs.
-package struct HomeFeature: WorkspaceFeature {
+package struct HomeFeature: RunningFeature {
   package typealias State = HomeState
   package static let name = "home"
 
@@ -177,8 +177,9 @@ package struct HomeFeature: WorkspaceFeature {
 
   // --------------------------------------------------------------------- usage
 
+  package func hasWork(in record: WorkspaceRecord, isAdopted: Bool) -> Bool { record[HomeFeature.self].kind.limit != nil }
+
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
-    guard workspace.record[HomeFeature.self].kind.limit != nil else { return }
     while (try? await Task.sleep(for: .seconds(1))) != nil { await check(workspace) }
   }
 

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Linux
-package import ShimProtocol
+internal import Foundation
 internal import Workspaces
 
 /// Stops a workspace after its maximum lifetime.
-package struct LifetimeFeature: WorkspaceFeature {
+package struct LifetimeFeature: ExpiringFeature {
   package static let name = "lifetime"
 
-  package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
-    let record = workspace.record
-    guard let seconds = record.spec.lifecycle.maxLifetimeSeconds else { return }
-    // The lifetime counts from the start of the tool, not of this agent.
-    let end = (record.startedNanoseconds ?? Clock.boottime) + Int64(clamping: seconds) * 1_000_000_000
-    guard (try? await Task.sleep(for: .nanoseconds(max(0, end - Clock.boottime)))) != nil else { return }
+  /// The lifetime counts from the start of the tool, not of this agent.
+  package func nextExpiry(in record: WorkspaceRecord) -> Double? {
+    guard let seconds = record.spec.lifecycle.maxLifetimeSeconds, let started = record.startedNanoseconds else { return nil }
+    return Date.now.timeIntervalSince1970 + Double(seconds) - Double(Clock.boottime - started) / 1e9
+  }
+
+  package func expire(_ workspace: Workspace) async {
+    let seconds = workspace.spec.lifecycle.maxLifetimeSeconds ?? 0
     _ = try? await workspace.stop(
       grace: nil, by: "the agent: maximum lifetime", reason: Reason(.lifetime, "maximum lifetime of \(seconds) s exceeded"))
   }

@@ -6,7 +6,6 @@ internal import Cgroups
 package import ShimProtocol
 internal import Procfs
 internal import ShimClient
-internal import Synchronization
 internal import Workspaces
 
 package struct OutOfMemoryState: FeatureState {
@@ -18,37 +17,30 @@ package struct OutOfMemoryState: FeatureState {
 
 /// Reports OOM-killed processes of a workspace that continues to run, such as a notebook's kernel. If the tool itself was killed, or ends
 /// with the process, the end of the workspace reports it; a delay of half a second distinguishes the two.
-package struct OutOfMemoryFeature: WorkspaceFeature {
+package struct OutOfMemoryFeature: RunningFeature {
   package typealias State = OutOfMemoryState
   package static let name = "outOfMemory"
   package static let readsReports = true
 
   let services: NodeServices
 
+  package func hasWork(in record: WorkspaceRecord, isAdopted: Bool) -> Bool { true }
+
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
-    // Kills within the half second are reported together.
-    let latest = KillCount()
-    let (wakes, wake) = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
-    await withTaskGroup(of: Void.self) { group in
-      group.addTask {
-        for await _ in wakes {
-          guard (try? await Task.sleep(for: .milliseconds(500))) != nil else { return }
-          await report(workspace, latest.value)
-        }
-      }
-      for await case .outOfMemory(let kills) in reports {
-        latest.raise(to: kills)
-        wake.yield()
-      }
-      group.cancelAll()
+    for await case .outOfMemory(let kills) in reports where kills > workspace.record.outOfMemoryKills {
+      guard (try? await Task.sleep(for: .milliseconds(500))) != nil else { return }
+      await apart { await report(workspace) }
     }
   }
 
-  private func report(_ workspace: Workspace, _ kills: UInt64) async {
+  /// Reports all kills until now: those within the half second are reported together.
+  private func report(_ workspace: Workspace) async {
     let record = workspace.record
-    guard record.state.isUp, kills > record.outOfMemoryKills, let place = record.sandbox else { return }
-    await workspace.update { $0.outOfMemoryKills = kills }
+    guard record.state.isUp, let place = record.sandbox else { return }
     let usage = await services.sandboxes.usage(place)
+    let kills = usage.outOfMemoryKills
+    guard kills > record.outOfMemoryKills else { return }
+    await workspace.update { $0.outOfMemoryKills = kills }
     var attributes = ["kills": "\(kills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)"]
     if let found = await OutOfMemoryFeature.lastKill(record, services) {
       await workspace.update { $0[OutOfMemoryFeature.self].kernelLogRead = found.record }
@@ -69,10 +61,4 @@ extension OutOfMemoryFeature {
     guard let kill = (try? await services.lanes.inspect.run { KernelLog.lastKill(in: path, after: seen) }) ?? nil else { return nil }
     return (Reason.KilledProcess(pid: kill.pid, name: printable(kill.name), residentBytes: kill.residentBytes), kill.record)
   }
-}
-
-private final class KillCount: Sendable {
-  private let count = Mutex<UInt64>(0)
-  var value: UInt64 { count.withLock { $0 } }
-  func raise(to kills: UInt64) { count.withLock { $0 = max($0, kills) } }
 }

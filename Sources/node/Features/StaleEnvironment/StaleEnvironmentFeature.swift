@@ -8,13 +8,14 @@ internal import Workspaces
 
 /// Detects variables that hide what the broker renews: every SDK prefers them, and nothing renews them. They come from a session that was
 /// resumed, or from a profile in the home.
-package struct StaleEnvironmentFeature: WorkspaceFeature {
+package struct StaleEnvironmentFeature: RunningFeature {
   package static let name = "staleEnvironment"
 
   let services: NodeServices
 
+  package func hasWork(in record: WorkspaceRecord, isAdopted: Bool) -> Bool { !record.spec.roles.isEmpty }
+
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
-    guard !workspace.spec.roles.isEmpty else { return }
     while (try? await Task.sleep(for: .seconds(10))) != nil { await check(workspace) }
   }
 
