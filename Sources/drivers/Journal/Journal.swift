@@ -120,6 +120,8 @@ package final class Journal: Sendable {
       guard mode == "2" else { throw JournalError.notDurable(mode) }
       let check = try String.fetchOne(database, sql: "PRAGMA quick_check") ?? "no answer"
       guard check == "ok" else { throw JournalError.corrupt(check) }
+      // The check has read every page, and most will not be needed again.
+      try database.execute(sql: "PRAGMA shrink_memory")
     }
     markPath = path + ".mark"
     let head: Int64

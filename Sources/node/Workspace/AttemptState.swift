@@ -7,8 +7,8 @@ internal import Workspaces
 /// The state of one attempt that lives only in this process.
 struct AttemptState {
   var clock = PhaseTimer()
-  /// The streams of the features that read the supervisor's reports.
-  var reports: [AsyncStream<ShimReport>.Continuation] = []
+  /// The streams of the features that read the supervisor's reports, by the feature's name.
+  var reports: [String: AsyncStream<ShimReport>.Continuation] = [:]
   /// The end of the grace period, at which the tool is killed, in nanoseconds since boot; nil while there is none.
   var killAt: Int64?
   var isKilling = false

@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Configuration
 internal import Concurrency
 internal import Foundation
-internal import Images
-internal import Isolation
-internal import LaunchPlan
 internal import Linux
 internal import Logging
 internal import ShimProtocol
@@ -16,7 +12,7 @@ internal import Workspaces
 extension Workspace {
   /// Follows a sandbox from its current state to its confirmed end. If its start fails, the reason is in `attempt.failure`.
   func follow(_ isAdopted: Bool) async {
-    let running = runningFeatures()
+    var running = runningFeatures()
     // Discarding: other groups keep the tasks that have ended.
     await withDiscardingTaskGroup { group in
       if let stop = record.stop { killTool(after: killDelay(stop)) }
@@ -25,10 +21,10 @@ extension Workspace {
       while let link, !attempt.isOver {
         resume(link, isAnother: isAnother)
         isAnother = true
-        await handle(.state(link.status.state), running, &group, isAdopted)
+        await handle(.state(link.status.state), &running, &group, isAdopted)
         if !attempt.isOver {
           for await report in link.reports {
-            await handle(report, running, &group, isAdopted)
+            await handle(report, &running, &group, isAdopted)
             if attempt.isOver { break }
           }
         }
@@ -36,7 +32,7 @@ extension Workspace {
         guard let next = await apart({ await self.reconnect(link) }) else { break }
         self.link = next
       }
-      for report in attempt.reports { report.finish() }
+      for reports in attempt.reports.values { reports.finish() }
       group.cancelAll()
     }
   }
@@ -54,11 +50,14 @@ extension Workspace {
   /// Makes a stream of reports for each feature that runs beside the tool; they are buffered only for features that read them.
   private func runningFeatures() -> [Running] {
     features.compactMap { $0 as? any RunningFeature }.map { feature in
+      guard type(of: feature).readsReports else { return (feature, Workspace.noReports) }
       let (stream, continuation) = AsyncStream<ShimReport>.makeStream()
-      if type(of: feature).readsReports { attempt.reports.append(continuation) } else { continuation.finish() }
+      attempt.reports[type(of: feature).name] = continuation
       return (feature, stream)
     }
   }
+
+  private static let noReports = AsyncStream<ShimReport> { $0.finish() }
 
   /// Connects again: a sandbox ends with the exit of its supervisor, not with a connection. Returns nil if the supervisor has exited.
   private func reconnect(_ link: any SandboxLink) async -> (any SandboxLink)? {
@@ -68,18 +67,32 @@ extension Workspace {
     return try? await reach(place)
   }
 
-  private func handle(_ report: ShimReport, _ running: [Running], _ group: inout DiscardingTaskGroup, _ isAdopted: Bool) async {
+  private func handle(_ report: ShimReport, _ running: inout [Running], _ group: inout DiscardingTaskGroup, _ isAdopted: Bool) async {
     guard case .state(let state) = report else {
-      for stream in attempt.reports { stream.yield(report) }
+      for reports in attempt.reports.values { reports.yield(report) }
       return
     }
     guard await apart({ await self.enter(state, isAdopted) }) else { return }
-    let record = record
     // A sandbox that this agent itself brought to its start is not adopted.
     let isAdopted = isAdopted && !attempt.isConnecting
-    for (feature, reports) in running where feature.hasWork(in: record, isAdopted: isAdopted) {
+    for (feature, reports) in take(&running, isAdopted) {
       group.addTask { await feature.run(self, isAdopted: isAdopted, reports: reports) }
     }
+  }
+
+  /// Takes the features that have something to do. No report is buffered for the others any more.
+  private func take(_ running: inout [Running], _ isAdopted: Bool) -> [Running] {
+    let record = record
+    var working: [Running] = []
+    for one in running {
+      if one.feature.hasWork(in: record, isAdopted: isAdopted) {
+        working.append(one)
+      } else {
+        attempt.reports.removeValue(forKey: type(of: one.feature).name)?.finish()
+      }
+    }
+    running = []
+    return working
   }
 
   /// Does what follows when the sandbox has reached a state. Returns whether the tool has just started.
@@ -196,7 +209,9 @@ extension Workspace {
     var pause: Duration?
     if let moment = attempt.killAt, !attempt.isKilling {
       let left = Duration.nanoseconds(moment - Clock.boottime)
-      if left > .zero { pause = left } else {
+      if left > .zero {
+        pause = left
+      } else {
         attempt.isKilling = true
         due.append(.kill)
       }
@@ -206,7 +221,9 @@ extension Workspace {
     for case let feature as any ExpiringFeature in features where !attempt.expiring.contains(type(of: feature).name) {
       guard let moment = feature.nextExpiry(in: record) else { continue }
       let left = Duration.seconds(moment - Date.now.timeIntervalSince1970)
-      if left > .zero { pause = min(pause ?? left, left) } else {
+      if left > .zero {
+        pause = min(pause ?? left, left)
+      } else {
         attempt.expiring.insert(type(of: feature).name)
         due.append(.expiry(feature))
       }

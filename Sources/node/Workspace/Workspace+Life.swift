@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Configuration
 internal import Concurrency
-internal import Foundation
-internal import Images
-internal import Isolation
-internal import LaunchPlan
-internal import Linux
 internal import Logging
 internal import ShimProtocol
 internal import ShimClient

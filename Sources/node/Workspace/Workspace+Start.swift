@@ -7,7 +7,6 @@ internal import Images
 internal import Isolation
 internal import LaunchPlan
 internal import Linux
-internal import Logging
 internal import ShimProtocol
 internal import ShimClient
 internal import Workspaces
@@ -17,22 +16,22 @@ extension Workspace {
   /// Runs an attempt whose supervisor starts beside its preparation.
   func attemptStarting(_ accepted: Promise<Void>) async -> AttemptOrigin? {
     let started = Promise<any SandboxLink>()
-    async let starting: Void = {
+    let starting = Task {
       do {
         guard let place = self.record.sandbox else { throw Refusal(.internal, "the record names no sandbox") }
-        // If this agent ends in the meantime, the next one continues with what has been started.
-        started.fulfil(.success(try await uncancelled { try await self.newSandbox(place) }))
+        // Not cancelled if this agent ends in the meantime: the next one continues with what has been started.
+        started.fulfil(.success(try await self.newSandbox(place)))
       } catch {
         started.fulfil(.failure(error as? Refusal ?? Refusal(.isolation, describe(error))))
       }
-    }()
+    }
     var next: AttemptOrigin?
     if (try? await accepted.valueWhateverHappens) != nil {
       next = await attempt(.starting(started), isAdopted: false)
     } else {
       await reject(.starting(started))
     }
-    await starting
+    await starting.value
     return next
   }
 
