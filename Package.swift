@@ -138,7 +138,7 @@ let package = Package(
     library("drivers", "Concurrency"),
     library("drivers", "HostPrograms", ["Errors", "Linux"]),
     library("drivers", "Journal", [.product(name: "GRDB", package: "GRDB.swift")]),
-    library("drivers", "Images", ["CArchive", "CCrypto", "Errors", "Linux"]),
+    library("drivers", "Images", ["CArchive", "CCrypto", "Errors", "Linux", "Workspaces"]),
     library("drivers", "Volumes", ["Errors", "HostPrograms", "Linux", "Procfs"]),
     library("drivers", "Credentials", ["Configuration", "Errors", "HostPrograms"]),
     // Not "Network": swift-nio asks canImport(Network) and means Apple's framework.
@@ -190,7 +190,7 @@ let package = Package(
         "Agent", "CSystemd", "Configuration", "ControllerClient", "GRPC", "Linux", "Workspaces", argumentParser, logging, serviceLifecycle,
         .product(name: "UnixSignals", package: "swift-service-lifecycle"),
       ]),
-    program("carrel", ["API", "Linux", argumentParser, grpcCore, grpcTransport, protobuf, yams]),
+    program("carrel", ["API", "Linux", "Workspaces", argumentParser, grpcCore, grpcTransport, protobuf, yams]),
 
     .testTarget(
       name: "UnitTests",

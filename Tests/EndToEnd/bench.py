@@ -15,6 +15,7 @@ import urllib.request
 import grpc
 
 from conftest import ROOT, Agent, generate_stubs
+from support import Event
 
 ROUNDS = int(sys.argv[1])
 
@@ -83,8 +84,8 @@ class Carrel:
         self.service.Launch(self.pb.LaunchRequest(spec=spec))
         for message in watch:
             seen[message.event.type] = (time.perf_counter() - begun) * 1000
-            if message.event.type in types or message.event.type == "Failed":
-                assert message.event.type != "Failed", message
+            if message.event.type in types or message.event.type == Event.Failed:
+                assert message.event.type != Event.Failed, message
                 break
         watch.cancel()
         return seen
@@ -151,7 +152,7 @@ def supervisors(carrel, pb, count=20):
     """Proportional set sizes in KB of the supervisors and of the first processes inside, with so many workspaces running."""
     ids = [f"p{index}" for index in range(count)]
     for id in ids:
-        carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/busybox", "sleep", "1000"], resources=pb.Resources(memory="16Mi")), {"Ready", "Stopped"})
+        carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/busybox", "sleep", "1000"], resources=pb.Resources(memory="16Mi")), {Event.Ready, Event.Stopped})
     sizes = {"supervisor": [], "first process inside": []}
     found = {int(line.split()[0]) for line in subprocess.run(["pgrep", "-a", "-f", r"^carrel-shim [a-z2-7]+ p[0-9]+$"], capture_output=True, text=True).stdout.splitlines()}
     for pid in found:
@@ -196,7 +197,7 @@ def main():
         times = {name: [] for name in ("bundle", "workspace", "carrel, to exec", "carrel, to exec known", "carrel, to exit known", "crun", "podman")}
         for index in range(ROUNDS + 2):
             id = f"t{index}"
-            seen = carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/true"]), {"Stopped"})
+            seen = carrel.until(carrel.spec(id, tool="command", image="tiny", command=["/bin/true"]), {Event.Stopped})
             carrel.remove(id)
             executed = to_exec(agent, carrel, pb, f"s{index}")
             crun = peers.clock(["crun", "run", "--bundle", str(folder / "bundle"), f"bench-{index}"])
@@ -207,8 +208,8 @@ def main():
             for name, values in floors.items():
                 times[name] += values
             times["carrel, to exec"].append(executed)
-            times["carrel, to exec known"].append(seen["Starting"])
-            times["carrel, to exit known"].append(seen["Stopped"])
+            times["carrel, to exec known"].append(seen[Event.Starting])
+            times["carrel, to exit known"].append(seen[Event.Stopped])
             times["crun"].append(crun)
             if podman:
                 times["podman"].append(podman)
@@ -226,11 +227,11 @@ def main():
         for index in range(max(3, ROUNDS // 3) + 1):
             bare = bare_jupyterlab(str(chroot))
             id = f"lab{index}"
-            seen = carrel.until(carrel.spec(id, tool="jupyterlab", image="jupyterlab", resources=pb.Resources(cpu="2")), {"Ready"})
+            seen = carrel.until(carrel.spec(id, tool="jupyterlab", image="jupyterlab", resources=pb.Resources(cpu="2")), {Event.Ready})
             carrel.remove(id)
             if index:
                 labs["bare chroot"].append(bare)
-                labs["carrel"].append(seen["Ready"])
+                labs["carrel"].append(seen[Event.Ready])
         report(times, labs)
         print("\n| memory (PSS), 20 workspaces running | median KB | range |\n|---|---|---|")
         for name, values in sizes.items():

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from conftest import ROOT, until
+from support import Event
 
 HOME = "/home/analyst"
 ENDPOINT = "http://127.0.0.1:5555"
@@ -109,9 +110,9 @@ print(json.dumps([session.get_credentials().method, sorted(set(keys)), len(read)
     lost = agent.exec(workspace, "python3", "-c", f"import boto3; boto3.client('s3', endpoint_url={ENDPOINT!r}).list_buckets()", check=False)
     assert lost.returncode != 0 and "this role was revoked" in lost.stderr, lost.stderr
     events = agent.events(workspace)
-    issued = [e["attributes"] for e in events if e["type"] == "CredentialsIssued"]
+    issued = [e["attributes"] for e in events if e["type"] == Event.CredentialsIssued]
     assert sum(int(i["count"]) for i in issued) > 10 and {i["role"] for i in issued} == {"analyst"}
-    assert [e["attributes"] for e in events if e["type"] == "CredentialsRevoked"] == [{"roles": "analyst writer"}]
+    assert [e["attributes"] for e in events if e["type"] == Event.CredentialsRevoked] == [{"roles": "analyst writer"}]
 
 
 @pytest.mark.parametrize("workspace", [pytest.param({"lifetime": 6}, id="wrangler")], indirect=True)
@@ -174,7 +175,7 @@ print(json.dumps([took[150] * 1000, took[297] * 1000]))
     agent.start()
     # The new agent renews, and hears what was given while there was none.
     until(lambda: fetch(agent, workspace)[1]["AccessKeyId"] == "ASIAANALYST000002")
-    until(lambda: sum(int(e["attributes"]["count"]) for e in agent.events(workspace) if e["type"] == "CredentialsIssued") >= 300)
+    until(lambda: sum(int(e["attributes"]["count"]) for e in agent.events(workspace) if e["type"] == Event.CredentialsIssued) >= 300)
     agent.run("credentials", "revoke", workspace, "--role", "writer")
     agent.kill()
     agent.start()
@@ -187,7 +188,7 @@ print(json.dumps([took[150] * 1000, took[297] * 1000]))
 def test_a_provider_that_fails_delays_nothing_and_is_told_once(agent, workspace, place):
     assert fetch(agent, workspace)[0] == 404
     time.sleep(2)
-    failed = [e["attributes"] for e in agent.events(workspace) if e["type"] == "CredentialsFailed"]
+    failed = [e["attributes"] for e in agent.events(workspace) if e["type"] == Event.CredentialsFailed]
     assert sorted(f["role"] for f in failed) == ["analyst", "writer"] and "exited with status" in failed[0]["error"], failed
     (place / "refuse").unlink()
     until(lambda: fetch(agent, workspace)[0] == 200)
@@ -199,7 +200,7 @@ def test_a_provider_that_hangs_is_ended_with_all_that_it_started(agent, workspac
     assert fetch(agent, workspace)[0] == 404
     phases = {p["name"]: p["milliseconds"] for p in agent.json("get", workspace)["phases"]}
     assert 1900 < phases["network"] < 6000, phases
-    assert len([e for e in agent.events(workspace) if e["type"] == "CredentialsFailed"]) == 2
+    assert len([e for e in agent.events(workspace) if e["type"] == Event.CredentialsFailed]) == 2
     (place / "hang").unlink()
     until(lambda: fetch(agent, workspace)[0] == 200)
     until(lambda: not [p for p in pathlib.Path("/proc").glob("[0-9]*") if cmdline(p) == "sleep 1234"])
@@ -273,7 +274,7 @@ def test_variables_that_hide_the_broker_are_found(agent, workspace):
     pid = agent.python(workspace, "import os, subprocess\nprint(subprocess.Popen(['sleep', '300'], env={**os.environ, 'AWS_SECRET_ACCESS_KEY': 'CANARY-stale', 'AWS_PROFILE': 'x'}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)")
     condition = until(lambda: agent.json("get", workspace).get("conditions"), seconds=15)
     assert condition[0].startswith("StaleCredentials: sleep (pid ") and "AWS_SECRET_ACCESS_KEY, AWS_PROFILE" in condition[0], condition
-    told = [e["attributes"] for e in agent.events(workspace) if e["type"] == "StaleCredentials"]
+    told = [e["attributes"] for e in agent.events(workspace) if e["type"] == Event.StaleCredentials]
     assert len(told) == 1 and told[0]["variables"] == "AWS_SECRET_ACCESS_KEY AWS_PROFILE" and "CANARY" not in str(told)
     agent.exec(workspace, "kill", pid)
     until(lambda: not agent.json("get", workspace).get("conditions"), seconds=15)

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from conftest import ROOT, until
+from support import Event
 
 URL = "http://127.0.0.1:3000"
 
@@ -52,7 +53,7 @@ def test_clone_commit_and_push(agent, workspace):
     assert control.returncode == 0
     shown = sh(agent, workspace, "cat /tmp/survey/.git/config; git config --list --show-origin")
     assert "CANARY" not in shown.stdout
-    issued = until(lambda: [e["attributes"] for e in agent.events(workspace) if e["type"] == "CredentialsIssued"])
+    issued = until(lambda: [e["attributes"] for e in agent.events(workspace) if e["type"] == Event.CredentialsIssued])
     assert issued[0]["role"] == "git/127.0.0.1:3000/research", issued
     agent.run("credentials", "revoke", workspace)
     revoked = sh(agent, workspace, "cd /tmp/survey && git fetch", check=False)

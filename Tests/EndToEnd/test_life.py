@@ -12,13 +12,14 @@ import requests
 
 from conftest import BIN
 from jupyter import Jupyter
+from support import Code, Event
 
 
 def test_a_batch_run_returns_its_output_and_exit_code(agent):
     done = agent.launch("batch.yaml", "batch", check=False)
     assert done.returncode == 3
     assert agent.run("logs", "batch").stdout == "rows: 45\n"
-    assert [e["type"] for e in agent.events("batch")] == ["Created", "Preparing", "Starting", "Ready", "Stopped"]
+    assert [e["type"] for e in agent.events("batch")] == [Event.Created, Event.Preparing, Event.Starting, Event.Ready, Event.Stopped]
     assert agent.json("get", "batch")["reason"]["exit_code"] == 3
     agent.remove("batch")
 
@@ -27,7 +28,7 @@ def test_out_of_memory_is_said_as_such(agent):
     done = agent.launch("batch.yaml", "hungry", command='["python3", "-c", "x = bytearray(1 << 30)"]', resources="\n  memory: 128Mi", check=False)
     assert done.returncode == 137
     reason = agent.json("get", "hungry")["reason"]
-    assert reason["code"] == "OutOfMemory" and "limit 128Mi" in reason["message"]
+    assert reason["code"] == Code.OutOfMemory and "limit 128Mi" in reason["message"]
     assert int(reason["memory_limit_bytes"]) == 128 << 20 and int(reason["memory_peak_bytes"]) > 100 << 20
     agent.remove("hungry")
 
@@ -38,7 +39,7 @@ def test_a_kernel_out_of_memory_is_an_event_and_jupyterlab_lives(agent):
     assert int(agent.exec("greedy", "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes").stdout) == 400 << 20, "seen from inside"
     agent.exec("greedy", "python3", "-c", "x = bytearray(1 << 30)", check=False)
     time.sleep(2.5)
-    event = next(e for e in agent.events("greedy") if e["type"] == "OutOfMemory")
+    event = next(e for e in agent.events("greedy") if e["type"] == Event.OutOfMemory)
     assert event["attributes"]["limitBytes"] == str(400 << 20)
     assert jupyter.request("GET", "/api/status")["kernels"] == 0
     agent.remove("greedy")
@@ -50,7 +51,7 @@ def test_pids_and_cpu_limits_bite(agent, lab):
     time.sleep(5.5)
     agent.launch("batch.yaml", "busy", command='["python3", "-c", "import time; e=time.time()+3\\nwhile time.time()<e: pass"]', resources="\n  cpu: 500m", check=False)
     # Half a CPU for three seconds, and Python's own start.
-    assert any(e["type"] == "Ready" for e in agent.events("busy"))
+    assert any(e["type"] == Event.Ready for e in agent.events("busy"))
     agent.remove("busy")
     agent.launch("batch.yaml", "busy2", "--no-wait", command='["python3", "-c", "while True: pass"]', resources="\n  cpu: 500m")
     time.sleep(1)
@@ -77,7 +78,7 @@ def test_a_killed_agent_leaves_the_tool_and_its_connections_alone(agent):
     channel.close()
     again = agent.json("get", "survivor")
     assert again["state"] == "STATE_READY" and again["token"] == workspace["token"]
-    assert any(e["type"] == "Adopted" for e in agent.events("survivor"))
+    assert any(e["type"] == Event.Adopted for e in agent.events("survivor"))
     for _ in range(50):
         ended = agent.json("get", "ends-meanwhile")
         if ended["state"] == "STATE_STOPPED":
@@ -98,7 +99,7 @@ def test_a_killed_supervisor_is_told_as_unknown_and_leaves_nothing(agent):
         if workspace["state"] == "STATE_STOPPED":
             break
         time.sleep(0.1)
-    assert workspace["reason"]["code"] == "Unknown"
+    assert workspace["reason"]["code"] == Code.Unknown
     time.sleep(0.3)
     assert not subprocess.run(["pgrep", "-f", "^carrel-shim [a-z2-7]+ orphan$"], capture_output=True).stdout
     agent.remove("orphan")
@@ -113,7 +114,7 @@ def test_stop_grants_its_grace_and_then_kills(agent):
     begun = time.time()
     agent.run("stop", "-t", "1", "stubborn")
     assert 0.9 < time.time() - begun < 3
-    assert agent.json("get", "stubborn")["reason"]["code"] == "Requested"
+    assert agent.json("get", "stubborn")["reason"]["code"] == Code.Requested
     agent.remove("polite", "stubborn")
 
 
@@ -121,9 +122,9 @@ def test_lifetime_and_restart_policy(agent):
     agent.launch("batch.yaml", "short", "--no-wait", command='["sleep", "60"]', lifecycle="\n  maxLifetimeSeconds: 1\n  gracePeriodSeconds: 1")
     agent.launch("batch.yaml", "again", "--no-wait", command='["sh", "-c", "exit 1"]', lifecycle="\n  restartPolicy: onFailure")
     time.sleep(4)
-    assert agent.json("get", "short")["reason"]["code"] == "Lifetime"
+    assert agent.json("get", "short")["reason"]["code"] == Code.Lifetime
     types = [e["type"] for e in agent.events("again")]
-    assert types.count("Restarting") >= 1 and types.count("Stopped") >= 2
+    assert types.count(Event.Restarting) >= 1 and types.count(Event.Stopped) >= 2
     agent.run("stop", "again")
     agent.remove("short", "again")
 
@@ -134,10 +135,10 @@ def test_restarts_and_lifetimes_go_on_under_the_next_agent(agent):
     time.sleep(1.5)
     agent.kill()
     agent.start()
-    before = [e["type"] for e in agent.events("phoenix")].count("Restarting")
+    before = [e["type"] for e in agent.events("phoenix")].count(Event.Restarting)
     time.sleep(5)
-    assert [e["type"] for e in agent.events("phoenix")].count("Restarting") > before
-    assert agent.json("get", "mortal")["reason"]["code"] == "Lifetime"
+    assert [e["type"] for e in agent.events("phoenix")].count(Event.Restarting) > before
+    assert agent.json("get", "mortal")["reason"]["code"] == Code.Lifetime
     agent.remove("phoenix", "mortal")
 
 

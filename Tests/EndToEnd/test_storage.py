@@ -4,6 +4,7 @@
 import os
 
 import pytest
+from support import Event
 
 BROKEN = {
     "certificate": (".config/jupyter/jupyter_server_config.py", "c.ServerApp.certfile = '/nonexistent'\n"),
@@ -31,7 +32,7 @@ def test_jupyterlab_comes_up_with_a_broken_home(agent, how):
     assert any(c.startswith("Rescue:") for c in found["conditions"]) and found["attempt"] == 2, found
     kept = [p for p in home.rglob("*") if "set-aside" in p.name]
     assert kept and list(home.glob("CARREL-RESCUE-*.txt")), list(home.rglob("*"))
-    assert "Rescue" in [e["type"] for e in agent.events(owner)]
+    assert Event.Rescue in [e["type"] for e in agent.events(owner)]
     agent.remove(owner)
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 
 import grpc
-from conftest import destroy, generate_stubs, make, until
+from conftest import Event, destroy, generate_stubs, make, until
 
 ROUNDS = int(sys.argv[1])
 
@@ -105,7 +105,7 @@ def comeback(agent, count, rounds=5):
         grpc.channel_ready_future(channel).result(30)
         answers.append((time.clock_gettime_ns(time.CLOCK_BOOTTIME) - begun) / 1e6)
         channel.close()
-        adopted = lambda: [e["bootNanoseconds"] for e in agent.records()[0] if e["sequence"] > head and e["type"] == "Adopted"]
+        adopted = lambda: [e["bootNanoseconds"] for e in agent.records()[0] if e["sequence"] > head and e["type"] == Event.Adopted]
         until(lambda: len(adopted()) >= count, lambda: f"{len(adopted())} of {count} adopted", 60)
         adoptions.append((max(adopted(), default=begun + answers[-1] * 1e6) - begun) / 1e6)
     time.sleep(2)

@@ -21,7 +21,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from busybox import busybox_image  # noqa: E402
-from support import BIN, ROOT, generate_stubs, run_client, spec, until  # noqa: E402
+from support import BIN, ROOT, Code, Event, generate_stubs, run_client, spec, until  # noqa: E402
 
 
 def pytest_configure(config):
@@ -228,8 +228,7 @@ ASIDE = {"RestartsEnded", "ExecStarted", "ExecEnded", "OutOfMemory", "Credential
          "ExecStarted", "ExecEnded"}
 NODE = {"Swept", "DrainBegan", "DrainEnded", "Quarantined"}
 # An event type that the oracle does not know how to judge fails the collection of these tests.
-TYPES = re.search(r"enum EventType.*?\n}", (ROOT / "Sources/domain/Workspaces/StateMachine.swift").read_text(), re.S).group()
-assert {kind for kind, _ in LEGAL} | ASIDE | NODE | {"Deleted"} == set(re.findall(r'case \w+ = "(\w+)"', TYPES)), "conftest.py: LEGAL, ASIDE, NODE"
+assert {kind for kind, _ in LEGAL} | ASIDE | NODE | {Event.Deleted} == set(vars(Event)), "conftest.py: LEGAL, ASIDE, NODE"
 
 
 def plain(event):
@@ -248,9 +247,9 @@ def cause(reason):
 
 
 # Ends for which the agent or the kernel killed, and whose code says why. Those of ASKED name in `stoppedBy` who asked for them, too.
-ASKED = {"Requested", "Lifetime", "Drained"}
-VERDICTS = ASKED | {"NotReadyInTime", "OutOfMemory", "CredentialsLost"}
-GUESSES = {"Exited", "Unknown", "Lost", "Internal"}
+ASKED = {Code.Requested, Code.Lifetime, Code.Drained}
+VERDICTS = ASKED | {Code.NotReadyInTime, Code.OutOfMemory, Code.CredentialsLost}
+GUESSES = {Code.Exited, Code.Unknown, Code.Lost, Code.Internal}
 
 
 def misreported(history, exits=(), killed=()):
@@ -259,10 +258,10 @@ def misreported(history, exits=(), killed=()):
     `history`: events by sequence, with their `cause`. `exits`: exit records that were on disk. `killed`: workspaces of which a
     process was killed by the test or by themselves, so that SIGKILL is how they ended."""
     wrong = []
-    ends = [e for _, e in sorted(history.items()) if e["type"] in ("Stopped", "Failed") and e["cause"]]
+    ends = [e for _, e in sorted(history.items()) if e["type"] in (Event.Stopped, Event.Failed) and e["cause"]]
     for end in ends:
         reason, whose = end["cause"], f"{end['workspace']}, attempt {end['generation']}: {end['type']}, {end['cause']}"
-        if reason["code"] == "Internal" and "restart" in reason["message"]:
+        if reason["code"] == Code.Internal and "restart" in reason["message"]:
             wrong.append(f"{whose}: an agent's restart is not the end of a workspace")
         if reason["signal"] == signal.SIGKILL and not reason["stoppedBy"] and reason["code"] not in VERDICTS and end["workspace"] not in killed:
             wrong.append(f"{whose}: killed, and nobody is named")
@@ -277,7 +276,7 @@ def misreported(history, exits=(), killed=()):
             continue
         reason = end["cause"]
         # A verdict on a tool that did not come up hides that it was killed for it, as does the failure of another step of the start.
-        right = {"exited": reason["exitCode"] == record.value or reason["code"] == "NotReadyInTime",
+        right = {"exited": reason["exitCode"] == record.value or reason["code"] == Code.NotReadyInTime,
                  "signalled": reason["signal"] == record.value or reason["code"] not in GUESSES,
                  "failed": reason["errno"] == record.value}[record.kind]
         if not right:
@@ -320,15 +319,15 @@ def judge(agent, controller=None, settled=True, killed=()):
             continue
         if 1 in history:
             before = states.get(id)
-            if kind == "Deleted":
+            if kind == Event.Deleted:
                 assert before in ("stopped", "failed"), (id, before)
             elif kind in ASIDE:
-                assert event["state"] == before or kind == "Recovered", (id, kind, before)
+                assert event["state"] == before or kind == Event.Recovered, (id, kind, before)
             else:
                 assert LEGAL.get((kind, before)) == event["state"], f"{id}: {kind} after {before} led to {event['state']}"
-            assert event["previous"] == before or kind == "Recovered", (id, kind, event["previous"], before)
+            assert event["previous"] == before or kind == Event.Recovered, (id, kind, event["previous"], before)
         states[id] = event["state"]
-        if kind == "Deleted":
+        if kind == Event.Deleted:
             del states[id]
     if 1 in history:
         assert {id: w["state"] for id, w in workspaces.items()} == states, "the snapshot is not the fold of the events"

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 
-from conftest import ROOT, Agent, Witness, cause, destroy, judge, make
+from conftest import ROOT, Agent, Code, Event, Witness, cause, destroy, judge, make
 from phases import MEANING, PHASES, Life
 
 
@@ -128,18 +128,18 @@ def complaints(events, runs):
         mine[event["workspace"]].append(event)
     for run in runs:
         found = []
-        created = sum(e["type"] == "Created" for e in mine[run.id])
+        created = sum(e["type"] == Event.Created for e in mine[run.id])
         if created != 1:
             found.append(f"{created} events that it was created" if created else "the agent knows nothing of it")
         ended = collections.defaultdict(list)
         for event in mine[run.id]:
-            if event["type"] in ("Stopped", "Failed"):
+            if event["type"] in (Event.Stopped, Event.Failed):
                 ended[event["generation"]].append((event["type"], cause(json.loads(event["reason"] or "null"))))
         for attempt, status in enumerate(run.ends, 1):
             if len(ended[attempt]) != 1:
                 found.append(f"attempt {attempt} has {len(ended[attempt])} ends")
             for kind, reason in ended[attempt]:
-                if kind != "Stopped" or not reason or (reason["code"], reason["exitCode"]) != ("Exited", status):
+                if kind != Event.Stopped or not reason or (reason["code"], reason["exitCode"]) != (Code.Exited, status):
                     said = f"{reason['code']}: {reason['message']}" if reason else "no reason"
                     why = f" ({WRONG[reason['exitCode']]})" if reason and reason["exitCode"] in WRONG else ""
                     found.append(f"attempt {attempt}, for status {status}: {kind}, {said}{why}")

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import BIN, batch, judge, memory, node_info, one, until
+from conftest import BIN, Code, Event, batch, judge, memory, node_info, one, until
 from test_storage import inside
 
 
@@ -135,7 +135,7 @@ def test_a_control_plane_may_live_without_dialling(node):
     # Its former name is an alias for one release.
     assert result("resume").get("code", 0) == 0
     stopped = result("stop ordered")
-    assert stopped["workspace"]["reason"]["code"] == "Requested" and stopped["workspace"]["reason"]["stoppedBy"] == "a controller"
+    assert stopped["workspace"]["reason"]["code"] == Code.Requested and stopped["workspace"]["reason"]["stoppedBy"] == "a controller"
     assert result("delete ordered").get("code", 0) == 0
     assert result("stop nobody")["code"] == 5
     judge(agent, panel)
@@ -173,7 +173,7 @@ def test_a_controller_gives_credentials(node):
     assert json.loads(key().stdout)["AccessKeyId"] == "ASIA1"
     give(2, 20)
     until(lambda: '"ASIA2"' in key().stdout, "renewed at half their time")
-    failed = lambda: [json.loads(e["attributes"])["error"] for e in agent.records()[0] if e["type"] == "CredentialsFailed"]
+    failed = lambda: [json.loads(e["attributes"])["error"] for e in agent.records()[0] if e["type"] == Event.CredentialsFailed]
     panel.process.send_signal(signal.SIGSTOP)
     until(lambda: failed(), "a silence is told", 30)
     assert "panel: did not answer within 2 s" in failed()[0] and '"ASIA2"' in key().stdout

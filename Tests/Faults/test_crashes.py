@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from conftest import ROOT, judge, until
+from conftest import ROOT, Event, judge, until
 
 POINTS = re.findall(r'case \w+ = "(.*)"', (ROOT / "Sources/kernel/Linux/Fault.swift").read_text())
 ROUNDS = int(os.environ.get("CARREL_FAULT_ROUNDS", "3"))
@@ -16,7 +16,7 @@ def scenario(agent, name, point):
     agent.launch(f"{name}-lives", "sleep 300")
     agent.launch(f"{name}-fails", "", command=["/nonexistent"])
     agent.launch(f"{name}-ends", "exit 3")
-    if "Restarting" in point:
+    if Event.Restarting in point:
         agent.launch(f"{name}-again", "test -e ~/$0 || { touch ~/$0; exit 1; }".replace("$0", name), "{restartPolicy: onFailure}")
         until(lambda: (found := agent.get(f"{name}-again")) and found["attempt"] == 2 and found["state"] == "STATE_STOPPED", "the second attempt", 30)
     agent.wait(f"{name}-lives", "READY", "STOPPED", "FAILED")
@@ -40,7 +40,7 @@ def scenario(agent, name, point):
         assert agent.do("exec", f"{name}-lives", "--", "grep", "-q", "/data/files", "/proc/self/mountinfo").returncode == 1
     agent.do("stop", f"{name}-lives", "--time", "1")
     agent.wait(f"{name}-lives", "STOPPED", "FAILED")
-    for w in ("lives", "fails", "ends", *(["again"] if "Restarting" in point else [])):
+    for w in ("lives", "fails", "ends", *(["again"] if Event.Restarting in point else [])):
         agent.do("rm", "--force", f"{name}-{w}")
 
 

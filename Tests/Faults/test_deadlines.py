@@ -16,7 +16,7 @@ import time
 
 import pytest
 from busybox import archive
-from conftest import BIN, ROOT, Agent, busybox_image, destroy, full, judge, node_info, on_small_disk, until
+from conftest import BIN, ROOT, Agent, Code, Event, busybox_image, destroy, full, judge, node_info, on_small_disk, until
 
 PREFIX = "cry"
 
@@ -98,7 +98,7 @@ def check_stop_signals(agent, id, signalled):
 def check_stopped(agent, id, stop):
     assert stop.wait(30) == 0, stop.stderr.read()
     reason = agent.wait(id, "STOPPED")["reason"]
-    assert reason["exit_code"] == 3 and reason["code"] == "Requested" and reason["stopped_by"], reason
+    assert reason["exit_code"] == 3 and reason["code"] == Code.Requested and reason["stopped_by"], reason
 
 
 def test_a_stop_signals_first_when_the_disk_is_full(agent):
@@ -138,7 +138,7 @@ def test_a_locked_journal_delays_only_what_is_to_be_durable(agent):
         lock.close()
     check_stopped(agent, "locked", stop)
     check_answers(agent, ("credentials", "put", "kept", f"key={agent.directory}/content"), ("exec", "kept", "--", "test", "-s", "/run/carrel/credentials/key"))
-    updates = [e for e in agent.records()[0] if e["workspace"] == "kept" and e["type"] == "CredentialsUpdated"]
+    updates = [e for e in agent.records()[0] if e["workspace"] == "kept" and e["type"] == Event.CredentialsUpdated]
     assert len(updates) == 2, updates
     assert agent.launch("after", "exit 4").returncode == 0
     assert agent.wait("after", "STOPPED")["reason"]["exit_code"] == 4
@@ -179,7 +179,7 @@ def milliseconds_to_ready(agent, id):
     begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     assert agent.launch(id, "sleep 100000").returncode == 0
     agent.wait(id, "READY")
-    ready = next(e for e in agent.records()[0] if e["workspace"] == id and e["type"] == "Ready")
+    ready = next(e for e in agent.records()[0] if e["workspace"] == id and e["type"] == Event.Ready)
     return (ready["bootNanoseconds"] - begun) / 1e6
 
 

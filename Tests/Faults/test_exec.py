@@ -18,7 +18,7 @@ import time
 
 import grpc
 import pytest
-from conftest import BIN, destroy, judge, make, pids, until
+from conftest import BIN, Code, Event, destroy, judge, make, pids, until
 
 PREFIX = "crx"
 # Programs that run in one sandbox at once (ShimProtocol.execLimit).
@@ -424,7 +424,7 @@ def test_the_programs_of_two_hundred_killed_clients_block_nothing(agent, stubs, 
     until(lambda: not room.left(), room.left, 4)
     until(lambda: descriptors(agent.process.pid) < before[0] + 10 and descriptors(room.supervisor) < before[1] + 5,
           lambda: f"descriptors: {before}, now {descriptors(agent.process.pid), descriptors(room.supervisor)}", 5)
-    ended = [e for e in agent.records()[0] if e["workspace"] == room.id and e["type"] == "ExecEnded"]
+    ended = [e for e in agent.records()[0] if e["workspace"] == room.id and e["type"] == Event.ExecEnded]
     assert len(ended) >= 200, len(ended)
     judge(agent)
 
@@ -462,7 +462,7 @@ def open_programs(agent, room):
         (["-i"], ["cat"]), (["-i", "-t"], ["sh"]), ([], ["yes"]), ([], ["sh", "-c", "trap '' HUP; while true; do sleep 1; done"]))]
     until(lambda: len(room.left()) >= 4, room.left)
     # An event follows its program by a moment, in which an end of the agent would come before both.
-    until(lambda: [type for type, _ in exec_events(agent, room)].count("ExecStarted") >= 4, lambda: exec_events(agent, room))
+    until(lambda: [type for type, _ in exec_events(agent, room)].count(Event.ExecStarted) >= 4, lambda: exec_events(agent, room))
     clients[2].stdout.read(1)
     return clients
 
@@ -493,7 +493,7 @@ def test_programs_of_an_agent_that_is_killed_have_an_end_on_record(agent, room):
     close(clients)
     agent.start()
     until(lambda: len(exec_events(agent, room)) == 8, lambda: exec_events(agent, room), 5)
-    assert {a["outcome"] for type, a in exec_events(agent, room) if type == "ExecEnded"} == {"the agent ended first; the program was hung up on"}
+    assert {a["outcome"] for type, a in exec_events(agent, room) if type == Event.ExecEnded} == {"the agent ended first; the program was hung up on"}
     judge(agent)
 
 
@@ -505,8 +505,8 @@ def test_programs_of_a_workspace_that_is_deleted_have_an_end_on_record(agent, ro
     room.remove()
     close(clients)
     events = [e["type"] for e in agent.records()[0] if e["workspace"] == room.id]
-    assert events.count("ExecStarted") == events.count("ExecEnded") == 4, events
-    assert events[-1] == "Deleted" and events.index("Stopped") > max(n for n, type in enumerate(events) if type == "ExecEnded"), events
+    assert events.count(Event.ExecStarted) == events.count(Event.ExecEnded) == 4, events
+    assert events[-1] == Event.Deleted and events.index(Event.Stopped) > max(n for n, type in enumerate(events) if type == Event.ExecEnded), events
     judge(agent)
 
 
@@ -529,8 +529,8 @@ def test_the_agent_ends_soon_although_programs_run(agent, room, suspended):
     assert agent.wait(room.id, "READY")["attempt"] == 1
     # What the old agent could not record, the new one records when it has adopted the workspace.
     count = lambda kind: len([type for type, _ in exec_events(agent, room) if type == kind])
-    until(lambda: count("ExecEnded") >= 4, lambda: exec_events(agent, room), 5)
-    assert count("ExecStarted") == count("ExecEnded") == 4, exec_events(agent, room)
+    until(lambda: count(Event.ExecEnded) >= 4, lambda: exec_events(agent, room), 5)
+    assert count(Event.ExecStarted) == count(Event.ExecEnded) == 4, exec_events(agent, room)
     judge(agent)
 
 
@@ -542,7 +542,7 @@ def test_a_drain_does_not_wait_for_programs(agent, room):
     close(clients)
     assert agent.run("uncordon").returncode == 0
     assert done.returncode == 0 and seconds < 8, (done, seconds)
-    assert ended["state"] == "STATE_STOPPED" and ended["reason"]["code"] == "Drained", ended
+    assert ended["state"] == "STATE_STOPPED" and ended["reason"]["code"] == Code.Drained, ended
     assert not room.inside()
     room.remove()
     judge(agent)
@@ -585,7 +585,7 @@ def test_a_supervisor_that_does_nothing_holds_up_only_its_own(agent, room):
     if answers["attach"][0].returncode == 0:
         answered_at_once(agent, ("dataset", "detach", room.id, "/data/files"))
     assert agent.get(room.id)["attempt"] == 1 and room.tool <= set(room.inside())
-    assert not [e for e in agent.records()[0] if e["workspace"] == room.id and e["type"] in ("Stopping", "Stopped", "Failed")]
+    assert not [e for e in agent.records()[0] if e["workspace"] == room.id and e["type"] in (Event.Stopping, Event.Stopped, Event.Failed)]
     other.remove()
     judge(agent)
 
@@ -606,17 +606,17 @@ def test_each_program_is_an_event_without_its_arguments(agent, stubs, room):
     until(room.left, "it runs")
     left.kill()
     left.wait()
-    until(lambda: len([e for e in exec_events(agent, room) if e[0] == "ExecEnded"]) == 4, lambda: exec_events(agent, room), 5)
+    until(lambda: len([e for e in exec_events(agent, room) if e[0] == Event.ExecEnded]) == 4, lambda: exec_events(agent, room), 5)
     events = [{"type": type, **{k: v for k, v in attributes.items() if k not in ("by", "milliseconds")}} for type, attributes in exec_events(agent, room)]
     for event in events:
         event.pop("attempt", None)
     shell, sleep = {"program": "sh"}, {"program": "sleep", "arguments": "1", "terminal": "true"}
     failed = events.pop(4)
     assert events == [
-        {"type": "ExecStarted", **shell, "arguments": "3"}, {"type": "ExecEnded", **shell, "arguments": "3", "exitCode": "7"},
-        {"type": "ExecStarted", **shell, "arguments": "2"}, {"type": "ExecEnded", **shell, "arguments": "2", "signal": "15"},
-        {"type": "ExecStarted", **sleep}, {"type": "ExecEnded", **sleep, "client": "left; the program was hung up on", "signal": "1"}], events
-    assert failed["type"] == "ExecEnded" and failed["program"] == "no-such-program" and "it was not started" in failed["outcome"], failed
+        {"type": Event.ExecStarted, **shell, "arguments": "3"}, {"type": Event.ExecEnded, **shell, "arguments": "3", "exitCode": "7"},
+        {"type": Event.ExecStarted, **shell, "arguments": "2"}, {"type": Event.ExecEnded, **shell, "arguments": "2", "signal": "15"},
+        {"type": Event.ExecStarted, **sleep}, {"type": Event.ExecEnded, **sleep, "client": "left; the program was hung up on", "signal": "1"}], events
+    assert failed["type"] == Event.ExecEnded and failed["program"] == "no-such-program" and "it was not started" in failed["outcome"], failed
     # Nowhere in journal, records and log.
     files = [agent.directory / "carreld.log", *(path for path in agent.state.rglob("*") if path.is_file() and "images" not in path.parts)]
     assert len(files) > 3
@@ -635,8 +635,8 @@ def test_a_program_that_was_started_has_an_end_on_record(agent, stubs, room):
     until(lambda: not room.left(), room.left, 4)
     time.sleep(0.5)
     events = exec_events(agent, room)
-    started = [a for type, a in events if type == "ExecStarted"]
-    ended = [a for type, a in events if type == "ExecEnded" and "it was not started" not in a.get("outcome", "")]
+    started = [a for type, a in events if type == Event.ExecStarted]
+    ended = [a for type, a in events if type == Event.ExecEnded and "it was not started" not in a.get("outcome", "")]
     assert len(started) == len(ended), (len(started), len(ended))
     judge(agent)
 

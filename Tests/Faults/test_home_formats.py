@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 
 import pytest
-from conftest import judge, until
+from conftest import Code, judge, until
 from test_homes import image, left, run
 
 IMAGES = pytest.param({"more": "storage: {driver: image, size: 32Mi}\n"}, id="images")
@@ -116,7 +116,7 @@ def test_encrypted_homes(node):
     assert count("uses") == "200"
     for n, (options, wish, message) in enumerate(((key(wrong), storage, "with another key"), ((), "{size: 32Mi}", "is encrypted; it needs storage.encrypted"))):
         reason, _ = run(agent, f"refused-{n}", "true", storage=wish, options=options)
-        assert reason["code"] == "StorageFailed" and message in reason["message"], reason
+        assert reason["code"] == Code.StorageFailed and message in reason["message"], reason
     reason, text = run(agent, "beside", f"grep -c {canary} canary-*", storage=storage, options=key(right))
     assert text.strip() == "200"
     assert count("uses") == "200", "neither a wrong key nor the end of another takes it away"
@@ -139,12 +139,12 @@ def test_encrypted_homes(node):
     finally:
         subprocess.run(["umount", raw], check=True)
     reason, _ = run(agent, "wrong", "true", storage=storage, options=key(wrong))
-    assert reason["code"] == "StorageFailed" and "with another key" in reason["message"], reason
+    assert reason["code"] == Code.StorageFailed and "with another key" in reason["message"], reason
     looked = agent.run("env", "ls", "ada")
     assert looked.returncode == 1 and "is encrypted" in looked.stderr, looked
     # What was not made for it does not become it.
     reason, _ = run(agent, "late", "true", owner="grace", uid=2002, storage=storage, options=key(right))
-    assert reason["code"] == "StorageFailed" and "was not made for encryption" in reason["message"], reason
+    assert reason["code"] == Code.StorageFailed and "was not made for encryption" in reason["message"], reason
     until(lambda: not left(agent), lambda: left(agent))
     # The key is nowhere on the disk.
     secret = right.read_bytes()

@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import judge, until
+from conftest import Code, Event, judge, until
 
 IMAGES = pytest.param({"more": "storage: {driver: image, size: 32Mi}\n"}, id="images")
 images = pytest.mark.parametrize("node", [IMAGES], indirect=True)
@@ -43,7 +43,7 @@ def test_a_full_home_hurts_its_owner_alone_and_still_starts(node):
     agent.launch("grace", "sleep 1000", owner="grace", uid=2002)
     reason, text = run(agent, "fill", "id -u; yes | dd of=big bs=1M 2>&1 | tail -1; df -m . | tail -1; sleep 2; exit 5")
     assert reason["exit_code"] == 5 and "1000" in text, text
-    filling = [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == "HomeFilling"]
+    filling = [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == Event.HomeFilling]
     assert int(filling[-1]["percent"]) == 100 and int(filling[-1]["limitBytes"]) <= 32 << 20, filling
     assert image(agent).stat().st_size == 32 << 20
     use = next(s for s in json.loads(agent.run("top", "-o", "json").stdout) if s["id"] == "grace")["home"]
@@ -53,12 +53,12 @@ def test_a_full_home_hurts_its_owner_alone_and_still_starts(node):
     # Full of blocks: the next start finds the headroom, once; and the one after that none, and starts all the same.
     reason, text = run(agent, "tight", "head -c 100000 /dev/zero > more && echo wrote; yes | dd of=rest bs=64k 2>/dev/null; exit 0")
     assert reason["exit_code"] == 0 and "wrote" in text, text
-    rescued = [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == "Rescue"]
+    rescued = [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == Event.Rescue]
     assert len(rescued) == 1 and "the home is full" in rescued[0]["why"], rescued
     taken = image(agent).stat().st_blocks
     reason, text = run(agent, "clean", "head -c 100000 /dev/zero > less && echo wrote; ls; rm big rest && echo x > more && cat more")
     assert reason["exit_code"] == 0 and "big" in text and "wrote" not in text and text.rstrip().endswith("x"), text
-    assert len([e for e in agent.records()[0] if e["type"] == "Rescue"]) == 1
+    assert len([e for e in agent.records()[0] if e["type"] == Event.Rescue]) == 1
     until(lambda: not [l for l in left(agent) if "ada" in l], lambda: left(agent))
     assert image(agent).stat().st_blocks < taken / 4, (taken, image(agent).stat().st_blocks)
     # Full of inodes.
@@ -77,7 +77,7 @@ def test_it_grows_and_never_shrinks(node):
     reason, text = run(agent, "larger", "cat file; df -m . | tail -1", storage="{size: 64Mi}")
     assert "kept" in text and image(agent).stat().st_size == 64 << 20 and int(text.split()[-5]) > 50, text
     reason, _ = run(agent, "smaller", "true", storage="{size: 32Mi}")
-    assert reason["code"] == "StorageFailed" and "a home can only grow" in reason["message"], reason
+    assert reason["code"] == Code.StorageFailed and "a home can only grow" in reason["message"], reason
     # What the node gives where nobody asks is no wish for less.
     assert "kept" in run(agent, "silent", "cat file")[1] and image(agent).stat().st_size == 64 << 20
     for size, message in (("1Ki", "is not a quantity between 16Mi"), ("x", "is not a quantity"), ("-1", "is not a quantity")):
@@ -88,7 +88,7 @@ def test_it_grows_and_never_shrinks(node):
         assert refused.returncode == 1 and f"storage.{field}: is for homes kept as images" in refused.stderr, refused
     # A directory has a limit where its file system has project quotas (Tests/VM); here it says that it has none.
     reason, _ = run(agent, "limited", "true", owner="grace", uid=2002, storage="{driver: directory, size: 64Mi}")
-    assert reason["code"] == "StorageFailed" and "project quotas" in reason["message"], reason
+    assert reason["code"] == Code.StorageFailed and "project quotas" in reason["message"], reason
     assert not left(agent)
     judge(agent)
 
@@ -110,7 +110,7 @@ def test_what_is_in_the_way_is_refused_by_name_and_untouched(node, thing, messag
     else:
         pathlib.Path(f"{path}.lock").write_text("elsewhere\n")
     reason, _ = run(agent, "refused", "true")
-    assert reason["code"] == "StorageFailed" and message in reason["message"], reason
+    assert reason["code"] == Code.StorageFailed and message in reason["message"], reason
     if thing in ("garbage", "symlink"):
         assert path.read_bytes() == content
     pathlib.Path(f"{path}.lock").unlink(missing_ok=True)
@@ -122,7 +122,7 @@ def test_a_directory_does_not_hide_an_image(node):
     agent, _ = node
     run(agent, "first", "echo kept > file")
     reason, _ = run(agent, "second", "true", storage="{driver: directory}")
-    assert reason["code"] == "StorageFailed" and "is an image" in reason["message"]
+    assert reason["code"] == Code.StorageFailed and "is an image" in reason["message"]
     assert "kept" in run(agent, "third", "cat file")[1]
 
 
@@ -174,7 +174,7 @@ def test_agents_come_and_go_and_it_stays_mounted_while_it_is_used(node):
     agent.wait("half", "FAILED", "STOPPED")
     until(lambda: not left(agent), lambda: left(agent))
     agent.do("rm", "half")
-    assert [e["attributes"] for e in agent.records()[0] if e["type"] == "Swept" and "mount" in e["attributes"]] == ['{"mount":"unknown"}']
+    assert [e["attributes"] for e in agent.records()[0] if e["type"] == Event.Swept and "mount" in e["attributes"]] == ['{"mount":"unknown"}']
     judge(agent)
 
 

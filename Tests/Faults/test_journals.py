@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import OWN, Agent, BIN, batch, full, judge, node_info, on_small_disk, one, pids, sandbox_of, until
+from conftest import BIN, OWN, Agent, Event, batch, full, judge, node_info, on_small_disk, one, pids, sandbox_of, until
 
 
 def test_a_second_agent_is_refused_and_told_of_the_first(node):
@@ -100,7 +100,7 @@ def test_a_damaged_journal_is_announced_and_what_runs_goes_on(node, damage):
     assert stream["id"] != before[2]["id"]
     assert stream["loss"] and (damage == "deleted" or list(agent.state.glob("journal.sqlite-damaged-*")))
     assert agent.get("runs")["state"] == "STATE_READY" and pathlib.Path(f"/proc/{supervisor}").exists()
-    assert [e["type"] for e in events if e["workspace"] == "runs"][:2] == ["Recovered", "Adopted"]
+    assert [e["type"] for e in events if e["workspace"] == "runs"][:2] == [Event.Recovered, Event.Adopted]
     gap = until(lambda: [m["gap"] for m in panel.messages() if "gap" in m], "the controller is told", 40)[0]
     assert ("missing" if damage == "deleted" else "damaged") in gap["reason"]
     snapshot = until(lambda: [m["snapshot"] for m in panel.messages() if "snapshot" in m], "and how things stand")[-1]
@@ -123,7 +123,7 @@ def test_what_nobody_knows_is_set_aside_untouched(node):
     (sandbox.folder / "record.json").unlink()
     agent.start()
     events = [(e["type"], json.loads(e["attributes"]).get("folder")) for e in agent.records()[0] if e["workspace"] == ""]
-    assert ("Quarantined", sandbox.name) in events and ("Swept", "rest") in events, events
+    assert (Event.Quarantined, sandbox.name) in events and (Event.Swept, "rest") in events, events
     assert list((agent.state / "quarantine").glob(f"{sandbox.name}-*")) and not (agent.state / "workspaces" / "rest").exists()
     agent.stop()
     agent.start()
@@ -264,7 +264,7 @@ def test_a_torn_end_is_no_event(node):
         assert stream["loss"] is None and [e["sequence"] for e in events] == list(range(1, stream["head"] + 1))
         # A run this short may have ended before it is told as ready.
         told = [e["type"] for e in events if e["workspace"] == "last"]
-        assert [type for type in told if type != "Ready"] == ["Created", "Preparing", "Starting", "Stopped"], told
+        assert [type for type in told if type != Event.Ready] == [Event.Created, Event.Preparing, Event.Starting, Event.Stopped], told
         heads.append(stream["head"])
         agent.stop()
     assert len(heads) == 6
@@ -298,7 +298,7 @@ def test_an_older_copy_put_in_the_journals_place_is_a_loss(node):
     agent.start()
     events, _, stream, _ = agent.records()
     assert stream["id"] != before["id"] and "an older copy was put in its place" in stream["loss"], stream
-    assert agent.get("runs")["state"] == "STATE_READY" and events[0]["type"] == "Recovered"
+    assert agent.get("runs")["state"] == "STATE_READY" and events[0]["type"] == Event.Recovered
     gap = until(lambda: [m["gap"] for m in panel.messages() if "gap" in m], "the controller is told", 40)[0]
     assert "older copy" in gap["reason"]
 

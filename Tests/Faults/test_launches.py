@@ -12,7 +12,7 @@ import threading
 import types
 
 import pytest
-from conftest import Exit, Sandbox, destroy, exit_record, judge, leftovers, misreported, sandbox, until
+from conftest import Code, Event, Exit, Sandbox, destroy, exit_record, judge, leftovers, misreported, sandbox, until
 from launches import POINTS, Launches, complaints, launch, lock, make_agent, make_run
 from phases import Sight, hello_state, look, phase
 
@@ -20,22 +20,22 @@ from phases import Sight, hello_state, look, phase
 
 
 def event(sequence, workspace, type, generation=1, nanoseconds=None, **reason):
-    reason = {"code": "Exited", "message": "said", **reason} if reason else None
+    reason = {"code": Code.Exited, "message": "said", **reason} if reason else None
     return {"sequence": sequence, "workspace": workspace, "type": type, "generation": generation, "bootNanoseconds": nanoseconds or sequence * 10,
             "reason": json.dumps(reason), "cause": reason and {"exitCode": None, "signal": None, "errno": None, "stoppedBy": "", **reason}}
 
 
 @pytest.mark.parametrize("type, reason, wrong", [
-    ("Stopped", {"exitCode": 3}, None),
-    ("Failed", {"code": "Internal", "message": "the agent was restarted during the start; launch it again"}, "is not the end of a workspace"),
-    ("Failed", {"code": "Internal", "message": "there is no tool x any more"}, None),
-    ("Stopped", {"code": "Signalled", "signal": 9}, "nobody is named"),
-    ("Stopped", {"code": "Signalled", "signal": 15}, None),
-    ("Stopped", {"code": "OutOfMemory", "signal": 9}, None),
-    ("Stopped", {"code": "Requested", "signal": 9, "stoppedBy": "uid 0"}, None),
-    ("Stopped", {"code": "Requested", "signal": 9}, "asked for by nobody"),
-    ("Failed", {"code": "NotReadyInTime"}, None),
-    ("Stopped", {"exitCode": 3, "message": ""}, "says nothing"),
+    (Event.Stopped, {"exitCode": 3}, None),
+    (Event.Failed, {"code": Code.Internal, "message": "the agent was restarted during the start; launch it again"}, "is not the end of a workspace"),
+    (Event.Failed, {"code": Code.Internal, "message": "there is no tool x any more"}, None),
+    (Event.Stopped, {"code": Code.Signalled, "signal": 9}, "nobody is named"),
+    (Event.Stopped, {"code": Code.Signalled, "signal": 15}, None),
+    (Event.Stopped, {"code": Code.OutOfMemory, "signal": 9}, None),
+    (Event.Stopped, {"code": Code.Requested, "signal": 9, "stoppedBy": "uid 0"}, None),
+    (Event.Stopped, {"code": Code.Requested, "signal": 9}, "asked for by nobody"),
+    (Event.Failed, {"code": Code.NotReadyInTime}, None),
+    (Event.Stopped, {"exitCode": 3, "message": ""}, "says nothing"),
 ])
 def test_the_oracle_knows_an_end_that_explains_nothing(type, reason, wrong):
     found = misreported({5: event(5, "w", type, **reason)})
@@ -46,19 +46,19 @@ def test_the_oracle_knows_an_end_that_explains_nothing(type, reason, wrong):
 
 @pytest.mark.parametrize("kind, value, reason, right", [
     ("exited", 48, {"exitCode": 48}, True),
-    ("exited", 48, {"exitCode": 48, "code": "Requested", "stoppedBy": "uid 0"}, True),
+    ("exited", 48, {"exitCode": 48, "code": Code.Requested, "stoppedBy": "uid 0"}, True),
     ("exited", 48, {"exitCode": 0}, False),
-    ("exited", 0, {"code": "Unknown"}, False),
-    ("exited", 48, {"code": "CredentialsLost"}, False),
-    ("signalled", 9, {"code": "NotReadyInTime"}, True),
-    ("signalled", 9, {"code": "NetworkFailed"}, True),
-    ("signalled", 9, {"code": "Internal", "message": "anything"}, False),
-    ("signalled", 11, {"code": "Signalled", "signal": 11}, True),
-    ("failed", 2, {"code": "CannotExecute", "errno": 2}, True),
-    ("failed", 2, {"code": "Unknown"}, False),
+    ("exited", 0, {"code": Code.Unknown}, False),
+    ("exited", 48, {"code": Code.CredentialsLost}, False),
+    ("signalled", 9, {"code": Code.NotReadyInTime}, True),
+    ("signalled", 9, {"code": Code.NetworkFailed}, True),
+    ("signalled", 9, {"code": Code.Internal, "message": "anything"}, False),
+    ("signalled", 11, {"code": Code.Signalled, "signal": 11}, True),
+    ("failed", 2, {"code": Code.CannotExecute, "errno": 2}, True),
+    ("failed", 2, {"code": Code.Unknown}, False),
 ])
 def test_the_oracle_holds_an_end_against_its_exit_record(kind, value, reason, right):
-    history = {5: event(5, "w", "Stopped", generation=2, **reason)}
+    history = {5: event(5, "w", Event.Stopped, generation=2, **reason)}
     found = misreported(history, {Exit("w", 2, 45, kind, value)})
     assert (not found) == right, found
     assert not misreported(history, {Exit("w", 1, 45, kind, value), Exit("v", 2, 45, kind, value), Exit("w", 2, 55, kind, value)}), "of other ends"
@@ -66,12 +66,12 @@ def test_the_oracle_holds_an_end_against_its_exit_record(kind, value, reason, ri
 
 def test_what_counts_as_lost():
     run = make_run(random.Random(1), 1, "again")
-    right = [event(1, run.id, "Created", exitCode=None), event(2, run.id, "Stopped", 1, exitCode=run.ends[0]), event(3, run.id, "Stopped", 2, exitCode=0)]
+    right = [event(1, run.id, Event.Created, exitCode=None), event(2, run.id, Event.Stopped, 1, exitCode=run.ends[0]), event(3, run.id, Event.Stopped, 2, exitCode=0)]
     assert not complaints(right, [run])
     for events, said in (([], "knows nothing"), (right[:2], "attempt 2 has 0 ends"), (right + right[1:2], "attempt 1 has 2 ends"),
-                         (right[:2] + [event(3, run.id, "Stopped", 2, exitCode=250)], "started twice"),
-                         (right[:2] + [event(3, run.id, "Failed", 2, code="Internal")], "Failed, Internal"),
-                         (right[:1] + right, "2 events that it was created"), (right + [event(4, run.id, "Stopped", 3, exitCode=0)], "attempts [3]")):
+                         (right[:2] + [event(3, run.id, Event.Stopped, 2, exitCode=250)], "started twice"),
+                         (right[:2] + [event(3, run.id, Event.Failed, 2, code=Code.Internal)], "Failed, Internal"),
+                         (right[:1] + right, "2 events that it was created"), (right + [event(4, run.id, Event.Stopped, 3, exitCode=0)], "attempts [3]")):
         assert said in "; ".join(complaints(events, [run])[run.id]), (events, said)
 
 
@@ -188,7 +188,7 @@ PASSED = [*POINTS, "before Restarting", "after Restarting"]
 @pytest.mark.parametrize("point", PASSED)
 def test_a_start_goes_on_where_its_agent_was_killed(agent, point):
     """With a credential file, which no later agent was given; only for a restart, which such a workspace has none of, without."""
-    run = make_run(random.Random(point), PASSED.index(point), "again" if "Restarting" in point else "secret").write(agent.directory)
+    run = make_run(random.Random(point), PASSED.index(point), "again" if Event.Restarting in point else "secret").write(agent.directory)
     reached = agent.directory / "reached"
     reached.unlink(missing_ok=True)
     agent.stop()

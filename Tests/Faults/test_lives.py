@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import judge, pids, until
+from conftest import Code, Event, judge, pids, until
 
 
 def test_killed_supervisors_and_first_processes(node):
@@ -91,7 +91,7 @@ def test_the_same_request_many_times(node):
     other = agent.directory / "other.yaml"
     other.write_text((agent.directory / "same.yaml").read_text().replace("sleep 100", "sleep 200"))
     assert "another spec" in agent.run("launch", "--no-wait", other).stderr
-    assert [e["type"] for e in agent.records()[0] if e["workspace"] == "same"].count("Created") == 1
+    assert [e["type"] for e in agent.records()[0] if e["workspace"] == "same"].count(Event.Created) == 1
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         stops = list(pool.map(lambda _: agent.run("stop", "same", "--time", "1"), range(8)))
     assert all(s.returncode == 0 for s in stops)
@@ -120,10 +120,10 @@ def test_a_reboot(node):
     for _ in range(2):
         agent.start()
         ended = agent.wait("ran", "STOPPED")
-        assert ended["reason"]["code"] == "Lost"
+        assert ended["reason"]["code"] == Code.Lost
         agent.stop()
     agent.start()
-    assert [e["type"] for e in agent.records()[0] if e["workspace"] == "ran"].count("Stopped") == 1, "told once"
+    assert [e["type"] for e in agent.records()[0] if e["workspace"] == "ran"].count(Event.Stopped) == 1, "told once"
     judge(agent, killed=["ran"])
 
 
@@ -152,7 +152,7 @@ def test_draining_stops_by_its_deadline_and_outlives_the_agent(node):
     agent.stop()  # in the middle of it
     agent.start()
     ended = agent.wait("stubborn", "STOPPED", seconds=10)
-    assert ended["reason"]["code"] == "Drained" and time.monotonic() - begun > 1.9, ended["reason"]
+    assert ended["reason"]["code"] == Code.Drained and time.monotonic() - begun > 1.9, ended["reason"]
     time.sleep(1.5)
     assert agent.get("obedient")["state"] == "STATE_STOPPED", "a drained node starts nothing again"
     assert "draining" in agent.run("node").stdout
@@ -179,7 +179,7 @@ def test_every_stop_is_explained(node):
     agent.launch("hungry", "dd if=/dev/zero of=/dev/null bs=100M count=1")
     agent.wait("hungry", "STOPPED")
     reason = agent.get("hungry")["reason"]
-    assert reason["code"] == "OutOfMemory" and reason["killed_process"]["name"] == "dd", reason
+    assert reason["code"] == Code.OutOfMemory and reason["killed_process"]["name"] == "dd", reason
     assert int(reason["killed_process"]["resident_bytes"]) > 1 << 20 and int(reason["memory_limit_bytes"]) == 64 << 20
     assert "killed     dd (pid" in agent.run("explain", "hungry").stdout
     agent.do("rm", "fails", "missing", "hungry")
@@ -193,7 +193,7 @@ def test_out_of_memory_of_a_part_is_told_at_once_and_once(node):
     agent, _ = node
     agent.launch("parts", "while true; do if [ -e ~/go ]; then rm -f ~/go; dd if=/dev/zero of=/dev/null bs=100M count=1; fi; sleep 0.05; done", "{restartPolicy: always}")
     agent.wait("parts", "READY")
-    told = lambda: [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == "OutOfMemory"]
+    told = lambda: [json.loads(e["attributes"]) for e in agent.records()[0] if e["type"] == Event.OutOfMemory]
     go = agent.directory / "homes" / "ada" / "go"
 
     def eat():
@@ -221,8 +221,8 @@ def test_out_of_memory_of_a_part_is_told_at_once_and_once(node):
         if children:
             os.kill(int(children[0]), signal.SIGKILL)
     until(lambda: agent.get("parts")["attempt"] == 2 and agent.get("parts")["state"] == "STATE_READY", "another attempt")
-    ended = next(json.loads(e["reason"]) for e in agent.records()[0] if e["type"] == "Stopped")
-    assert ended["code"] == "Signalled", ended
+    ended = next(json.loads(e["reason"]) for e in agent.records()[0] if e["type"] == Event.Stopped)
+    assert ended["code"] == Code.Signalled, ended
     eat()
     until(lambda: len(told()) == 3, "the event of the second attempt")
     assert told()[2]["kills"] == "1"

@@ -7,7 +7,7 @@ import pathlib
 import re
 import subprocess
 
-from conftest import judge, until
+from conftest import Code, judge, until
 
 # What the two programs call while one workspace is launched, runs and is deleted, but for the calls whose failure is not the kernel's
 # to choose (exit, gettid …) and those by which a run-time wakes itself (write to an eventfd, futex) or gets memory (mmap: it aborts, which
@@ -40,7 +40,7 @@ def life(agent, name):
         ended = agent.wait(name, "STOPPED", "FAILED", seconds=30)
         reason = ended["reason"]
         # By itself, with the code that is its own, or with a reason in words.
-        assert reason["exit_code"] == 3 if reason["code"] == "Exited" else len(reason["message"]) > 10, reason
+        assert reason["exit_code"] == 3 if reason["code"] == Code.Exited else len(reason["message"]) > 10, reason
         removed = agent.do("rm", "--force", name)
         assert removed.returncode == 0, removed
         return reason["code"]

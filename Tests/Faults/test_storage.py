@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import busybox_image, judge, until
+from conftest import Event, busybox_image, judge, until
 
 
 def register(agent, name, version="1", path=None, more="readers: [ada]", file=None):
@@ -119,8 +119,8 @@ def test_attached_changed_and_detached_while_it_runs(place):
     until(lambda: not agent.get("w").get("datasets"), "its time is over", 15)
     assert inside(agent, "w", "test -e /data/sales/rows").returncode != 0
     kinds = [e["type"] for e in agent.records()[0] if e["type"].startswith("Dataset")]
-    assert kinds == ["DatasetAttached", "DatasetChanged", "DatasetDetached", "DatasetAttached", "DatasetDetached", "DatasetAttached", "DatasetDetached"], kinds
-    assert events(agent, "DatasetDetached")[-1]["why"] == "its time was over" and "holders" in events(agent, "DatasetDetached")[0]
+    assert kinds == [Event.DatasetAttached, Event.DatasetChanged, Event.DatasetDetached, Event.DatasetAttached, Event.DatasetDetached, Event.DatasetAttached, Event.DatasetDetached], kinds
+    assert events(agent, Event.DatasetDetached)[-1]["why"] == "its time was over" and "holders" in events(agent, Event.DatasetDetached)[0]
 
 
 def test_what_the_workspace_makes_of_the_way_to_a_target(place):
@@ -272,7 +272,7 @@ def test_what_was_removed_long_ago_is_deleted(place):
     kept.rename(kept.with_name("20010101T000000Z"))
     agent.start()
     until(lambda: not kept.parent.exists(), "deleted")
-    assert {"removedHome": "ada"} in events(agent, "Swept")
+    assert {"removedHome": "ada"} in events(agent, Event.Swept)
 
 
 # --------------------------------------------------------------------- rescue
@@ -328,7 +328,7 @@ def test_a_tool_that_does_not_come_up_is_started_without_what_is_suspected(tools
     note = next(home.glob("CARREL-RESCUE-*.txt"))
     assert aside.name in note.read_text() and "mv -T" in note.read_text() and note.stat().st_uid == 2001
     kinds = [e["type"] for e in agent.records()[0] if e["workspace"] == "w"]
-    assert kinds.count("Rescue") == 1 and kinds.count("Restarting") == 1, kinds
+    assert kinds.count(Event.Rescue) == 1 and kinds.count(Event.Restarting) == 1, kinds
     agent.do("rm", "--force", "w")
     # Undone as the note says, it is broken again, and rescued again; but once a workspace.
     subprocess.run(["mv", "-T", aside, home / ".config/tool"], check=True)
@@ -346,7 +346,7 @@ def test_no_rescue_where_there_is_nothing_to_set_aside_or_nobody_wants_it(tools)
     # Its folders for packages were made for it and are all there is to set aside.
     assert ended["attempt"] <= 2 and ended["reason"]["exit_code"] == 7
     again = agent.wait("w", "STOPPED", "FAILED")
-    assert [e["type"] for e in agent.records()[0] if e["workspace"] == "w"].count("Rescue") <= 1 and again
+    assert [e["type"] for e in agent.records()[0] if e["workspace"] == "w"].count(Event.Rescue) <= 1 and again
     plant(home, ".config/tool/hangs")
     agent.launch("stopped", tool="web")
     agent.wait("stopped", "STARTING")
@@ -403,7 +403,7 @@ def test_packages_are_kept_apart_for_each_image(tools):
     found = agent.wait("other", "READY")
     assert any(c.startswith("ImageChanged:") for c in found["conditions"]), found
     assert inside(agent, "other", "test -e $PACKAGES/p").returncode != 0
-    assert len(events(agent, "ImageChanged")) == 1
+    assert len(events(agent, Event.ImageChanged)) == 1
     agent.do("rm", "--force", "other")
     listed = agent.run("env", "ls", "ada").stdout
     assert "busybox:latest" in listed and "other:latest" in listed and copy.stdout.strip() in listed, listed
@@ -438,7 +438,7 @@ def test_credential_files_end(place):
     agent.start()
     until(lambda: not seen("short"), "a new agent removes it", 15)
     until(lambda: not agent.get("w").get("conditions"), "and ends the condition", 10)
-    assert [e["name"] for e in events(agent, "CredentialsExpiring")] == ["short"] and events(agent, "CredentialsRemoved") == [{"name": "short", "why": "its time was over"}]
+    assert [e["name"] for e in events(agent, Event.CredentialsExpiring)] == ["short"] and events(agent, Event.CredentialsRemoved) == [{"name": "short", "why": "its time was over"}]
     # Given again it lives longer.
     agent.run("credentials", "put", "w", f"short={agent.directory}/a", "--expires", "2s")
     agent.run("credentials", "put", "w", f"short={agent.directory}/a")

@@ -14,7 +14,7 @@ import subprocess
 
 import conftest
 import pytest
-from conftest import Agent, destroy, judge, leftovers, until
+from conftest import Agent, Code, Event, destroy, judge, leftovers, until
 from legacy import JOURNAL, STATES, WORKSPACES, Connection, Legacy, children, decode_plan, encode_plan, read
 
 NUMBERS = itertools.count()
@@ -58,7 +58,7 @@ def events(agent, id, *types):
 def adopted(agent, ids, times=1):
     """The event is told once for each agent, and nothing of the workspace has changed."""
     for id in ids:
-        until(lambda: len(events(agent, id, "Adopted")) == times, lambda: f"{id} is adopted: {[e['type'] for e in events(agent, id)]}")
+        until(lambda: len(events(agent, id, Event.Adopted)) == times, lambda: f"{id} is adopted: {[e['type'] for e in events(agent, id)]}")
         found = agent.get(id)
         assert found["state"] == "STATE_READY" and found.get("attempt", 1) == 1, found
 
@@ -76,7 +76,7 @@ def said(agent, id, script):
 def reason(agent, id):
     """Of the end, which is told once; as the event has it and as the workspace shows it."""
     found = agent.wait(id, "STOPPED", "FAILED")["reason"]
-    ends = events(agent, id, "Stopped", "Failed")
+    ends = events(agent, id, Event.Stopped, Event.Failed)
     assert len(ends) == 1 and json.loads(ends[0]["reason"])["code"] == found["code"], (found, ends)
     return found
 
@@ -158,7 +158,7 @@ def test_all_are_adopted_and_none_is_touched(old):
     for id, record in old.ended.items():
         found = agent.get(id)
         assert found["state"] == f"STATE_{record['state'].upper()}" and found["reason"]["code"] == record["reason"]["code"], found
-        assert not events(agent, id, "Adopted")
+        assert not events(agent, id, Event.Adopted)
     assert agent.run("logs", "batch").stdout == "rows: 45\n"
     for times in (1, 2, 3):
         adopted(agent, old.ids, times)
@@ -238,7 +238,7 @@ def test_credentials(upgraded):
     assert said(agent, "desk", f"ls {folder}").split() == ["day", "password"]
     put("after\n", "desk", f"password={secret}")
     assert said(agent, "desk", f"cat {folder}/password") == "after\n" and old.tool("desk") == tools["desk"]
-    assert [json.loads(e["attributes"])["names"] for e in events(agent, "desk", "CredentialsUpdated")] == ["day", "password", "more", "short", "password"]
+    assert [json.loads(e["attributes"])["names"] for e in events(agent, "desk", Event.CredentialsUpdated)] == ["day", "password", "more", "short", "password"]
     nothing_is_left(old, agent)
 
 
@@ -247,7 +247,7 @@ def test_the_broker_gets_new_credentials(upgraded):
     ask = 'wget -q -O - --header "Authorization: $(cat $AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE)" http://127.0.0.1:15170/aws/'
     until(lambda: '"new"' in inside(agent, "roles", ask + "reader").stdout, "today's provider is asked, and its answer handed over")
     assert inside(agent, "roles", ask + "writer").returncode != 0, "what was revoked stays revoked"
-    until(lambda: [json.loads(e["attributes"])["role"] for e in events(agent, "roles", "CredentialsIssued")][:1] == ["reader"], "that it was given is told")
+    until(lambda: [json.loads(e["attributes"])["role"] for e in events(agent, "roles", Event.CredentialsIssued)][:1] == ["reader"], "that it was given is told")
     agent.stop()
     agent.start()
     adopted(agent, old.ids, 2)
@@ -283,12 +283,12 @@ def test_datasets(upgraded):
 def test_want_of_memory_is_told(upgraded):
     old, agent, tools = upgraded
     assert inside(agent, "late", "dd if=/dev/zero of=/dev/null bs=200M count=1").returncode == 137
-    told = until(lambda: events(agent, "late", "OutOfMemory"), "the event")
+    told = until(lambda: events(agent, "late", Event.OutOfMemory), "the event")
     assert json.loads(told[0]["attributes"])["kills"] == "1"
     agent.stop()
     agent.start()
     adopted(agent, old.ids, 2)
-    assert len(events(agent, "late", "OutOfMemory")) == 1 and old.tool("late") == tools["late"]
+    assert len(events(agent, "late", Event.OutOfMemory)) == 1 and old.tool("late") == tools["late"]
     nothing_is_left(old, agent)
 
 
@@ -308,7 +308,7 @@ def test_every_end_is_reported_as_it_was(old):
     found = reason(agent, "sales")
     assert (found["code"], found["exit_code"]) == ("Exited", 9), found
     assert "bye from sales" in agent.run("logs", "sales").stdout
-    assert reason(agent, "roles")["code"] == "Unknown"
+    assert reason(agent, "roles")["code"] == Code.Unknown
     # While one does: by itself, asked to, and killed.
     old.end("late", 7)
     found = reason(agent, "late")
@@ -316,15 +316,15 @@ def test_every_end_is_reported_as_it_was(old):
     done = agent.run("stop", "desk")
     assert done.returncode == 0, done
     found = reason(agent, "desk")
-    assert found["code"] == "Requested" and found["stopped_by"].endswith("(carrel stop)") and "(carrel stop)" in found["message"], found
+    assert found["code"] == Code.Requested and found["stopped_by"].endswith("(carrel stop)") and "(carrel stop)" in found["message"], found
     assert found["signal"] == 15, found
     os.kill(old.tool("loop")[0], signal.SIGKILL)
     until(lambda: (found := agent.get("loop"))["attempt"] == 2 and found["state"] == "STATE_READY", "its policy starts it again")
-    ended = json.loads(events(agent, "loop", "Stopped")[0]["reason"])
+    ended = json.loads(events(agent, "loop", Event.Stopped)[0]["reason"])
     assert (ended["code"], ended["signal"]) == ("Signalled", 9), ended
     agent.stop()
     agent.start()
-    assert all(len(events(agent, id, "Stopped")) == 1 for id in ("sales", "roles", "late", "desk"))
+    assert all(len(events(agent, id, Event.Stopped)) == 1 for id in ("sales", "roles", "late", "desk"))
     nothing_is_left(old, agent, killed=["roles", "loop"])
 
 
@@ -336,12 +336,12 @@ def test_one_that_does_not_end_is_ended(upgraded):
         os.kill(pid, signal.SIGSTOP)  # hears nothing but SIGKILL
     stopping = subprocess.Popen(["timeout", "60", conftest.BIN / "carrel", "stop", "late"], env={**os.environ, "CARREL_SOCKET": agent.socket},
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: events(agent, "late", "Stopping"), "the stop is on its way")
+    until(lambda: events(agent, "late", Event.Stopping), "the stop is on its way")
     agent.stop()
     stopping.wait()
     agent.start()
     found = reason(agent, "late")
-    assert found["code"] == "Requested" and found["stopped_by"].endswith("(carrel stop)") and found["signal"] == 9, found
+    assert found["code"] == Code.Requested and found["stopped_by"].endswith("(carrel stop)") and found["signal"] == 9, found
     nothing_is_left(old, agent)
 
 
@@ -351,18 +351,18 @@ def test_a_restart_is_todays(upgraded):
     connection = dial(old.running["desk"].record["address"])
     old.end("loop", 4)
     until(lambda: (found := agent.get("loop"))["attempt"] == 2 and found["state"] == "STATE_READY", "the second attempt")
-    ended = json.loads(events(agent, "loop", "Stopped")[0]["reason"])
+    ended = json.loads(events(agent, "loop", Event.Stopped)[0]["reason"])
     assert (ended["code"], ended["exitCode"]) == ("Exited", 4), ended
     assert old.gone("loop") and said(agent, "loop", "echo $MODE") == "loop\n"
     agent.stop()
     agent.start()
     adopted(agent, ["desk", "late", "roles", "sales"], 2)
-    until(lambda: events(agent, "loop", "Adopted")[1:], "it is adopted beside those of the old agent")
+    until(lambda: events(agent, "loop", Event.Adopted)[1:], "it is adopted beside those of the old agent")
     assert goes_on(connection)
     old.end("loop", 0)
     until(lambda: agent.get("loop")["state"] == "STATE_STOPPED", "an end without failure is the end")
     found = agent.get("loop")
-    assert found["reason"]["code"] == "Exited" and found["attempt"] == 2
+    assert found["reason"]["code"] == Code.Exited and found["attempt"] == 2
     nothing_is_left(old, agent)
 
 
@@ -399,9 +399,9 @@ def test_a_lost_journal_is_made_up_for_by_the_old_copies(old):
         shutil.rmtree(old.folder(id))
     agent.start()
     for id in old.ids:
-        until(lambda: events(agent, id, "Recovered"), f"{id} is brought back")
+        until(lambda: events(agent, id, Event.Recovered), f"{id} is brought back")
         agent.wait(id, "READY")
-        assert events(agent, id, "Adopted") and old.tool(id) == tools[id]
+        assert events(agent, id, Event.Adopted) and old.tool(id) == tools[id]
         assert inside(agent, id, "exit 5").returncode == 5
     old.end("late", 6)
     agent.wait("late", "STOPPED")

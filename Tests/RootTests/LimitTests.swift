@@ -70,7 +70,7 @@ import Testing
 
   @Test("a value that the kernel does not take is found out") func readBack() throws {
     let box = try Box()
-    #expect(throws: LimitsError.self) { try box.limit(Resources(memoryBytes: 64 << 20, milliCPUs: 1000, pids: .max)) }
+    #expect(throws: CgroupError.self) { try box.limit(Resources(memoryBytes: 64 << 20, milliCPUs: 1000, pids: .max)) }
   }
 
   @Test("the kernel loads device programs, and what they forbid cannot be opened") func deviceProgram() async throws {

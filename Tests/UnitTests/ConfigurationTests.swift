@@ -13,8 +13,14 @@ import Workspaces
     let text = try String(contentsOf: root.appendingPathComponent("manifests/carreld.yaml"), encoding: .utf8)
     let read = try Configuration(yaml: text)
     let plain = Configuration()
-    #expect(read.socket == plain.socket && read.subnet == plain.subnet && read.firstID == plain.firstID)
-    #expect(read.logSegment == plain.logSegment && read.maxWorkspaces == plain.maxWorkspaces && read.helper == plain.helper)
+    // What is not set here is decided by the size of the host.
+    let policy = ResourcePolicy(hostMemoryBytes: 64 << 30, hostMilliCPUs: 8000)
+    let spec = Bench.spec()
+    #expect(try spec.amounts(defaults: read.defaults, policy: policy) == spec.amounts(defaults: plain.defaults, policy: policy))
+    for (documented, standard) in zip(Mirror(reflecting: read).children, Mirror(reflecting: plain).children)
+    where documented.label != "defaults" {
+      #expect("\(documented.value)" == "\(standard.value)", "\(documented.label ?? "")")
+    }
   }
 
   @Test(

@@ -181,7 +181,7 @@ final class FakeEvents: EventSink {
   enum Mood { case takes, refuses, hangs }
   private let state = Mutex<(mood: Mood, entries: [Journal.Entry], waiting: [Promise<Void>])>((.takes, [], []))
 
-  var types: [String] { state.withLock { $0.entries.map(\.event.type) } }
+  var types: [EventType] { state.withLock { $0.entries.compactMap { EventType(rawValue: $0.event.type) } } }
   var attributes: [[String: String]] {
     state.withLock { $0.entries.map { (try? JSONDecoder().decode([String: String].self, from: Data($0.event.attributes.utf8))) ?? [:] } }
   }

@@ -46,12 +46,12 @@ import Testing
     }
     #expect((feature.nextExpiry(in: workspace.record) ?? .infinity) < Date.now.timeIntervalSince1970)
     for _ in 0..<2 { await feature.expire(workspace) }
-    #expect(events.types.filter { $0 == "CredentialsExpiring" }.count == 3)
+    #expect(events.types.filter { $0 == .credentialsExpiring }.count == 3)
     #expect((feature.nextExpiry(in: workspace.record) ?? 0) > Date.now.timeIntervalSince1970 + 90)
     #expect(workspace.record.condition(.credentialsExpiring)?.message == "soon removed: a, late, soon")
     await workspace.update { $0[CredentialsFeature.self].ends["soon"] = CredentialExpiry(given: 0, seconds: 1) }
     await feature.expire(workspace)
-    #expect(events.types.contains("CredentialsRemoved"))
+    #expect(events.types.contains(.credentialsRemoved))
     #expect(workspace.record[CredentialsFeature.self].ends.keys.sorted() == ["a", "late"])
   }
 
@@ -76,13 +76,13 @@ import Testing
     let link = FakeLink(.started(pid: getpid()))
     await workspace.use(link)
     try await feature.connect(workspace, try #require(link.process))
-    #expect(events.types == ["CredentialsFailed"])
+    #expect(events.types == [.credentialsFailed])
     let running = Task { await feature.run(workspace, isAdopted: false, reports: link.reports) }
     try await Task.sleep(for: .milliseconds(1200))
     running.cancel()
     link.end()
     await running.value
-    #expect(events.types == ["CredentialsFailed"])
+    #expect(events.types == [.credentialsFailed])
   }
 
   @Test("the end of a further program is on record once: from its client, from the end of the workspace, or from the next agent")
@@ -96,7 +96,7 @@ import Testing
     let asked = ExecAsked(command: ["true", "secret"], environment: [:], directory: "", terminal: false, rows: 24, columns: 80)
     var programs: [RunningProgram] = []
     for _ in 0..<3 { programs.append(try await feature.start(asked, in: workspace, by: "uid 0")) }
-    #expect(events.types == ["ExecStarted", "ExecStarted", "ExecStarted"])
+    #expect(events.types == [.execStarted, .execStarted, .execStarted])
     await programs[0].ended(.ended(.exited(7)))
     let first = try #require(events.attributes.last)
     #expect(first["exitCode"] == "7" && first["program"] == "true" && first["arguments"] == "1" && first["by"] == "uid 0")
@@ -106,7 +106,7 @@ import Testing
     let next = Workspace(try WorkspaceRecord(workspace.record.journalRecord()), services, [ExecFeature()], isOnRecord: true)
     #expect(ExecFeature().hasWork(in: next.record, isAdopted: true))
     await ExecFeature().run(next, isAdopted: true, reports: link.reports)
-    #expect(events.types.suffix(2) == ["ExecEnded", "ExecEnded"])
+    #expect(events.types.suffix(2) == [.execEnded, .execEnded])
     #expect(events.attributes.last?["outcome"] == "the agent ended first; the program was hung up on")
     #expect(next.record[ExecFeature.self].running.isEmpty)
 
@@ -115,7 +115,7 @@ import Testing
     await feature.ended(Reason(.exited, "x"), workspace)
     await programs[1].ended(.lost)
     await programs[2].ended(nil, clientLeft: true)
-    #expect(events.types.dropFirst(before) == ["ExecEnded", "ExecEnded"])
+    #expect(events.types.dropFirst(before) == [.execEnded, .execEnded])
     #expect(events.attributes.last?["outcome"] == "the workspace ended first")
   }
 }

@@ -26,7 +26,7 @@ import Testing
     let record = bench.workspace.record
     #expect(record.state == .stopped && record.reason?.code == .exited && record.reason?.exitCode == 7)
     #expect(bench.feature.calls == ["prepare", "connect", "run", "run ended", "ended Exited", "release"])
-    #expect(bench.events.types == ["Created", "Preparing", "Starting", "Ready", "Stopped"])
+    #expect(bench.events.types == [.created, .preparing, .starting, .ready, .stopped])
     #expect(bench.sandboxes.removed == [record.sandbox?.id])
   }
 
@@ -46,7 +46,7 @@ import Testing
     let bench = try Bench(Bench.spec(), FakeFeature(refusal: Refusal(.storage, "no such export")))
     try await bench.launch().value
     #expect(bench.workspace.record.state == .failed && bench.workspace.record.reason?.code == .storage)
-    #expect(bench.events.types == ["Created", "Preparing", "Failed"])
+    #expect(bench.events.types == [.created, .preparing, .failed])
   }
 
   @Test("a stop signals before the disk takes anything") func stopOnFullDisk() async throws {
@@ -140,7 +140,7 @@ import Testing
     let link = try await bench.start()
     bench.finish(link, 3)
     await life.value
-    #expect(bench.events.types == ["Starting", "Ready", "Stopped"] && workspace.record.reason?.exitCode == 3)
+    #expect(bench.events.types == [.starting, .ready, .stopped] && workspace.record.reason?.exitCode == 3)
   }
 
   @Test("a launch for which no supervisor can be started is accepted and failed") func noSupervisor() async throws {
@@ -174,7 +174,7 @@ import Testing
     await bench.workspace.endPause()
     _ = try await bench.workspace.stop(grace: nil, by: "me")
     await life.value
-    #expect(bench.events.types.last == "RestartsEnded" && bench.sandboxes.links.count == 2)
+    #expect(bench.events.types.last == .restartsEnded && bench.sandboxes.links.count == 2)
   }
 
   @Test("a deletion between two attempts is the end: no other follows") func deletedWhilePausing() async throws {
@@ -186,7 +186,7 @@ import Testing
     // It may come before the pause has begun, or in it.
     try await bench.workspace.delete()
     await life.value
-    #expect(bench.sandboxes.links.count == 1 && bench.events.types.last == "Deleted")
+    #expect(bench.sandboxes.links.count == 1 && bench.events.types.last == .deleted)
   }
 
   @Test("a deletion that fails between two attempts ends nothing: the policy holds") func deletionFails() async throws {
@@ -196,7 +196,7 @@ import Testing
     bench.finish(link, 0)
     try await bench.until(.stopped)
     // The state is in memory before its event is submitted.
-    while !bench.events.types.contains("Stopped") { try await Task.sleep(for: .milliseconds(1)) }
+    while !bench.events.types.contains(.stopped) { try await Task.sleep(for: .milliseconds(1)) }
     bench.events.become(.refuses)
     await #expect(throws: AgentError.self) { try await bench.workspace.delete() }
     bench.events.become(.takes)
@@ -214,7 +214,7 @@ import Testing
     while await !bench.workspace.isPausing { try await Task.sleep(for: .milliseconds(1)) }
     bench.sandboxes.state.withLock { $0.failsToCreate = false }
     try await bench.start(1)
-    #expect(!bench.events.types.contains("RestartsEnded") && bench.workspace.record.attempt == 2)
+    #expect(!bench.events.types.contains(.restartsEnded) && bench.workspace.record.attempt == 2)
     life.cancel()
   }
 
@@ -236,7 +236,7 @@ import Testing
     try await bench.until(.stopped)
     _ = try await bench.workspace.stop(grace: nil, by: "me")
     await life.value
-    #expect(bench.sandboxes.links.count == 1 && bench.events.types.last == "RestartsEnded")
+    #expect(bench.sandboxes.links.count == 1 && bench.events.types.last == .restartsEnded)
   }
 
   @Test("credentials are with the supervisor before the launch is on record") func entrusted() async throws {
@@ -291,7 +291,7 @@ import Testing
     await life.value
     #expect(workspace.record.state == .stopped && workspace.record.reason?.exitCode == 48)
     #expect(workspace.record.attempt == 1)
-    #expect(bench.events.types.filter { $0 == "Adopted" }.count == (step == 4 ? 1 : 0))
+    #expect(bench.events.types.filter { $0 == .adopted }.count == (step == 4 ? 1 : 0))
   }
 
   @Test("an exit that is on record is reported, whatever the agent knew before", arguments: [WorkspaceState.preparing, .starting, .ready])
@@ -323,7 +323,7 @@ import Testing
     life.cancel()
     await life.value
     #expect(!link.asked.contains(.kill) && bench.sandboxes.state.withLock { $0.killed.isEmpty })
-    #expect(bench.workspace.record.state == .preparing && bench.events.types == ["Created", "Preparing"])
+    #expect(bench.workspace.record.state == .preparing && bench.events.types == [.created, .preparing])
   }
 
   @Test("a supervisor that goes while its plan is made: the launch is tried again") func lostDuringPrepare() async throws {
@@ -338,7 +338,7 @@ import Testing
     let second = try await bench.start(1)
     bench.finish(second, 4)
     await life.value
-    #expect(bench.workspace.record.reason?.exitCode == 4 && bench.events.types.contains("Restarting"))
+    #expect(bench.workspace.record.reason?.exitCode == 4 && bench.events.types.contains(.restarting))
   }
 
   @Test("a supervisor lost before its plan: the launch is tried again, unless its credentials went with it")
@@ -347,7 +347,7 @@ import Testing
     let workspace = bench.workspace
     let life = Task { await workspace.runAttempts(.recovered) }
     let link = try await bench.start()
-    #expect(bench.events.types == ["Restarting", "Preparing", "Starting", "Ready"])
+    #expect(bench.events.types == [.restarting, .preparing, .starting, .ready])
     bench.finish(link, 0)
     await life.value
     #expect(workspace.record.reason?.exitCode == 0)
@@ -376,7 +376,7 @@ import Testing
     let rebooted = try Self.recovered(.ready, nil, plan: true) { $0.bootID = "another" }
     await rebooted.workspace.runAttempts(.recovered)
     #expect(rebooted.workspace.record.reason?.code == .lost)
-    #expect(rebooted.events.types == ["Stopped"])
+    #expect(rebooted.events.types == [.stopped])
 
     // One that had ended before it: its status is known, and not how long it ran, for the clock is another.
     let ended = try Self.recovered(.ready, nil, plan: true) {

@@ -16,6 +16,7 @@ import time
 import conftest
 from busybox import busybox_image
 from conftest import sh, until
+from support import Event
 
 ACCEPTED = pathlib.Path("/var/lib/carrel-reset")
 HOME = {"home": "/srv/homes/ada", "driver": "directory"}
@@ -85,7 +86,7 @@ def after():
     events = collections.defaultdict(list)
     for event in stream(host):
         events[event.get("workspace")].append(event)
-    ends = {id: [e["reason"]["code"] for e in events[id] if e["type"] in ("Stopped", "Failed")] for id in accepted}
+    ends = {id: [e["reason"]["code"] for e in events[id] if e["type"] in (Event.Stopped, Event.Failed)] for id in accepted}
     # What ran is lost to the reset, told once; what is to be restarted is.
     for id in [i for i in accepted if not i.startswith(("load", "over"))]:
         assert ends[id] == ["Lost"], (id, ends[id], [e["type"] for e in events[id]])

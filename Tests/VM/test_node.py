@@ -11,6 +11,7 @@ import time
 
 import pytest
 from conftest import sh, until
+from support import Code, Event
 
 UNIFIED = pathlib.Path("/sys/fs/cgroup/cgroup.controllers").exists()
 PARENT = "carrel.slice/carrel-workspaces.service"
@@ -60,7 +61,7 @@ def test_out_of_memory_is_said_with_limit_and_peak_and_swap_does_not_help(host):
     hog = "dd if=/dev/zero of=/dev/null bs=100M count=1"
     host.launch("hungry", f"exec {hog}")
     reason = host.ended("hungry")
-    assert reason["code"] == "OutOfMemory" and "limit 64Mi" in reason["message"], reason
+    assert reason["code"] == Code.OutOfMemory and "limit 64Mi" in reason["message"], reason
     assert int(reason["memory_limit_bytes"]) == 64 << 20 and int(reason["memory_peak_bytes"]) > 56 << 20
     # Control: the same below a larger limit ends well.
     host.launch("fed", f"exec {hog}", resources={"memory": "160Mi"})
@@ -189,7 +190,7 @@ def test_a_home_that_is_a_directory_has_a_limit_where_its_file_system_has_projec
     # What was there before belongs to it as well, and Stats and events know its limit.
     assert sh("lsattr -p /srv/limited/ada/old/file").stdout.split()[0] == sh("lsattr -dp /srv/limited/ada").stdout.split()[0]
     filling = [json.loads(l)["event"] for l in host.carrel("events -o json --workspace fill").stdout.splitlines()]
-    assert any(e["type"] == "HomeFilling" and e["attributes"]["percent"] == "100" for e in filling), filling
+    assert any(e["type"] == Event.HomeFilling and e["attributes"]["percent"] == "100" for e in filling), filling
     use = host.json("top grace")[0]["home"]
     assert int(use["limit_bytes"]) == 32 << 20 and int(use.get("used_bytes", 0)) < 1 << 20, use
     assert host.carrel("exec grace -- dd if=/dev/zero of=x bs=1M count=20").returncode == 0, "it hurts its owner alone"
@@ -227,7 +228,7 @@ def test_a_killed_agent_comes_back_and_takes_the_workspaces_over(host):
     assert (cgroup("survivor") / "cgroup.procs").read_text().split()[0] == first.split()[0]
     assert host.ended("late")["exit_code"] == 7
     events = [e["event"]["type"] for e in map(json.loads, host.carrel("events -o json --workspace survivor").stdout.splitlines())]
-    assert "Adopted" in events
+    assert Event.Adopted in events
     # The same through a planned restart, and through a pause between stop and start.
     sh("systemctl restart carreld")
     assert host.state("survivor") == "STATE_READY"
@@ -280,7 +281,7 @@ def test_stopping_the_holding_unit_ends_every_workspace(host):
     sh("systemctl stop carrel-workspaces")
     assert sh("systemctl is-active carreld", check=False).stdout.strip() == "inactive", "it needs the cgroup"
     sh("systemctl start carreld")
-    assert host.ended("held")["code"] in ("Exited", "Signalled", "Unknown")
+    assert host.ended("held")["code"] in (Code.Exited, Code.Signalled, Code.Unknown)
     host.carrel("rm held")
     host.launch("again", "exit 0", wait=True)
     host.carrel("rm again")

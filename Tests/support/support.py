@@ -4,12 +4,27 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
+import types
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("CARREL_BUILD", ROOT / ".build")) / os.environ.get("CARREL_CONFIGURATION", "debug")
+
+
+def names(file, enum):
+    """The raw values of an enum of the sources, as attributes: a name that is not defined fails the test that uses it. In the emulated
+    machine the file is beside this one."""
+    source = ROOT / "Sources" / file
+    source = source if source.exists() else pathlib.Path(__file__).with_name(source.name)
+    text = re.search(rf"^( *)[^\n]*enum {enum}\b.*?^\1}}", source.read_text(), re.S | re.M).group()
+    return types.SimpleNamespace(**{name: name for name in re.findall(r'case [\w`]+ = "(\w+)"', text)})
+
+
+Event = names("domain/Workspaces/StateMachine.swift", "EventType")
+Code = names("domain/Workspaces/StateMachine.swift", "Code")
 
 
 def until(condition, what="the condition", seconds=20, pause=0.02):

@@ -147,7 +147,7 @@ package struct MountInjector {
       guard let mount = host.opened[0] else { throw StepFailure("decode the plan", .invalid) }
       try proceed()
       return try inside("mount at " + target) { (root) throws(Errno) in
-        try Mount.attach(mount.descriptor, to: try MountInjector.folder(target, in: root))
+        try Mount.attach(mount.descriptor, to: try root.openDirectory(making: target, resolving: MountInjector.walk))
         return try Mount.id(try MountInjector.open(target, in: root))
       }
     case .find(let target):
@@ -178,22 +178,6 @@ package struct MountInjector {
     let folder = try open(target, in: root)
     guard try Mount.id(folder) == id else { throw .noEntry }
     return folder
-  }
-
-  /// Opens the target, after making its missing directories.
-  private static func folder(_ target: String, in root: borrowing Descriptor) throws(Errno) -> Descriptor {
-    var path = ""
-    for part in target.split(separator: "/") {
-      let above = path.isEmpty ? "." : path
-      path += (path.isEmpty ? "" : "/") + part
-      do throws(Errno) {
-        _ = try root.open(path, [.path, .directory], resolving: walk)
-      } catch {
-        guard error == .noEntry else { throw error }
-        try root.open(above, [.path, .directory], resolving: walk).makeDirectory(String(part), mode: 0o755)
-      }
-    }
-    return try open(target, in: root)
   }
 
   /// Runs `body` as the sandbox's root user, with the root directory of its mount namespace.

@@ -175,7 +175,7 @@ package struct Containers {
 
   private func limit(_ cgroup: Cgroup, _ configuration: Configuration) throws(RuntimeError) {
     if let name = configuration.resources.unsupported(cgroup.layout) { throw RuntimeError("linux.resources.\(name): not supported") }
-    do throws(LimitsError) {
+    do throws(CgroupError) {
       try cgroup.create(controllers: CgroupPath.controllers(configuration.resources, cgroup.layout))
       try cgroup.apply(configuration.resources.values(cgroup.layout))
       try cgroup.restrict(configuration.deviceRules)
@@ -257,7 +257,7 @@ package struct Containers {
     }
     // A v1 freezer delays even SIGKILL until it thaws.
     if signal == Signals.kill, let cgroup = state.cgroup, cgroup.layout != .unified, cgroup.isFrozen {
-      do throws(LimitsError) { try cgroup.freeze(false) } catch { throw RuntimeError(error.description) }
+      do throws(CgroupError) { try cgroup.freeze(false) } catch { throw RuntimeError(error.description) }
     }
   }
 
@@ -278,9 +278,9 @@ package struct Containers {
       let status = folder.status(state)
       guard force || status == .created else { throw RuntimeError("container \(id) is \(status.rawValue); kill it first, or use --force") }
       do throws(Errno) { try Process.signal(process.descriptor, Signals.kill) } catch {}
-      if let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.freeze(false) } catch {} }
+      if let cgroup = state.cgroup { do throws(CgroupError) { try cgroup.freeze(false) } catch {} }
       for attempt in 0..<1000 where state.process() != nil {
-        if attempt == 50, let cgroup = state.cgroup { do throws(LimitsError) { try cgroup.returnToFreezer(state.pid) } catch {} }
+        if attempt == 50, let cgroup = state.cgroup { do throws(CgroupError) { try cgroup.returnToFreezer(state.pid) } catch {} }
         Clock.sleep(milliseconds: 2)
       }
       // A container that still has a process must not be deleted.
@@ -375,7 +375,7 @@ package struct Containers {
     let status = folder.status(try folder.state())
     guard status == (paused ? .running : .paused) else { throw RuntimeError("container \(id) is \(status.rawValue)") }
     let cgroup = try cgroup(id)
-    do throws(LimitsError) { try cgroup.freeze(paused) } catch { throw RuntimeError(error.description) }
+    do throws(CgroupError) { try cgroup.freeze(paused) } catch { throw RuntimeError(error.description) }
   }
 
   package func usage(_ id: String) throws(RuntimeError) -> Usage { try cgroup(id).usage() }
@@ -408,7 +408,7 @@ package struct Containers {
     let resources = try ResourcesReader.read(try JSON(parsing: text, name: "resources"))
     if let name = resources.unsupported(cgroup.layout) { throw RuntimeError("\(name): not supported") }
     let values = resources.values(cgroup.layout)
-    do throws(LimitsError) {
+    do throws(CgroupError) {
       var further: [String] = []
       for value in values where cgroup.layout != .unified && !(cgroup.controllers + further).contains(value.controller) {
         further.append(value.controller)
@@ -417,11 +417,11 @@ package struct Containers {
         // Write the state first, so that `delete` finds the new cgroups.
         state.cgroup = Cgroup(layout: cgroup.layout, path: cgroup.path, controllers: cgroup.controllers + further)
         do throws(RuntimeError) { try folder.write("state.json", Array(state.encoded().utf8), isAwaited: true) } catch {
-          throw LimitsError(description: error.message)
+          throw CgroupError(id, error.message)
         }
         cgroup = try cgroup.joining(further)
       }
-      do throws(LimitsError) { try cgroup.apply(values) } catch {
+      do throws(CgroupError) { try cgroup.apply(values) } catch {
         // On v1 the memory limit must not exceed that of memory and swap, and either may have to change first.
         guard cgroup.layout != .unified, values.count > 1 else { throw error }
         try cgroup.apply(values.reversed())

@@ -63,7 +63,7 @@ struct SystemdScope {
     /// Moves the process to a cgroup where it does not prevent controllers from being enabled (cgroups(7), "no internal
     /// processes").
     func enter(_ cgroup: Cgroup) throws(RuntimeError) {
-      do throws(LimitsError) { try cgroup.adopt(pid) } catch { throw RuntimeError(error.description) }
+      do throws(CgroupError) { try cgroup.adopt(pid) } catch { throw RuntimeError(error.description) }
     }
 
     deinit {

@@ -62,7 +62,6 @@ package final class OutputLog {
   }
 
   package func append(_ bytes: [UInt8], to stream: Stream) {
-    allowance -= Int64(bytes.count)
     var lines: [UInt8] = []
     let stamp = Timestamp.bytes(Clock.realtime)
     var rest = bytes[...]
@@ -102,6 +101,8 @@ package final class OutputLog {
 
   /// Writes lines to the current segment. Errors are ignored: a full disk loses log lines but never stops the tool.
   private func store(_ lines: [UInt8]) {
+    // What is stored counts, not what was read: the time stamps make empty lines fifty times longer.
+    allowance -= Int64(lines.count)
     do throws(Errno) {
       if current == nil || currentSize >= segmentBytes { try rotate() }
       try current?.descriptor.write(lines)

@@ -44,6 +44,8 @@ package final class Supervisor {
     let control: InitSocket
     let process: Handle
     let pid: Int32
+    /// The tool's user, as the host sees it.
+    let owner: (uid: UInt32, gid: UInt32)
     var outputs: [(handle: Handle, stream: OutputLog.Stream)]
     let log: OutputLog
     var memory: MemoryWatch?
@@ -248,6 +250,7 @@ package final class Supervisor {
     guard let session = execs.begin(request: number, connection: id) else {
       return reply(.refused(Errno.again.code), to: number, on: id)
     }
+    if let launched { for pipe in descriptors.dropFirst() { Supervisor.give(pipe, to: launched.owner) } }
     guard request(.exec(session: session, exec), passing: descriptors) else {
       _ = execs.end(session)
       return reply(.refused(Errno.again.code), to: number, on: id)
@@ -342,6 +345,9 @@ package final class Supervisor {
     } catch {
       throw StepFailure("make pipes", error)
     }
+    let owner = SecretStore.owner(plan)
+    if let pipe = output.writing { Supervisor.give(pipe, to: owner) }
+    if let pipe = errors.writing { Supervisor.give(pipe, to: owner) }
     guard let process = try host.clone() else {
       becomeInit(plan, host, ParentSocket(control.1), output: output.writing, errors: errors.writing)
     }
@@ -357,12 +363,22 @@ package final class Supervisor {
       throw error
     }
     launched = Launched(
-      control: socket, process: process.handle, pid: process.pid, outputs: [(output.reading, .stdout), (errors.reading, .stderr)],
+      control: socket, process: process.handle, pid: process.pid, owner: owner,
+      outputs: [(output.reading, .stdout), (errors.reading, .stderr)],
       log: Supervisor.log(plan, logs), memory: memory)
     output.closeWriting()
     errors.closeWriting()
     host.closeMounts()
-    return SecretStore.Place(folder: host.secrets, owner: SecretStore.owner(plan))
+    return SecretStore.Place(folder: host.secrets, owner: owner)
+  }
+
+  /// Gives a pipe to the tool's user, who opens it again as /dev/stdout or /dev/stderr.
+  private static func give(_ pipe: Handle, to owner: (uid: UInt32, gid: UInt32)) {
+    do throws(Errno) {
+      if try pipe.descriptor.status().kind == .fifo { try pipe.descriptor.setOwner(owner.uid, owner.gid) }
+    } catch {
+      // The tool can then only use the descriptor that it has.
+    }
   }
 
   private static func log(_ plan: Plan, _ folder: Handle) -> OutputLog {

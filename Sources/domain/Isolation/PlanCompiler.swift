@@ -86,6 +86,9 @@ package enum PlanCompiler {
   /// The number of host ids of one workspace.
   package static let idCount: UInt32 = 65_536
 
+  /// The number of terminals of a workspace: all workspaces of a host share the kernel's (pty.max in proc(5)).
+  private static let terminals = 64
+
   static let devices: [(String, UInt32, UInt32)] = [
     ("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0),
   ]
@@ -95,6 +98,11 @@ package enum PlanCompiler {
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
     "/sys/devices/virtual/powercap",
+  ]
+  /// Paths that reveal the disks of the host, and by the names of loop devices which owners use it.
+  static let disks = [
+    "/proc/diskstats", "/proc/partitions", "/sys/block", "/sys/class/block", "/sys/dev/block", "/sys/devices/virtual/block",
+    "/sys/fs/btrfs", "/sys/fs/ext4", "/sys/fs/xfs",
   ]
   static let readOnly = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
@@ -151,7 +159,8 @@ package enum PlanCompiler {
     steps += devices.map { .device(path: "/dev/\($0.0)", major: $0.1, minor: $0.2) }
     steps += [
       fileSystem(
-        "devpts", "/dev/pts", MountAttributes([.noSetuid, .noExec]).rawValue, ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        "devpts", "/dev/pts", MountAttributes([.noSetuid, .noExec]).rawValue,
+        ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=\(terminals)"]),
       fileSystem(
         "tmpfs", "/dev/shm", harder, ["size=\(spec.shmBytes)", "nr_inodes=\(max(spec.shmBytes / 4096, 1024))", "mode=1777"]),
       fileSystem("mqueue", "/dev/mqueue", harder),
@@ -178,7 +187,7 @@ package enum PlanCompiler {
       .sysctl(key: "net.ipv4.ping_group_range", value: "\(spec.gid) \(spec.gid)"),
       .sysctl(key: "net.ipv4.ip_unprivileged_port_start", value: "0"),
     ]
-    steps += masked.map { .mask(path: $0) }
+    steps += (masked + disks).map { .mask(path: $0) }
     steps += readOnly.map { .readOnly(path: $0) }
     steps += [
       .pivotRoot,

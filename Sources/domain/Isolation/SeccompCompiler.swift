@@ -18,6 +18,8 @@ package enum SeccompCompiler {
     try filter.add(.allow, "clone", [masked(0, SyscallProfile.namespaceBits, 0)])
     // The kernel reads only the low 32 bits of these arguments, and so must the filter.
     for family in SyscallProfile.socketFamilies { try filter.add(.allow, "socket", [masked(0, 0xFFFF_FFFF, family)]) }
+    try filter.add(
+      .allow, "socket", [masked(0, 0xFFFF_FFFF, SyscallProfile.netlink.family), masked(2, 0xFFFF_FFFF, SyscallProfile.netlink.protocol)])
     for persona in SyscallProfile.personalities { try filter.add(.allow, "personality", [masked(0, 0xFFFF_FFFF, persona)]) }
     for rule in ioctlRules() { try filter.add(.allow, "ioctl", [rule]) }
     return try filter.program()

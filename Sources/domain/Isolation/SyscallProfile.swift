@@ -46,8 +46,12 @@ enum SyscallProfile {
   /// Every CLONE_NEW* bit that clone(2) accepts in its flags.
   static let namespaceBits: UInt64 = 0x7E02_0000
 
-  /// AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. AF_ALG, AF_VSOCK and AF_PACKET are refused.
-  static let socketFamilies: [UInt64] = [1, 2, 10, 16]
+  /// AF_UNIX, AF_INET, AF_INET6. AF_ALG, AF_VSOCK and AF_PACKET are refused.
+  static let socketFamilies: [UInt64] = [1, 2, 10]
+
+  /// AF_NETLINK, with NETLINK_ROUTE alone, by which programs list interfaces and addresses. No cgroup counts the memory of netlink
+  /// messages, and other protocols pass them between processes.
+  static let netlink: (family: UInt64, protocol: UInt64) = (16, 0)
 
   /// PER_LINUX and PER_LINUX32, each also with UNAME26; ADDR_NO_RANDOMIZE, which debuggers set; the query (personality(2)).
   static let personalities: [UInt64] = [0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFF_FFFF]

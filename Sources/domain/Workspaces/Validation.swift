@@ -30,6 +30,10 @@ extension WorkspaceSpec {
   package func validate() throws(InvalidField) {
     try require(WorkspaceSpec.isID(id), "id", "\(quoted(id)) is not \(WorkspaceSpec.idRule)")
     try require(WorkspaceSpec.isID(owner.name), "owner.name", "\(quoted(owner.name)) is not \(WorkspaceSpec.idRule)")
+    // The home of an owner is a folder with this name, or the volume file `<name>.img` beside it, with its lock.
+    try require(
+      !owner.name.hasSuffix(".img") && !owner.name.hasSuffix(".img.lock"), "owner.name",
+      "\(quoted(owner.name)) ends like a volume file; expected a name that does not end with .img or .img.lock")
     for (field, value) in [("owner.uid", owner.uid), ("owner.gid", owner.gid)] {
       try require((1000...UInt32(Int32.max)).contains(value), field, "\(value) is not between 1000 and 2147483647")
     }
@@ -159,6 +163,8 @@ extension WorkspaceSpec {
   package static func isImageName(_ text: String) -> Bool {
     let bytes = Array(text.utf8)
     guard (1...255).contains(bytes.count), !text.contains("..") else { return false }
+    // What begins like a digest is one, and nothing else.
+    guard !text.hasPrefix("sha256:") || text.utf8.count == 71 else { return false }
     return bytes[0] != 0x2D && bytes[0] != 0x2F
       && bytes.allSatisfy {
         (0x61...0x7A).contains($0) || (0x41...0x5A).contains($0) || (0x30...0x39).contains($0)
@@ -283,9 +289,18 @@ private func isPlain(_ text: String) -> Bool { text.utf8.allSatisfy { $0 >= 0x20
 package func printable(_ text: String, limit: Int = 80) -> String {
   var shown = ""
   for scalar in text.unicodeScalars.prefix(limit) {
-    shown += scalar.value < 0x20 || scalar.value == 0x7F ? "\\u{\(String(scalar.value, radix: 16))}" : String(scalar)
+    shown += isInvisible(scalar) ? "\\u{\(String(scalar.value, radix: 16))}" : String(scalar)
   }
   return text.unicodeScalars.count > limit ? shown + "…" : shown
+}
+
+/// Whether a terminal acts on a character instead of showing it: control characters (C0 and C1), line separators, and what changes the
+/// direction of the text around it (CVE-2021-42574).
+private func isInvisible(_ scalar: Unicode.Scalar) -> Bool {
+  switch scalar.value {
+  case 0..<0x20, 0x7F...0x9F, 0x061C, 0x200B...0x200F, 0x2028...0x202E, 0x2060...0x206F, 0xFEFF: true
+  default: false
+  }
 }
 
 private func quoted(_ text: String) -> String { "\"\(printable(text))\"" }

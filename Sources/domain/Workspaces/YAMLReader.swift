@@ -14,9 +14,28 @@ package struct YAMLReader {
   /// The size limit of a text, in bytes, because the memory of the parser is a multiple of its input.
   package static let sizeLimit = 1 << 20
 
+  /// The limit of aliases in a document. Nested ones multiply: 9 levels of 9 are a text of 600 bytes and 400 million nodes.
+  private static let aliasLimit = 24
+
+  /// Returns how many words of a text could be aliases; quoted ones and those of scripts are counted as well.
+  private static func aliases(_ text: String) -> Int {
+    var count = 0
+    var before = UInt8(ascii: "\n")
+    var star = false
+    for byte in text.utf8 {
+      if star, byte > 0x20, byte != UInt8(ascii: "*") { count += 1 }
+      star = byte == UInt8(ascii: "*") && (before <= 0x20 || "[{,:?-".utf8.contains(before))
+      before = byte
+    }
+    return text.utf8.contains(UInt8(ascii: "&")) ? count : 0
+  }
+
   package init(text: String) throws(InvalidField) {
     guard text.utf8.count <= YAMLReader.sizeLimit else {
       throw InvalidField("", "the document must not exceed \(YAMLReader.sizeLimit) bytes")
+    }
+    guard YAMLReader.aliases(text) <= YAMLReader.aliasLimit else {
+      throw InvalidField("", "more than \(YAMLReader.aliasLimit) aliases (`*name`); write out what they stand for")
     }
     let node: Node?
     do {

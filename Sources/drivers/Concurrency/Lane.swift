@@ -39,6 +39,8 @@ package final class Lane: Sendable {
     package let queued: Int
     /// The time that the oldest work has been running, in seconds.
     package let oldestSeconds: Double
+    /// Whether that is longer than any work of this lane should take.
+    package let isOverdue: Bool
   }
 
   private struct State {
@@ -74,9 +76,10 @@ package final class Lane: Sendable {
 
   package var gauge: Gauge {
     state.withLock { state in
-      Gauge(
-        name: name, width: width, running: state.running.count, queued: state.waiting(width),
-        oldestSeconds: state.running.values.min().map { Lane.seconds($0.duration(to: .now)) } ?? 0)
+      let oldest = state.running.values.min().map { $0.duration(to: .now) } ?? .zero
+      return Gauge(
+        name: name, width: width, running: state.running.count, queued: state.waiting(width), oldestSeconds: Lane.seconds(oldest),
+        isOverdue: patience.map { oldest > $0 } ?? false)
     }
   }
 

@@ -52,9 +52,28 @@ package enum HostProgram {
     return (status, printed[..<mark])
   }
 
-  /// Returns the prefix that runs a command with the rights of an owner. For files that the owner may change at any time: a symlink then
-  /// leads only to files that the owner can access.
-  package static func asOwner(_ uid: UInt32, _ gid: UInt32) -> [String] {
-    ["setpriv", "--reuid", "\(uid)", "--regid", "\(gid)", "--clear-groups", "--inh-caps=-all", "--no-new-privs"]
+  /// A directory of the host that a confined program sees.
+  package struct Folder: Sendable {
+    let host: String
+    let inside: String
+    let isWritable: Bool
+
+    package init(_ host: String, at inside: String, isWritable: Bool = true) {
+      self.host = host
+      self.inside = inside
+      self.isWritable = isWritable
+    }
+  }
+
+  /// Returns the prefix that runs a command with the rights of an owner, in the first of these folders, and with nothing else of the host
+  /// but the programs in /usr (bubblewrap(1)). For files that the owner may change at any time: a symlink leads nowhere else, whatever the
+  /// owner's uid may access on the host.
+  package static func confined(_ uid: UInt32, _ gid: UInt32, to folders: [Folder]) -> [String] {
+    let binds = folders.flatMap { [$0.isWritable ? "--bind" : "--ro-bind", $0.host, $0.inside] }
+    let links = ["bin", "sbin", "lib", "lib64"].flatMap { ["--symlink", "usr/\($0)", "/\($0)"] }
+    return ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--new-session"]
+      + ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--ro-bind", "/usr", "/usr"] + links
+      + ["--proc", "/proc", "--dev", "/dev"] + binds + ["--chdir", folders.first?.inside ?? "/"]
+      + ["setpriv", "--reuid", "\(uid)", "--regid", "\(gid)", "--clear-groups", "--inh-caps=-all", "--no-new-privs"]
   }
 }

@@ -4,6 +4,7 @@ internal import Errors
 internal import Foundation
 internal import Linux
 internal import Synchronization
+internal import Workspaces
 
 /// An image that is ready to run.
 package struct StoredImage: Codable, Equatable, Sendable {
@@ -71,16 +72,19 @@ package final class ImageStore: Sendable {
   }
 
   private static func resolve(_ reference: String, _ names: [String: String]) -> (name: String, digest: String)? {
+    // A digest is only a digest: an image whose name looks like one must not stand for another.
+    if let digest = Digest(reference)?.description { return names.first { $0.value == digest }.map { ($0.key, digest) } }
     for candidate in [reference, reference + ":latest"] {
       if let digest = names[candidate] { return (candidate, digest) }
     }
-    guard let digest = Digest(reference)?.description else { return nil }
-    return names.first { $0.value == digest }.map { ($0.key, digest) }
+    return nil
   }
 
   /// Returns the directories of an image's layers, the topmost first, in the order of overlayfs.
   package func layerPaths(_ image: StoredImage) -> [String] {
-    image.layers.reversed().map { "\(path)/layers/\($0.dropFirst(7))" }
+    // Builders repeat a layer, for example an empty one. Where it is topmost it has all its files, and overlayfs refuses a second.
+    var seen: Set<String> = []
+    return image.layers.reversed().filter { seen.insert($0).inserted }.map { "\(path)/layers/\($0.dropFirst(7))" }
   }
 
   private func names() throws -> [String: String] {
@@ -132,6 +136,9 @@ package final class ImageStore: Sendable {
       let image = try ImageSource(root: layout.descriptor)
       guard let finalName = name ?? image.name.map(ImageStore.plainName), !finalName.isEmpty else {
         throw DriverError(.invalid, "the archive names no image; give a name")
+      }
+      guard WorkspaceSpec.isImageName(finalName), Digest(finalName) == nil else {
+        throw DriverError(.invalid, "the archive names its image \(printable(finalName)), which is not NAME or NAME:TAG; give a name")
       }
       var size: UInt64 = 0
       for (index, layer) in image.layers.enumerated() {

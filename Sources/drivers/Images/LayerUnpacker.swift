@@ -163,21 +163,14 @@ struct LayerUnpacker {
   }
 
   private func openFolder(_ path: String) throws(Errno) -> Descriptor {
-    if path.isEmpty { return try root.descriptor.open(".", [.path, .directory]) }
+    let walk: Resolution = [.inRoot, .noMagicLinks]
     do throws(Errno) {
-      return try root.descriptor.open(path, [.path, .directory], resolving: [.inRoot, .noMagicLinks])
+      return try root.descriptor.open(path.isEmpty ? "." : path, [.path, .directory], resolving: walk)
     } catch {
       guard error == .noEntry else { throw error }
     }
     // The archive has no entry for the directory: it is created, as tar does.
-    let parts = path.split(separator: "/")
-    let above = try openFolder(parts.dropLast().joined(separator: "/"))
-    do throws(Errno) {
-      try above.makeDirectory(String(parts.last ?? "."), mode: 0o755)
-    } catch {
-      if error != .exists { throw error }
-    }
-    return try root.descriptor.open(path, [.path, .directory], resolving: [.inRoot, .noMagicLinks])
+    return try root.descriptor.openDirectory(making: path, resolving: walk)
   }
 
   private func components(_ path: String) throws -> [String] {

@@ -30,38 +30,34 @@ package struct HomePackages: Sendable {
   /// Returns the name of an image's packages.
   package static func key(_ digest: String) -> String { String(digest.drop { $0 != ":" }.dropFirst().prefix(16)) }
 
-  /// Creates the directories for packages. If this image had none, returns the other images that have packages.
+  /// Whether a name is that of an image's packages. The owner may put other files beside them.
+  private static func isKey(_ name: String) -> Bool {
+    name.utf8.count == 16 && name.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x66).contains($0) }
+  }
+
+  /// The number of images whose packages are listed: the owner can make any number of folders.
+  private static let listed = 16
+
+  /// Creates the directories for packages. If this image had none, returns other images that have packages, at most 16.
   package func prepare(_ key: String, folders: [String]) throws -> [String] {
     do throws(Errno) {
       let root = try Descriptor.openPlain(home, [.path, .directory])
       let all = try make(HomePackages.folder, in: root)
-      let others = try all.open(".", [.readOnly, .directory]).entries().filter { $0 != HomePackages.snapshotsName && $0 != key }.sorted()
       let isNew = !all.exists(key)
+      let found = isNew ? try all.open(".", [.readOnly, .directory]).entries().filter { HomePackages.isKey($0) && $0 != key } : []
+      let others = Array(found.sorted().prefix(HomePackages.listed))
       for name in folders { _ = try make("\(HomePackages.folder)/\(key)/\(name)", in: root) }
-      return isNew ? others : []
+      return others
     } catch {
       throw DriverError(.failedPrecondition, "home \(home): cannot create \(HomePackages.folder): \(error.sentence)")
     }
   }
 
   private func make(_ path: String, in root: borrowing Descriptor) throws(Errno) -> Descriptor {
-    let walk: Resolution = [.inRoot, .noSymlinks]
-    var done = ""
-    for part in path.split(separator: "/") {
-      let above = done.isEmpty ? "." : done
-      done += (done.isEmpty ? "" : "/") + part
-      do throws(Errno) {
-        _ = try root.open(done, [.path, .directory], resolving: walk)
-        continue
-      } catch {
-        if error != .noEntry { throw error }
-      }
-      try root.open(above, [.path, .directory], resolving: walk).makeDirectory(String(part), mode: 0o755)
-      let made = try root.open(done, [.readOnly, .directory], resolving: walk)
+    try root.openDirectory(making: path, resolving: [.inRoot, .noSymlinks]) { (made) throws(Errno) in
       // A directory that the owner put in its place in the meantime is owned by the owner already.
       if try made.status().uid == Linux.Process.effectiveUser { try made.setOwner(uid, gid) }
     }
-    return try root.open(path, [.path, .directory], resolving: walk)
   }
 
   // ------------------------------------------------------- for platform engineers
@@ -73,10 +69,10 @@ package struct HomePackages: Sendable {
   }
 
   package func list() -> [Entry] {
-    names(HomePackages.folder).filter { $0 != HomePackages.snapshotsName }.map { key in
+    names(HomePackages.folder).filter(HomePackages.isKey).prefix(HomePackages.listed).map { key in
       Entry(
         key: key, bytes: HomeStore.size("\(home)/\(HomePackages.folder)/\(key)"),
-        snapshots: names("\(HomePackages.folder)/\(HomePackages.snapshotsName)/\(key)"))
+        snapshots: Array(names("\(HomePackages.folder)/\(HomePackages.snapshotsName)/\(key)").prefix(1000)))
     }
   }
 
@@ -110,9 +106,8 @@ package struct HomePackages: Sendable {
     guard names(HomePackages.folder).contains(arguments[0]) else {
       throw DriverError(.failedPrecondition, "packages for \(arguments[0]): not found")
     }
-    // The owner cannot traverse the path to the home, so root changes into it first.
     try HostProgram.run(
-      ["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh", home] + HostProgram.asOwner(uid, gid)
+      HostProgram.confined(uid, gid, to: [HostProgram.Folder(home, at: "/home")])
         + ["sh", "-c", "cd \"\(HomePackages.folder)\" && \(script)", "sh"] + arguments, "packages in \(home)")
   }
 }

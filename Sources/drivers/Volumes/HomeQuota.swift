@@ -12,12 +12,10 @@ package enum HomeQuota {
   package static func apply(_ home: String, bytes: UInt64, uid: UInt32, gid: UInt32) throws -> Bool {
     let project = try HomeQuota.project(of: home)
     if try current(home) != project {
-      // The owner's own rights: a symlink in the home may lead anywhere.
-      let own = HostProgram.asOwner(uid, gid)
+      let own = HostProgram.confined(uid, gid, to: [HostProgram.Folder(home, at: "/home")])
       for (kind, flags) in [("f", "-p"), ("d", "+P -p")] {
         try HostProgram.run(
-          ["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh", home] + own
-            + ["find", ".", "-xdev", "-type", kind, "-exec", "chattr"] + flags.split(separator: " ").map(String.init)
+          own + ["find", ".", "-xdev", "-type", kind, "-exec", "chattr"] + flags.split(separator: " ").map(String.init)
             + ["\(project)", "{}", "+"],
           "home \(home): cannot set a limit (storage.size): its file system has no project quotas")
       }

@@ -147,10 +147,9 @@ package struct HomeStore: Sendable {
         let status = try Descriptor.openPlain(source, [.path, .directory]).status()
         try FileManager.default.createDirectory(atPath: target, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])
         try Descriptor.openPlain(target, [.readOnly, .directory]).setOwner(status.uid, status.gid)
-        // Root opens the descriptors first: the owner cannot traverse the paths.
+        let folders = [HostProgram.Folder(source, at: "/source", isWritable: false), HostProgram.Folder(target, at: "/target")]
         try HostProgram.run(
-          ["sh", "-c", "cd \"$1\" && exec 9<\"$2\" && shift 2 && exec \"$@\"", "sh", source, target]
-            + HostProgram.asOwner(status.uid, status.gid) + ["cp", "--archive", "--reflink=auto", ".", "/proc/self/fd/9/"],
+          HostProgram.confined(status.uid, status.gid, to: folders) + ["cp", "--archive", "--reflink=auto", ".", "/target/"],
           "cannot copy \(source)")
       }
     } catch {
@@ -210,7 +209,7 @@ package struct HomeStore: Sendable {
 
   private func place(_ kind: String, _ owner: String, _ label: String, _ source: String) throws -> (name: String, path: String) {
     let folder = "\(root)/\(kind)/\(owner)"
-    // 0700: cp(1), which runs as the owner, gets descriptors that root has opened.
+    // 0700: cp(1), which runs as the owner, sees only what root has mounted for it.
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
     let stem = HomeStore.stamp(.now) + (label.isEmpty ? "" : "-" + label)
     for number in 0..<1000 {

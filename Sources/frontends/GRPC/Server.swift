@@ -53,6 +53,8 @@ package struct Server {
   package func run() async throws {
     var config = HTTP2ServerTransport.Posix.Config.defaults
     config.connection.flushCoalescing = nil
+    // Clients queue what is above this. Without an announced limit they know none, and the 101st call resets the connection.
+    config.http2.maxConcurrentStreams = 1000
     // Without a limit, open watches would delay the shutdown for ever.
     config.connection.maxGraceTime = .seconds(2)
     config.channelDebuggingCallbacks.onAcceptHTTP2Stream = { stream in

@@ -1,13 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #if !hasFeature(Embedded)
-  internal import Linux
+  package import Linux
 #endif
 
-/// A limit that could not be set, or that the kernel changed when it was written.
-package struct LimitsError: Error, Sendable, CustomStringConvertible {
-  package let description: String
-  package init(description: String) { self.description = description }
+/// A cgroup that could not be changed or read, or a value that the kernel changed when it was written.
+package struct CgroupError: Error, Sendable, CustomStringConvertible {
+  /// The path of the file or the cgroup.
+  package let path: String
+  /// What was done to it, and what is wrong.
+  package let problem: String
+  /// The error of the system call, if one failed.
+  package let cause: Errno?
+
+  package init(_ path: String, _ problem: String, cause: Errno? = nil) {
+    self.path = path
+    self.problem = problem
+    self.cause = cause
+  }
+
+  package var description: String { "\(path): \(problem)\(cause.map { ": " + $0.sentence } ?? "")" }
 }
 
 /// The resource usage of a cgroup, and its limits.
@@ -76,7 +88,7 @@ package struct Cgroup: Sendable {
   // ------------------------------------------------------------- creation
 
   /// Creates it as the parent of other cgroups, with the controllers that those need on v2.
-  package func prepare(controllers wanted: [String] = ["memory", "cpu", "pids"]) throws(LimitsError) {
+  package func prepare(controllers wanted: [String] = ["memory", "cpu", "pids"]) throws(CgroupError) {
     try create(controllers: wanted)
     guard layout == .unified else { return }
     let folder = CgroupLayout.root + "/" + path
@@ -90,7 +102,7 @@ package struct Cgroup: Sendable {
   }
 
   /// Creates it and moves a process into it, on v2 only.
-  package func adopt(_ pid: Int32) throws(LimitsError) {
+  package func adopt(_ pid: Int32) throws(CgroupError) {
     guard let unifiedPath, layout == .unified else { return }
     try create()
     try Cgroup.write("\(pid)", to: unifiedPath + "/cgroup.procs")
@@ -99,7 +111,7 @@ package struct Cgroup: Sendable {
   private static let holder = ".holder"
 
   /// Creates its directories and their missing parents.
-  package func create(controllers wanted: [String] = []) throws(LimitsError) {
+  package func create(controllers wanted: [String] = []) throws(CgroupError) {
     for base in bases {
       // Usually only the last directory is missing.
       do throws(Errno) {
@@ -120,7 +132,7 @@ package struct Cgroup: Sendable {
 
   /// Enables controllers for the children of a cgroup. It writes only what is missing, because ancestors belong to the service
   /// manager.
-  private static func enable(_ controllers: [String], in folder: String) throws(LimitsError) {
+  private static func enable(_ controllers: [String], in folder: String) throws(CgroupError) {
     let enabled = try read(folder + "/cgroup.subtree_control").split(separator: " ")
     for controller in controllers where !enabled.contains(where: { $0 == controller }) {
       try write("+" + controller, to: folder + "/cgroup.subtree_control")
@@ -128,7 +140,7 @@ package struct Cgroup: Sendable {
   }
 
   /// Copies the CPUs and memory nodes of the parent: a process cannot join a v1 cpuset that has none (cpuset(7)).
-  private static func inherit(_ folder: String) throws(LimitsError) {
+  private static func inherit(_ folder: String) throws(CgroupError) {
     guard let above = folder.split(separator: "/").last.map({ String(folder.dropLast($0.count + 1)) }) else { return }
     for file in ["/cpuset.cpus", "/cpuset.mems"] where try read(folder + file).isEmpty {
       try write(try read(above + file), to: folder + file)
@@ -138,7 +150,7 @@ package struct Cgroup: Sendable {
   package var exists: Bool { paths.contains { Process.exists($0) } }
 
   /// Returns this cgroup with further v1 controllers, after moving its processes into those hierarchies.
-  package func joining(_ further: [String]) throws(LimitsError) -> Cgroup {
+  package func joining(_ further: [String]) throws(CgroupError) -> Cgroup {
     let wider = Cgroup(layout: layout, path: path, controllers: controllers + further)
     let processes = processes()
     try wider.create()
@@ -151,7 +163,7 @@ package struct Cgroup: Sendable {
   // ------------------------------------------------------------- limits
 
   /// Writes every value and reads back those that the kernel could round or ignore.
-  package func apply(_ values: [CgroupValue]) throws(LimitsError) {
+  package func apply(_ values: [CgroupValue]) throws(CgroupError) {
     for value in values {
       let file = folder(value.controller) + "/" + value.file
       if value.ifPresent && !Process.exists(file) { continue }
@@ -163,7 +175,7 @@ package struct Cgroup: Sendable {
       if seen == value.text { continue }
       // The kernel rounds byte values down to pages.
       if let asked = UInt64(value.text), let got = UInt64(seen), asked >= got, asked - got < 4096 { continue }
-      throw LimitsError(description: "\(file): wrote \(value.text), read back \(seen)")
+      throw CgroupError(file, "wrote \(value.text), read back \(seen)")
     }
   }
 
@@ -203,25 +215,36 @@ package struct Cgroup: Sendable {
     for name in children(folder) { collect(folder + "/" + name, into: &found) }
   }
 
-  /// Freezes or thaws all its processes. It waits up to 500 ms until they are, then throws on v1, and returns on v2.
-  package func freeze(_ frozen: Bool) throws(LimitsError) {
-    if layout != .unified, controllers.contains("freezer") {
-      let file = folder("freezer") + "/freezer.state"
-      let state = frozen ? "FROZEN" : "THAWED"
-      for _ in 0..<500 {
-        try Cgroup.write(state, to: file)
-        if try Cgroup.read(file) == state { return }
-        Clock.sleep(milliseconds: 1)
-      }
-      throw LimitsError(description: "\(file): not \(state) after 500 ms")
+  /// Freezes or thaws all its processes. Throws if that takes more than 500 ms, because a process waits in the kernel for a disk, say; those
+  /// that are frozen by then are thawed.
+  package func freeze(_ frozen: Bool) throws(CgroupError) {
+    do throws(CgroupError) {
+      try requestFreeze(frozen)
+    } catch {
+      do throws(CgroupError) { if frozen { try requestFreeze(false) } } catch {}
+      throw error
     }
-    guard let unified = unifiedPath else { throw LimitsError(description: "cannot freeze cgroup \(path): no v1 freezer, no v2 hierarchy") }
-    try Cgroup.write(frozen ? "1" : "0", to: unified + "/cgroup.freeze")
-    for _ in 0..<500 where value("frozen", in: unified + "/cgroup.events") != (frozen ? 1 : 0) { Clock.sleep(milliseconds: 1) }
+  }
+
+  private func requestFreeze(_ frozen: Bool) throws(CgroupError) {
+    let isV1 = layout != .unified && controllers.contains("freezer")
+    let state = isV1 ? (frozen ? "FROZEN" : "THAWED") : frozen ? "1" : "0"
+    guard let group = isV1 ? folder("freezer") : unifiedPath else {
+      throw CgroupError(path, "cannot be frozen: no v1 freezer, no v2 hierarchy")
+    }
+    for _ in 0..<500 {
+      // Written again each time: on v1, processes that were forked in the meantime may have missed it.
+      try Cgroup.write(state, to: group + (isV1 ? "/freezer.state" : "/cgroup.freeze"))
+      if isV1 ? try Cgroup.read(group + "/freezer.state") == state : value("frozen", in: group + "/cgroup.events") == (frozen ? 1 : 0) {
+        return
+      }
+      Clock.sleep(milliseconds: 1)
+    }
+    throw CgroupError(group, "not \(frozen ? "frozen" : "thawed") after 500 ms")
   }
 
   /// Moves a process back to the v1 freezer of this cgroup, if another program moved it to another: frozen there it could not exit.
-  package func returnToFreezer(_ pid: Int32) throws(LimitsError) {
+  package func returnToFreezer(_ pid: Int32) throws(CgroupError) {
     guard layout != .unified, controllers.contains("freezer") else { return }
     try Cgroup.write("\(pid)", to: folder("freezer") + "/cgroup.procs")
   }
@@ -320,30 +343,30 @@ package struct Cgroup: Sendable {
     return 0
   }
 
-  private static func makeFolder(_ path: String) throws(LimitsError) {
+  private static func makeFolder(_ path: String) throws(CgroupError) {
     do throws(Errno) {
       try Descriptor.makeDirectory(path, mode: 0o755)
     } catch {
-      if error != .exists { throw LimitsError(description: "cannot create the cgroup \(path): \(error.sentence)") }
+      if error != .exists { throw CgroupError(path, "cannot create the cgroup", cause: error) }
     }
   }
 
-  private static func write(_ text: String, to path: String) throws(LimitsError) {
+  private static func write(_ text: String, to path: String) throws(CgroupError) {
     do throws(Errno) {
       try Descriptor.open(path, [.writeOnly]).write(Array(text.utf8))
     } catch {
-      throw LimitsError(description: "cannot write \(text) to \(path): \(error.sentence)")
+      throw CgroupError(path, "cannot write \(text)", cause: error)
     }
   }
 
   /// Writes a value and returns what the kernel stored.
-  private static func write(_ text: String, readingBack path: String) throws(LimitsError) -> String {
+  private static func write(_ text: String, readingBack path: String) throws(CgroupError) -> String {
     do throws(Errno) {
       let file = try Descriptor.open(path, [.readWrite])
       try file.write(Array(text.utf8))
       return line(try file.read(at: 0, upTo: 4096))
     } catch {
-      throw LimitsError(description: "cannot write \(text) to \(path): \(error.sentence)")
+      throw CgroupError(path, "cannot write \(text)", cause: error)
     }
   }
 
@@ -353,11 +376,11 @@ package struct Cgroup: Sendable {
     return String(decoding: bytes, as: UTF8.self)
   }
 
-  private static func read(_ path: String) throws(LimitsError) -> String {
+  private static func read(_ path: String) throws(CgroupError) -> String {
     do throws(Errno) {
       return line(try Descriptor.open(path, [.readOnly]).readAll(limit: 1 << 20))
     } catch {
-      throw LimitsError(description: "cannot read \(path): \(error.sentence)")
+      throw CgroupError(path, "cannot read", cause: error)
     }
   }
 }

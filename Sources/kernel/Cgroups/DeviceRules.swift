@@ -44,13 +44,13 @@ package struct DeviceRule: Equatable, Sendable {
 extension Cgroup {
   /// Sets the rules; a later rule overrides an earlier one. A device that no rule matches is denied on v2, and on v1 has the
   /// parent's rule, so a list must start with a rule for all devices.
-  package func restrict(_ rules: [DeviceRule]) throws(LimitsError) {
+  package func restrict(_ rules: [DeviceRule]) throws(CgroupError) {
     guard layout == .unified else {
       let (allow, deny) = (try open("devices.allow"), try open("devices.deny"))
       for (index, rule) in rules.enumerated() where index == 0 || rule != rules[index - 1] {
         let text = rule.isAll ? "a" : rule.text
         do throws(Errno) { try (rule.allows ? allow : deny).descriptor.write(Array(text.utf8)) } catch {
-          throw LimitsError(description: "cannot write the device rule \(text) of \(path): \(error.sentence)")
+          throw CgroupError(path, "cannot write the device rule \(text)", cause: error)
         }
       }
       return
@@ -59,14 +59,14 @@ extension Cgroup {
       let folder = try Descriptor.open(CgroupLayout.root + "/" + path, [.readOnly, .directory])
       try Filter.attachDeviceProgram(DeviceProgram.compile(rules), to: folder)
     } catch {
-      throw LimitsError(description: "cannot attach the device program to \(path): \(error.sentence)")
+      throw CgroupError(path, "cannot attach the device program", cause: error)
     }
   }
 
-  private func open(_ file: String) throws(LimitsError) -> Handle {
+  private func open(_ file: String) throws(CgroupError) -> Handle {
     let name = folder("devices") + "/" + file
     do throws(Errno) { return Handle(try Descriptor.open(name, [.writeOnly])) } catch {
-      throw LimitsError(description: "cannot open \(name): \(error.sentence)")
+      throw CgroupError(name, "cannot open", cause: error)
     }
   }
 }

@@ -27,6 +27,8 @@ package struct Resources: Equatable, Sendable {
   package var memory: Int64?
   /// The sum of memory and swap. −1: none.
   package var memoryAndSwap: Int64?
+  /// The memory of TCP and UDP sockets, which v1 does not count as memory; v2 does.
+  package var tcpMemory: Int64?
   package var memoryReservation: Int64?
   package var swappiness: UInt64?
   package var disablesOutOfMemoryKiller = false
@@ -75,6 +77,7 @@ package struct Resources: Equatable, Sendable {
   package init(memoryBytes: UInt64, milliCPUs: UInt64, pids: UInt64) {
     memory = Int64(clamping: memoryBytes)
     memoryAndSwap = memory
+    tcpMemory = memory
     cpuPeriod = 100_000
     cpuQuota = Int64(clamping: max(milliCPUs * 100, 1000))
     self.pids = Int64(clamping: pids)
@@ -169,6 +172,7 @@ package struct Resources: Equatable, Sendable {
     if let memoryAndSwap {
       add("memory", "memsw.limit_in_bytes", "\(memoryAndSwap)", ifPresent: true, isReadBack: memoryAndSwap >= 0)
     }
+    if let tcpMemory { add("memory", "kmem.tcp.limit_in_bytes", "\(tcpMemory)", ifPresent: true) }
     if let memoryReservation { add("memory", "soft_limit_in_bytes", "\(memoryReservation)") }
     if let swappiness { add("memory", "swappiness", "\(swappiness)") }
     if disablesOutOfMemoryKiller { add("memory", "oom_control", "1") }

@@ -108,6 +108,31 @@ extension Descriptor {
   package func makeDirectory(_ path: String, mode: UInt32) throws(Errno) {
     try check(path.withCString { clx_mkdirat(number, $0, mode) })
   }
+
+  /// Opens a directory below this one (O_PATH), after making those in its path that are missing, with mode 0755. `prepare` is called with
+  /// each that is new, which another process may have replaced in the meantime.
+  package func openDirectory(
+    making path: String, resolving: Resolution, prepare: (borrowing Descriptor) throws(Errno) -> Void = { (_) throws(Errno) in }
+  ) throws(Errno) -> Descriptor {
+    var done = "."
+    for part in path.split(separator: "/") {
+      let above = done
+      done += "/" + part
+      do throws(Errno) {
+        _ = try open(done, [.path, .directory], resolving: resolving)
+        continue
+      } catch {
+        if error != .noEntry { throw error }
+      }
+      do throws(Errno) {
+        try open(above, [.path, .directory], resolving: resolving).makeDirectory(String(part), mode: 0o755)
+      } catch {
+        if error != .exists { throw error }
+      }
+      try prepare(try open(done, [.readOnly, .directory], resolving: resolving))
+    }
+    return try open(done, [.path, .directory], resolving: resolving)
+  }
   package func makeSymlink(_ path: String, to target: String) throws(Errno) {
     try check(path.withCString { p in target.withCString { clx_symlinkat($0, number, p) } })
   }

@@ -353,11 +353,16 @@ package actor Node {
   package nonisolated var congestion: [String] {
     let calls = calls.gauge
     let journal = sink.congestion.map { ["journal: \($0.commits) events wait for the disk, for up to \($0.seconds) s"] } ?? []
-    let busy = services.lanes.gauges.filter { $0.running == $0.width && ($0.queued > 0 || $0.oldestSeconds > 10) }
-    return journal
-      + busy.map { gauge in
-        "\(gauge.name): all \(gauge.width) threads are busy, for up to \(Int(gauge.oldestSeconds)) s, and \(gauge.queued) requests wait"
-      } + (calls.overdue.isEmpty ? [] : ["calls whose time is over go on: \(calls.overdue.joined(separator: ", "))"])
+    let lanes = services.lanes.gauges.compactMap { gauge -> String? in
+      if gauge.running == gauge.width, gauge.queued > 0 || gauge.oldestSeconds > 10 {
+        return
+          "\(gauge.name): all \(gauge.width) threads are busy, for up to \(Int(gauge.oldestSeconds)) s, and \(gauge.queued) requests wait"
+      }
+      guard gauge.isOverdue else { return nil }
+      return "\(gauge.name): \(gauge.running) of \(gauge.width) threads are busy, for up to \(Int(gauge.oldestSeconds)) s"
+    }
+    return journal + lanes
+      + (calls.overdue.isEmpty ? [] : ["calls whose time is over go on: \(calls.overdue.joined(separator: ", "))"])
   }
 
   package nonisolated func datasetRegistry() async throws -> DatasetRegistry { try await features.datasets.readRegistry() }

@@ -57,8 +57,17 @@ package final class NodeServices: Sendable {
   /// Creates an event of the node itself, as the journal stores it.
   func nodeEvent(_ type: EventType, _ attributes: [String: String]) throws -> JournalEvent {
     JournalEvent(
-      type: type.rawValue, workspace: "", state: "", previous: nil, generation: 0, reason: nil, attributes: try encodedText(attributes),
+      type: type.rawValue, workspace: "", state: "", previous: nil, generation: 0, reason: nil,
+      attributes: try encodedText(NodeServices.bounded(attributes)),
       wallTime: wallTime(), bootNanoseconds: Clock.boottime, bootID: facts.bootID, phases: nil)
+  }
+
+  /// The size limit of an attribute of an event, in characters.
+  private static let attributeLimit = 2048
+
+  /// Returns the attributes as every reader can take them. Their names are the agent's; their values may be a tenant's.
+  private static func bounded(_ attributes: [String: String]) -> [String: String] {
+    attributes.mapValues { printable($0, limit: attributeLimit) }
   }
 
   /// Records an event of the node itself.
@@ -84,7 +93,7 @@ package final class NodeServices: Sendable {
     return JournalEvent(
       type: type.rawValue, workspace: record.spec.id, state: record.state.rawValue, previous: previous?.rawValue,
       generation: Int64(record.attempt), reason: try record.reason.map { try encodedText($0) },
-      attributes: try encodedText(attributes), wallTime: wallTime(),
+      attributes: try encodedText(NodeServices.bounded(attributes)), wallTime: wallTime(),
       bootNanoseconds: Clock.boottime, bootID: facts.bootID,
       phases: try phases.map { try encodedText($0) })
   }

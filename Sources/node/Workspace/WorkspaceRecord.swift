@@ -87,7 +87,8 @@ package struct WorkspaceRecord: Sendable {
   package func condition(_ type: Condition.Kind) -> Condition? { conditions.first { $0.type == type } }
 
   /// Sets a condition or, without a message, clears it. The next event makes the change durable.
-  mutating func setCondition(_ type: Condition.Kind, _ message: String?) {
+  mutating func setCondition(_ type: Condition.Kind, _ text: String?) {
+    let message = text.map { printable($0, limit: Condition.messageLimit) }
     let present = conditions.firstIndex { $0.type == type }
     switch (present, message) {
     case (let index?, nil): conditions.remove(at: index)
@@ -134,6 +135,9 @@ package struct Condition: Codable, Equatable, Sendable {
     /// neither its beginning nor its end is an event.
     case supervisorUnreachable = "SupervisorUnreachable"
   }
+
+  /// The size limit of a message, in characters.
+  static let messageLimit = 1024
 
   package let type: Kind
   package var message: String

@@ -111,7 +111,7 @@ extension AsyncParsableCommand {
     do {
       try await body()
     } catch let failure as Failure {
-      FileHandle.standardError.write(Data("carrel: \(failure.message)\n".utf8))
+      Printer.note("carrel: \(failure.message)")
       throw ExitCode(failure.code)
     }
   }

@@ -109,8 +109,26 @@ struct Explain: AsyncParsableCommand {
       }
       guard let last else { throw Failure(code: 3, message: "workspace \(id): no events found") }
       guard common.output == .table else { return try Printer.print([last], as: common.output, single: true) }
-      for line in Explain.lines(last) { print(line) }
+      var lines = Explain.lines(last)
+      if [.pending, .preparing, .starting].contains(last.state) {
+        let now = try await common.withAgent { client in try await Workspaces(wrapping: client).get(.with { $0.id = id }).workspace }
+        lines += Explain.progress(now, since: last.time)
+      }
+      for line in lines { Printer.line(line) }
     }
+  }
+
+  /// Describes how far the start of a workspace has come.
+  private static func progress(_ workspace: Carrel_V1_Workspace, since time: String) -> [String] {
+    let done = workspace.phases.map { String(format: "%@ %.1f ms", $0.name, $0.milliseconds) }
+    var rows = ["start      " + (done.isEmpty ? "no phase is finished" : "finished: " + done.joined(separator: ", "))]
+    if let begun = try? Date(
+      time, strategy: .iso8601.year().month().day().time(includingFractionalSeconds: true).timeZone(separator: .omitted))
+    {
+      rows.append(String(format: "waiting    %.1f s since its last event", Date.now.timeIntervalSince(begun)))
+    }
+    for condition in workspace.conditions { rows.append("condition  \(condition)") }
+    return rows
   }
 
   static func lines(_ event: Carrel_V1_Event) -> [String] {

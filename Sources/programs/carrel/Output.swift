@@ -4,6 +4,7 @@ internal import API
 internal import ArgumentParser
 internal import Foundation
 internal import SwiftProtobuf
+internal import Workspaces
 internal import Yams
 
 enum OutputFormat: String, ExpressibleByArgument, CaseIterable { case table, json, yaml, cloudevents }
@@ -24,10 +25,12 @@ enum Printer {
     }
   }
 
-  /// Prints columns that are as wide as their widest cell. Control characters are removed, because a label must not control the
-  /// terminal of a user who lists it.
+  /// Prints a line of text. What would act on a terminal is escaped, because labels, names and messages may be a tenant's.
+  static func line(_ text: String) { Swift.print(printable(text, limit: .max)) }
+
+  /// Prints columns that are as wide as their widest cell.
   static func table(_ header: [String], _ rows: [[String]]) {
-    let clean = ([header] + rows).map { $0.map { String($0.unicodeScalars.filter { $0.value >= 0x20 && $0.value != 0x7F }) } }
+    let clean = ([header] + rows).map { $0.map { printable($0, limit: .max) } }
     let widths = header.indices.map { column in clean.map { $0[column].count }.max() ?? 0 }
     for row in clean {
       let cells = row.enumerated().map { index, cell in
@@ -79,7 +82,10 @@ enum Printer {
     "events \(gap.from) to \(gap.to == 0 ? "?" : "\(gap.to)") can no longer be had: \(gap.reason)"
   }
 
-  static func note(_ text: String) { FileHandle.standardError.write(Data((text + "\n").utf8)) }
+  static func note(_ text: String) {
+    let lines = text.split(separator: "\n", omittingEmptySubsequences: false).map { printable(String($0), limit: .max) }
+    FileHandle.standardError.write(Data((lines.joined(separator: "\n") + "\n").utf8))
+  }
 }
 
 /// Events in the form of CloudEvents 1.0 (JSON format, with the `sequence` extension).

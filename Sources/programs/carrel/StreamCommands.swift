@@ -62,7 +62,7 @@ struct Events: AsyncParsableCommand {
         try await Workspaces(wrapping: client).watch(request) { response in
           for try await message in response.messages {
             switch format {
-            case .table: print(message.hasGap ? Printer.gap(message.gap) : Printer.event(message.event))
+            case .table: Printer.line(message.hasGap ? Printer.gap(message.gap) : Printer.event(message.event))
             case .cloudevents: print(try CloudEvent.line(message, node))
             case .json, .yaml: print(try message.jsonString())
             }
@@ -142,7 +142,7 @@ struct ImageCommand: AsyncParsableCommand {
             for try await message in response.messages {
               switch message.message {
               case .progress(let line): Printer.note(line)
-              case .image(let image): print("\(image.name)  \(image.digest)")
+              case .image(let image): Printer.line("\(image.name)  \(image.digest)")
               case nil: break
               }
             }

@@ -234,7 +234,7 @@ struct PlanCommand: AsyncParsableCommand {
       let manifest = try Launch.read(file)
       let plan = try await common.withAgent { try await Workspaces(wrapping: $0).plan(.with { $0.manifest = manifest }) }
       guard common.output == .table else { return try Printer.print([plan], as: common.output, single: true) }
-      for (index, operation) in plan.operations.enumerated() { print(String(format: "%3d  %@", index + 1, operation)) }
+      for (index, operation) in plan.operations.enumerated() { Printer.line(String(format: "%3d  %@", index + 1, operation)) }
     }
   }
 }
