@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -33,15 +34,15 @@ static void fill_tcp(void) {
   for (int i = 0; i < SOCKETS / 2; i++) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
     socklen_t length = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0), s = socket(AF_INET, SOCK_STREAM, 0), most = 64 << 20;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), s = socket(AF_INET, SOCK_STREAM, 0);
     if (listener < 0 || s < 0) continue;
-    setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
     bind(listener, (struct sockaddr *)&address, sizeof address);
     listen(listener, 1);
     getsockname(listener, (struct sockaddr *)&address, &length);
     fcntl(s, F_SETFL, O_NONBLOCK);
     connect(s, (struct sockaddr *)&address, length);
-    usleep(1000);
+    // One that is not accepted belongs to no cgroup.
+    accept(listener, NULL, NULL);
     for (int n = 0; n < 400; n++)
       if (send(s, block, sizeof block, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) break;
   }
@@ -61,9 +62,16 @@ static void open_terminals(void) {
   printf("terminals: %d\n", count);
 }
 
-// Exchanges two names for ever.
-static void swap(const char *one, const char *other) {
-  for (;;) renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE);
+// Exchanges a folder with a link as soon as somebody opens a file in it.
+static void swap(const char *folder, const char *link) {
+  char event[4096];
+  int watch = inotify_init();
+  inotify_add_watch(watch, folder, IN_OPEN);
+  do {
+    if (read(watch, event, sizeof event) <= 0) return;
+  } while (!((struct inotify_event *)event)->len);
+  renameat2(AT_FDCWD, folder, AT_FDCWD, link, RENAME_EXCHANGE);
+  pause();
 }
 
 int main(int argc, char **argv) {

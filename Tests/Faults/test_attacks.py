@@ -14,7 +14,7 @@ import time
 
 import grpc
 import pytest
-from conftest import ROOT, Event, destroy, generate_stubs, make, until
+from conftest import ROOT, Event, destroy, make, run_client, until
 
 TOOL = "name: packages\nhome: /home/user\npackages: {PACKAGES: packages}\n"
 PROGRAMS = pathlib.Path(__file__).parent / "attacks.c"
@@ -47,8 +47,7 @@ def home(agent, request):
 
 
 @pytest.fixture
-def calls(agent):
-    generate_stubs()
+def calls(agent, stubs):
     from carrel.v1 import carrel_pb2, carrel_pb2_grpc
     with grpc.insecure_channel(f"unix:{agent.socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield carrel_pb2, carrel_pb2_grpc, channel
@@ -123,24 +122,24 @@ def test_a_copy_writes_nothing_outside_the_home(agent, home):
 
 
 def test_a_copy_reads_nothing_outside_the_home(agent, home):
-    """H1: cp(1) followed a folder that became a link while it read; 200 files, so that some of them are read at such a moment."""
+    """H1: cp(1) followed a folder that became a link when it had opened the first of its files."""
     outside = agent.directory / "others"
     outside.mkdir(mode=0o755)
     (home / "x").mkdir()
     for folder, text in ((outside, "SECRET"), (home / "x", "mine")):
-        for index in range(200):
-            (folder / f"f{index}").write_text(text)
+        for index in range(50):
+            (folder / f"f{index}").write_text(text.ljust(200_000))
     (home / "link").symlink_to(outside)
     for path in (home / "x", *(home / "x").iterdir()):
         os.chown(path, 2001, 2001)
     os.chown(home / "link", 2001, 2001, follow_symlinks=False)
     agent.launch("swaps", "~/attack swap ~/x ~/link", owner=home.name)
     agent.wait("swaps", "READY")
-    copies = agent.directory / "homes/.snapshots" / home.name
-    for _ in range(5):
-        agent.run("home", "snapshot", home.name, timeout=60)
-        leaked = [p for p in copies.rglob("f*") if p.is_file() and not p.is_symlink() and p.read_text() == "SECRET" and outside not in p.resolve().parents]
-        assert not leaked, f"{len(leaked)} files of the host are in the copy"
+    time.sleep(0.3)
+    said = agent.run("home", "snapshot", home.name)
+    assert (home / "x").is_symlink(), "the attack was made"
+    copied = [p.read_text().strip() for p in (agent.directory / "homes/.snapshots" / home.name).glob("*/x/f*")]
+    assert "SECRET" not in copied, (said, copied.count("SECRET"))
     agent.do("rm", "--force", "swaps")
 
 
@@ -165,9 +164,9 @@ def test_aliases_do_not_multiply(agent):
     path = agent.directory / "bomb.yaml"
     path.write_text("\n".join([*levels, "? *x8", ": 1", ""]))
     begun = time.monotonic()
-    said = agent.run("launch", "--no-wait", path, timeout=20)
+    said = run_client(agent.socket, "launch", "--no-wait", path, timeout=20)
     assert said.returncode not in (0, -9, 137) and "aliases" in said.stderr and time.monotonic() - begun < 5, said
-    assert agent.run("node", timeout=5).returncode == 0
+    assert run_client(agent.socket, "node", timeout=5).returncode == 0
 
 
 def test_many_calls_at_once_are_queued(agent, calls):
@@ -182,8 +181,7 @@ def test_the_output_log_writes_what_is_stored_at_its_rate(agent, home):
     """H8: an empty line is fifty bytes in the log, and the rate counted one."""
     agent.launch("flood", "yes ''", owner=home.name)
     agent.wait("flood", "READY")
-    folder = agent.state / "workspaces" / "flood" / "logs"
-    folder = folder if folder.is_dir() else agent.state / "workspaces" / "flood"
+    folder = agent.state / "workspaces/flood/log"
 
     def written():
         """The offset that the log has reached: segments are named by theirs."""
