@@ -90,7 +90,7 @@ packages() {
 build_packages=(pkg-config libseccomp-dev libcap-dev libsystemd-dev libarchive-dev libssl-dev libnftables-dev
   libnl-3-dev libnl-route-3-dev libsqlite3-dev libjson-c-dev)
 image_packages=(mmdebstrap buildah uidmap curl ca-certificates python3 python3-venv python3-pip)
-machine_packages=(mmdebstrap e2fsprogs qemu-system-x86 binutils)
+machine_packages=(mmdebstrap e2fsprogs qemu-system-x86 qemu-utils binutils)
 test_packages=(bubblewrap strace faketime squashfs-tools erofs-utils xfsprogs btrfs-progs fio busybox-static crun runc podman containerd chromium chromium-driver iproute2 nftables procps)
 
 need_root() { [ "$(id -u)" = 0 ] || { echo "run this as root: it makes namespaces, cgroups and network links" >&2; exit 1; }; }
