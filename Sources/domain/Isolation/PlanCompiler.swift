@@ -99,10 +99,10 @@ package enum PlanCompiler {
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
     "/sys/devices/virtual/powercap",
   ]
-  /// Paths that reveal the disks of the host, and by the names of loop devices which owners use it.
+  /// Paths that reveal the activity of the host's disks, and by the files of loop devices which owners are at work. The links to those in
+  /// /sys/block then lead nowhere.
   static let disks = [
-    "/proc/diskstats", "/proc/partitions", "/sys/block", "/sys/class/block", "/sys/dev/block", "/sys/devices/virtual/block",
-    "/sys/fs/btrfs", "/sys/fs/ext4", "/sys/fs/xfs",
+    "/proc/diskstats", "/proc/partitions", "/sys/devices/virtual/block", "/sys/fs/btrfs", "/sys/fs/ext4", "/sys/fs/xfs",
   ]
   static let readOnly = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
