@@ -43,6 +43,7 @@ def home(agent, request):
     subprocess.run(["gcc", "-static", "-O1", "-o", path / "attack", PROGRAMS], check=True)
     for each in (path, path / "attack"):
         os.chown(each, 2001, 2001)
+    path.chmod(0o700)
     return path
 
 
@@ -117,6 +118,10 @@ def test_a_copy_writes_nothing_outside_the_home(agent, home):
     (folder / "snapshots").symlink_to(outside)
     said = agent.run("env", "snapshot", home.name)
     assert not any(outside.iterdir()), (said, list(outside.iterdir()))
+    (folder / "snapshots").unlink()
+    assert agent.run("env", "snapshot", home.name).returncode == 0, "the control: without the link"
+    (folder / "snapshots").rename(folder / "own")
+    (folder / "snapshots").symlink_to(outside)
     agent.run("env", "reset", home.name)
     assert not any(outside.iterdir())
 
@@ -140,6 +145,8 @@ def test_a_copy_reads_nothing_outside_the_home(agent, home):
     assert (home / "x").is_symlink(), "the attack was made"
     copied = [p.read_text().strip() for p in (agent.directory / "homes/.snapshots" / home.name).glob("*/x/f*")]
     assert "SECRET" not in copied, (said, copied.count("SECRET"))
+    said = agent.run("home", "snapshot", home.name)
+    assert said.returncode == 0, ("the control: nothing changes during this one", said)
     agent.do("rm", "--force", "swaps")
 
 
@@ -160,13 +167,18 @@ def test_an_offset_ends_no_agent(agent, calls, offset):
 
 def test_aliases_do_not_multiply(agent):
     """H6: a key of nested aliases, which the check for duplicates expands."""
-    levels = ["x0: &x0 [1,1,1,1,1,1,1,1,1]"] + [f"x{n}: &x{n} [{','.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 9)]
+    for breaks in ("", "\u2028"):
+        check_bomb(agent, breaks)
+    assert run_client(agent.socket, "node", timeout=5).returncode == 0
+
+
+def check_bomb(agent, breaks):
+    levels = ["x0: &x0 [1,1,1,1,1,1,1,1,1]"] + [f"x{n}: &x{n} [{','.join([f'{breaks}*x{n - 1}'] * 9)}]" for n in range(1, 9)]
     path = agent.directory / "bomb.yaml"
     path.write_text("\n".join([*levels, "? *x8", ": 1", ""]))
     begun = time.monotonic()
     said = run_client(agent.socket, "launch", "--no-wait", path, timeout=20)
     assert said.returncode not in (0, -9, 137) and "aliases" in said.stderr and time.monotonic() - begun < 5, said
-    assert run_client(agent.socket, "node", timeout=5).returncode == 0
 
 
 def test_many_calls_at_once_are_queued(agent, calls):
@@ -255,9 +267,11 @@ def test_nothing_names_the_homes_of_others(agent, home):
 
 def test_no_owner_is_called_as_the_volume_of_another(agent):
     """M13: the home of `x.img` is the volume of `x`."""
-    for owner in ("x.img", "x.img.lock"):
+    for owner in ("x.img", "x.img.lock", "x.img.lock.node"):
         said = agent.launch("volume", "true", owner=owner)
         assert said.returncode != 0 and "owner.name" in said.stderr, said
+        said = agent.run("home", "rm", owner, "--again", owner)
+        assert said.returncode != 0 and "owner" in said.stderr and ".img" in said.stderr, said
 
 
 def test_what_is_printed_moves_no_cursor(agent, home):

@@ -29,11 +29,7 @@ extension WorkspaceSpec {
   /// Validates every field that can be checked without access to the host. Throws the first error.
   package func validate() throws(InvalidField) {
     try require(WorkspaceSpec.isID(id), "id", "\(quoted(id)) is not \(WorkspaceSpec.idRule)")
-    try require(WorkspaceSpec.isID(owner.name), "owner.name", "\(quoted(owner.name)) is not \(WorkspaceSpec.idRule)")
-    // The home of an owner is a folder with this name, or the volume file `<name>.img` beside it, with its lock.
-    try require(
-      !owner.name.hasSuffix(".img") && !owner.name.hasSuffix(".img.lock"), "owner.name",
-      "\(quoted(owner.name)) ends like a volume file; expected a name that does not end with .img or .img.lock")
+    try require(WorkspaceSpec.isOwner(owner.name), "owner.name", "\(quoted(owner.name)) is not \(WorkspaceSpec.ownerRule)")
     for (field, value) in [("owner.uid", owner.uid), ("owner.gid", owner.gid)] {
       try require((1000...UInt32(Int32.max)).contains(value), field, "\(value) is not between 1000 and 2147483647")
     }
@@ -155,6 +151,11 @@ extension WorkspaceSpec {
     // A careless tool would treat ".." as the parent directory, and no id needs it.
     return bytes.allSatisfy { alphanumeric($0) || $0 == 0x2D || $0 == 0x2E } && !text.contains("..")
   }
+
+  package static let ownerRule = idRule + ", and without .img as a part"
+
+  /// The home of an owner is a folder with this name; beside it are the volume files of others, `<name>.img`, with their locks.
+  package static func isOwner(_ text: String) -> Bool { isID(text) && !text.split(separator: ".").dropFirst().contains("img") }
 
   package static func isVersion(_ text: String) -> Bool {
     isCredentialName(text) && text.utf8.count <= 64 && !text.contains("..")

@@ -20,11 +20,12 @@ package struct YAMLReader {
   /// Returns how many words of a text could be aliases; quoted ones and those of scripts are counted as well.
   private static func aliases(_ text: String) -> Int {
     var count = 0
+    // The bytes of all separators, those of line breaks beyond ASCII included.
     var before = UInt8(ascii: "\n")
     var star = false
     for byte in text.utf8 {
       if star, byte > 0x20, byte != UInt8(ascii: "*") { count += 1 }
-      star = byte == UInt8(ascii: "*") && (before <= 0x20 || "[{,:?-".utf8.contains(before))
+      star = byte == UInt8(ascii: "*") && (before <= 0x20 || before >= 0x80 || "[{,:?-".utf8.contains(before))
       before = byte
     }
     return text.utf8.contains(UInt8(ascii: "&")) ? count : 0

@@ -71,9 +71,12 @@ package enum HostProgram {
   package static func confined(_ uid: UInt32, _ gid: UInt32, to folders: [Folder]) -> [String] {
     let binds = folders.flatMap { [$0.isWritable ? "--bind" : "--ro-bind", $0.host, $0.inside] }
     let links = ["bin", "sbin", "lib", "lib64"].flatMap { ["--symlink", "usr/\($0)", "/\($0)"] }
-    return ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--new-session"]
+    // The end of the process group ends bwrap, and with it everything inside.
+    return ["bwrap", "--die-with-parent", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--new-session"]
       + ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--ro-bind", "/usr", "/usr"] + links
-      + ["--proc", "/proc", "--dev", "/dev"] + binds + ["--chdir", folders.first?.inside ?? "/"]
+      + ["--proc", "/proc", "--dev", "/dev"] + binds
       + ["setpriv", "--reuid", "\(uid)", "--regid", "\(gid)", "--clear-groups", "--inh-caps=-all", "--no-new-privs"]
+      // As the owner: root without capabilities cannot enter a folder of mode 0700.
+      + ["env", "--chdir=\(folders.first?.inside ?? "/")"]
   }
 }

@@ -167,8 +167,9 @@ package final class ImageStore: Sendable {
   /// that have not ended. Layers that another image shares with this one are retained.
   package func remove(_ reference: String, inUse: Set<String>) throws {
     try writing.withLock { _ in
-      let image = try find(reference)
       var names = try names()
+      // Earlier releases accepted names that look like digests.
+      let image = try names[reference].map { try self.image(digest: $0, name: reference) } ?? find(reference)
       names[image.name] = nil
       let others = try names.map { try self.image(digest: $0.value, name: $0.key) }
       let kept = Set(others.flatMap(\.layers))

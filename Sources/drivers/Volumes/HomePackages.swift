@@ -35,8 +35,9 @@ package struct HomePackages: Sendable {
     name.utf8.count == 16 && name.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x66).contains($0) }
   }
 
-  /// The number of images whose packages are listed: the owner can make any number of folders.
-  private static let listed = 16
+  /// The number of images whose packages are reported, and listed: the owner can make any number of folders.
+  private static let reported = 16
+  private static let listed = 256
 
   /// Creates the directories for packages. If this image had none, returns other images that have packages, at most 16.
   package func prepare(_ key: String, folders: [String]) throws -> [String] {
@@ -45,7 +46,7 @@ package struct HomePackages: Sendable {
       let all = try make(HomePackages.folder, in: root)
       let isNew = !all.exists(key)
       let found = isNew ? try all.open(".", [.readOnly, .directory]).entries().filter { HomePackages.isKey($0) && $0 != key } : []
-      let others = Array(found.sorted().prefix(HomePackages.listed))
+      let others = Array(found.sorted().prefix(HomePackages.reported))
       for name in folders { _ = try make("\(HomePackages.folder)/\(key)/\(name)", in: root) }
       return others
     } catch {

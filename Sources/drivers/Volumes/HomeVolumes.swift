@@ -183,7 +183,7 @@ package final class HomeVolumes: Sendable {
     try users(point).ids.withLock { _ in
       guard try mounted().contains(point) else {
         try lock(home + ".img")
-        defer { try? FileManager.default.removeItem(atPath: home + ".img.lock") }
+        defer { unlink(home + ".img.lock") }
         return try body()
       }
       try HostProgram.run(["fsfreeze", "--freeze", point], "home \(home): cannot freeze its file system")
@@ -234,7 +234,7 @@ package final class HomeVolumes: Sendable {
       try? FileManager.default.createDirectory(atPath: point, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
       try attach(image, file.descriptor, format, to: point)
     } catch {
-      try? FileManager.default.removeItem(atPath: image + ".lock")
+      unlink(image + ".lock")
       throw error
     }
     guard requirements.bytes > size(image) else { return }
@@ -293,7 +293,7 @@ package final class HomeVolumes: Sendable {
     let path = image + ".lock"
     let made = FileManager.default.createFile(
       atPath: path + ".\(holder)", contents: Data((holder + "\n").utf8), attributes: [.posixPermissions: 0o600])
-    defer { try? FileManager.default.removeItem(atPath: path + ".\(holder)") }
+    defer { unlink(path + ".\(holder)") }
     // link(2) is atomic: the lock file never exists without its content.
     if made, (try? FileManager.default.linkItem(atPath: path + ".\(holder)", toPath: path)) != nil { return }
     let other = (try? String(contentsOfFile: path, encoding: .utf8))?.trimmingCharacters(in: .whitespacesAndNewlines) ?? "?"
@@ -356,7 +356,7 @@ package final class HomeVolumes: Sendable {
     try? HostProgram.run(["umount", point], "")
     if (try? mounted().contains(point)) ?? true { try? HostProgram.run(["umount", "--lazy", point], "") }
     rmdir(point)
-    try? FileManager.default.removeItem(atPath: lock)
+    unlink(lock)
   }
 
   private func mounted() throws -> [String] {

@@ -150,8 +150,8 @@ package struct HomeAdministration: Sendable {
   // -------------------------------------------------------------------- rules
 
   private func validate(owner: String, _ field: String) throws {
-    guard WorkspaceSpec.isID(owner) else {
-      throw AgentError(field: field, "\(printable(owner)) is not \(WorkspaceSpec.idRule)")
+    guard WorkspaceSpec.isOwner(owner) else {
+      throw AgentError(field: field, "\(printable(owner)) is not \(WorkspaceSpec.ownerRule)")
     }
   }
 

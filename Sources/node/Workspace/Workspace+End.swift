@@ -63,6 +63,8 @@ extension Workspace {
 
   /// Kills the tool for a reason that the agent decided.
   func kill(for reason: Reason) {
+    // A stop has a grace period of its own.
+    guard record.stop == nil else { return }
     update { $0.stopReason = $0.stopReason ?? reason }
     killTool(after: .zero)
   }

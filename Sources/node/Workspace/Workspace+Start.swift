@@ -104,6 +104,7 @@ extension Workspace {
   private func prepareCancellably(_ supervisor: AttemptSupervisor) async throws(Refusal) -> Bool {
     let preparation = Task { try await prepare(supervisor) }
     attempt.cancelPreparation = { preparation.cancel() }
+    if record.stop != nil { preparation.cancel() }
     defer { attempt.cancelPreparation = nil }
     let result = await withTaskCancellationHandler {
       await preparation.result

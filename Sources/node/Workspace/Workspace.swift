@@ -81,8 +81,8 @@ package actor Workspace {
   /// Waits for `next`, at most for `pause`. Throws when the task is cancelled.
   nonisolated func wait(for next: Promise<Void>, atMost pause: Duration?) async throws {
     guard let pause else { return try await next.value }
-    // A day at most: the wall clock may be set.
-    _ = try? await next.value(within: min(pause, .seconds(86_400)), else: CancellationError())
+    // A minute at most: the wall clock may be set, and the runtime keeps a cancelled sleep until its time.
+    _ = try? await next.value(within: min(pause, .seconds(60)), else: CancellationError())
     try Task.checkCancellation()
   }
 

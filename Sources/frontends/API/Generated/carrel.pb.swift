@@ -448,7 +448,8 @@ package nonisolated struct Carrel_V1_Owner: Sendable {
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  /// The name of the owner, by the same rule as `id`. The home is at `<homes>/<owner>`, unless `storage.home` names a path. Required.
+  /// The name of the owner, by the same rule as `id`, and without `.img` as a part. The home is at `<homes>/<owner>`, unless
+  /// `storage.home` names a path. Required.
   package var name: String = String()
 
   /// The storage uid, 1000 to 2147483647. In protobuf it is required. Default: `1000`.

@@ -212,22 +212,26 @@ extension DatasetsFeature {
 
   package func nextExpiry(in record: WorkspaceRecord) -> Double? { record[DatasetsFeature.self].mounted.compactMap(\.expires).min() }
 
-  /// Detaches a dataset that has expired.
+  /// Detaches the datasets that have expired.
   package func expire(_ workspace: Workspace) async {
-    guard let dataset = workspace.record[DatasetsFeature.self].mounted.first(where: { $0.isOver }) else { return }
-    do {
-      _ = try await changing(workspace) {
-        let now = workspace.record[DatasetsFeature.self].mounted.first { $0.target == dataset.target }
-        // Another call may have extended or detached it.
-        guard let now, now.isOver else { return [OpenFileUser]() }
-        return try await detach(workspace, dataset.target, .lazy, why: "its time was over")
+    var failed = false
+    for dataset in workspace.record[DatasetsFeature.self].mounted where dataset.isOver {
+      do {
+        _ = try await changing(workspace) {
+          let now = workspace.record[DatasetsFeature.self].mounted.first { $0.target == dataset.target }
+          // Another call may have extended or detached it.
+          guard let now, now.isOver else { return [OpenFileUser]() }
+          return try await detach(workspace, dataset.target, .lazy, why: "its time was over")
+        }
+      } catch {
+        guard !Task.isCancelled else { return }
+        services.logger.error(
+          "cannot detach a dataset; retrying",
+          metadata: ["workspace": "\(workspace.id)", "target": "\(dataset.target)", "error": "\(error)"])
+        failed = true
       }
-    } catch {
-      services.logger.error(
-        "cannot detach a dataset; retrying",
-        metadata: ["workspace": "\(workspace.id)", "target": "\(dataset.target)", "error": "\(error)"])
-      try? await Task.sleep(for: .seconds(5))
     }
+    if failed { try? await Task.sleep(for: .seconds(5)) }
   }
 
   /// Reconciles the mounts with the record after a restart of the agent. A mount that is not on record is detached; one that is on record

@@ -29,16 +29,17 @@ package struct OutOfMemoryFeature: RunningFeature {
   package func run(_ workspace: Workspace, isAdopted: Bool, reports: AsyncStream<ShimReport>) async {
     for await case .outOfMemory(let kills) in reports where kills > workspace.record.outOfMemoryKills {
       guard (try? await Task.sleep(for: .milliseconds(500))) != nil else { return }
-      await apart { await report(workspace) }
+      await apart { await report(workspace, kills) }
     }
   }
 
   /// Reports all kills until now: those within the half second are reported together.
-  private func report(_ workspace: Workspace) async {
+  private func report(_ workspace: Workspace, _ reported: UInt64) async {
     let record = workspace.record
     guard record.state.isUp, let place = record.sandbox else { return }
     let usage = await services.sandboxes.usage(place)
-    let kills = usage.outOfMemoryKills
+    // The cgroup may not be readable in time.
+    let kills = max(usage.outOfMemoryKills, reported)
     guard kills > record.outOfMemoryKills else { return }
     await workspace.update { $0.outOfMemoryKills = kills }
     var attributes = ["kills": "\(kills)", "limitBytes": "\(usage.memoryLimitBytes)", "peakBytes": "\(usage.memoryPeakBytes)"]
