@@ -179,7 +179,7 @@ class Launches:
 
     def __init__(self, launches, seed, seconds=3600, least=1, directory=None):
         self.wanted, self.seed, self.least = launches, seed, least
-        self.end = time.monotonic() + seconds
+        self.seconds, self.begun = seconds, time.monotonic()
         self.specs, self.moments = random.Random(seed), random.Random(seed + 1)
         self.agent: Agent = make_agent(directory or pathlib.Path(f"/tmp/carrel-launches-{os.getpid()}"))
         self.guard = threading.Lock()
@@ -206,8 +206,9 @@ class Launches:
     def next(self):
         with self.guard:
             lacks = [p for p in PHASES if self.hits[p] < self.least]
-            # More than asked for where a phase was not hit often enough, but not for ever.
-            if time.monotonic() > self.end or len(self.runs) >= self.wanted * (2 if lacks else 1):
+            # More than asked for where a phase was not hit often enough, as on a slow machine, but not for ever.
+            more = 4 if lacks else 1
+            if time.monotonic() - self.begun > self.seconds * more or len(self.runs) >= self.wanted * more:
                 return None
             run = make_run(self.specs, len(self.runs)).write(self.agent.directory)
             self.runs[run.id] = run

@@ -200,12 +200,12 @@ def test_the_output_log_writes_what_is_stored_at_its_rate(agent, home):
         last = max((f for f in folder.glob("*") if re.match(r"\d{20}", f.name)), key=lambda f: f.name)
         return int(last.name[:20]) + last.stat().st_size
 
+    begun = time.monotonic()
     until(lambda: any(re.match(r"\d{20}", f.name) for f in folder.glob("*")), "a segment")
-    time.sleep(1.5)
-    before, begun = written(), time.monotonic()
-    time.sleep(3)
-    rate = (written() - before) / (time.monotonic() - begun)
-    assert 100_000 < rate < 1.5 * (1 << 20), f"{rate / 1e6:.1f} MB/s of 1.05"
+    time.sleep(8)
+    # The allowance of the first second, and one read of 64 KiB, which is fifty times as much in the log, may come on top.
+    bytes, most = written(), (time.monotonic() - begun + 1) * (1 << 20) + 50 * (64 << 10)
+    assert 1 << 20 < bytes < 1.2 * most, f"{bytes / 1e6:.1f} MB of {most / 1e6:.1f}"
     agent.do("rm", "--force", "flood")
 
 

@@ -95,7 +95,7 @@ def test_a_controller_that_was_away_for_long(node):
     panel.stop()
     panel.start("--window", 256)
     head = agent.records()[2]["head"]
-    until(lambda: panel.cursor() >= head, "all is told", 120)
+    until(lambda: panel.cursor() >= head, "all is told", 300)
     took = time.monotonic() - begun
     print(f"{head} events in {took:.0f} s: {head / took:.0f}/s; {(memory(agent) - before) >> 20} MiB more")
     assert memory(agent) - before < 64 << 20
