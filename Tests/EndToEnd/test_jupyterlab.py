@@ -91,7 +91,7 @@ def test_a_browser_runs_a_notebook_cell(lab):
         # JupyterLab draws its cells anew while it loads.
         wait = WebDriverWait(browser, 90, ignored_exceptions=[StaleElementReferenceException])
         wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status=idle]"))
-        # Keys that arrive while a cell is drawn anew are lost, so that they are pressed until there is output.
+        # JupyterLab loses keys that arrive while it redraws a cell: they are sent again until there is output.
         wait = WebDriverWait(browser, 90, poll_frequency=5, ignored_exceptions=[StaleElementReferenceException])
         wait.until(run_cell)
         (ROOT / ".cache" / "artefacts").mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ import time
 
 import grpc
 import pytest
+from busybox import archive_of
 from conftest import ROOT, Event, destroy, make, run_client, until
 
 TOOL = "name: packages\nhome: /home/user\npackages: {PACKAGES: packages}\n"
@@ -301,22 +302,5 @@ def make_layer(files):
 
 
 def named_archive(path, layers, name):
-    """An OCI layout in a tar archive, with the name that it gives its image."""
-    blobs = {}
-
-    def blob(data, kind):
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[digest] = data
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-
-    packed = [blob(layer, "layer.v1.tar") for layer in layers]
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [p["digest"] for p in packed]}}
-    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": blob(json.dumps(config).encode(), "config.v1+json"), "layers": packed}
-    described = blob(json.dumps(manifest).encode(), "manifest.v1+json") | {"annotations": {"org.opencontainers.image.ref.name": name}}
-    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps({"schemaVersion": 2, "manifests": [described]}).encode()}
-    files |= {f"blobs/sha256/{digest}": data for digest, data in blobs.items()}
-    with tarfile.open(path, "w") as tar:
-        for file, data in files.items():
-            entry = tarfile.TarInfo(file)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+    """An image of these layers, with the name that its archive gives it."""
+    archive_of(path, [(layer, "layer.v1.tar", hashlib.sha256(layer).hexdigest()) for layer in layers], name)

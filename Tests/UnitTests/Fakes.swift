@@ -181,7 +181,7 @@ final class FakeEvents: EventSink {
   enum Mood { case takes, refuses, hangs }
   private let state = Mutex<(mood: Mood, entries: [Journal.Entry], waiting: [Promise<Void>])>((.takes, [], []))
 
-  var types: [EventType] { state.withLock { $0.entries.compactMap { EventType(rawValue: $0.event.type) } } }
+  var types: [EventType] { state.withLock { $0.entries.map { EventType(rawValue: $0.event.type)! } } }
   var attributes: [[String: String]] {
     state.withLock { $0.entries.map { (try? JSONDecoder().decode([String: String].self, from: Data($0.event.attributes.utf8))) ?? [:] } }
   }
@@ -280,9 +280,10 @@ final class FakeFeature: RunningFeature, ExpiringFeature {
     record("run ended")
   }
   func nextExpiry(in record: WorkspaceRecord) -> Double? { expiry.withLock { $0 } }
-  func expire(_ workspace: Workspace) async {
+  func expire(_ workspace: Workspace) async -> Bool {
     record("expire")
     do { try await expiryGate.value } catch { record("expiry cancelled") }
+    return true
   }
   func ended(_ reason: Reason, _ workspace: Workspace) async { record("ended \(reason.code.rawValue)") }
   func release(_ workspace: Workspace) async { record("release") }

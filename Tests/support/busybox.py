@@ -33,7 +33,13 @@ def busybox_image(path: pathlib.Path, extra=()):
 
 
 def archive(path: pathlib.Path, layer: bytes, diff_id: str):
-    """An OCI layout in a tar archive (image-spec v1.1) with one layer, packed; `diff_id`: the digest of what it holds, in hex."""
+    """An OCI layout in a tar archive with one layer, packed by gzip; `diff_id`: the digest of what it holds, in hex."""
+    archive_of(path, [(layer, "layer.v1.tar+gzip", diff_id)])
+
+
+def archive_of(path: pathlib.Path, layers, name=None):
+    """An OCI layout in a tar archive (image-spec v1.1). `layers`: content, kind and diff_id of each; `name`: what the archive calls its
+    image."""
     blobs = {}
 
     def blob(data, kind):
@@ -41,11 +47,15 @@ def archive(path: pathlib.Path, layer: bytes, diff_id: str):
         blobs[digest] = data
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
 
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]}}
+    diff_ids = [f"sha256:{diff_id}" for _, _, diff_id in layers]
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
                 "config": blob(json.dumps(config).encode(), "config.v1+json"),
-                "layers": [blob(layer, "layer.v1.tar+gzip")]}
-    index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode(), "manifest.v1+json")]}
+                "layers": [blob(data, kind) for data, kind, _ in layers]}
+    described = blob(json.dumps(manifest).encode(), "manifest.v1+json")
+    if name is not None:
+        described["annotations"] = {"org.opencontainers.image.ref.name": name}
+    index = {"schemaVersion": 2, "manifests": [described]}
     files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode()}
     files |= {f"blobs/sha256/{digest}": data for digest, data in blobs.items()}
     with tarfile.open(path, "w") as tar:

@@ -235,7 +235,7 @@ extension Workspace {
     switch action {
     case .kill: await keepKilling()
     case .expiry(let feature):
-      await feature.expire(self)
+      if await !feature.expire(self) { try? await Task.sleep(for: .seconds(5)) }
       attempt.expiring.remove(type(of: feature).name)
       announceChange()
     }

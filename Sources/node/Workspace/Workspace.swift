@@ -66,7 +66,7 @@ package actor Workspace {
     announceChange()
   }
 
-  /// Wakes whoever waits for a change of the record.
+  /// Wakes the tasks that wait for a change of the record.
   func announceChange() {
     let changed = change
     change = Promise()

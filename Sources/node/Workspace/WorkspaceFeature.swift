@@ -75,8 +75,8 @@ package protocol ExpiringFeature: WorkspaceFeature {
   /// The wall time at which something expires next, in seconds since 1970; nil: nothing does. Pure: asked at every change of the record.
   func nextExpiry(in record: WorkspaceRecord) -> Double?
   /// Ends what has expired. Called while the tool runs and the time of `nextExpiry` is past, and not again before it has returned;
-  /// cancelled at the end of the tool.
-  func expire(_ workspace: Workspace) async
+  /// cancelled at the end of the tool. Returns false if something could not be ended, which is retried after a pause.
+  func expire(_ workspace: Workspace) async -> Bool
 }
 
 /// A launch request, as features see it.

@@ -112,19 +112,19 @@ package struct CredentialsFeature: ExpiringFeature {
   package func nextExpiry(in record: WorkspaceRecord) -> Double? { record[CredentialsFeature.self].ends.values.map(\.next).min() }
 
   /// Reports credentials that expire soon, and removes those that have expired.
-  package func expire(_ workspace: Workspace) async {
-    var failed = false
+  package func expire(_ workspace: Workspace) async -> Bool {
+    var isDone = true
     for (name, end) in workspace.record[CredentialsFeature.self].ends.sorted(by: { $0.key < $1.key }) {
       let now = Date.now.timeIntervalSince1970
-      guard workspace.record.state.isUp else { return }
+      guard workspace.record.state.isUp else { return true }
       // Another call may have replaced this credential while the loop removed one.
       guard workspace.record[CredentialsFeature.self].ends[name] == end, end.next <= now else { continue }
       if end.end <= now {
         do { try await remove(workspace, name, why: "its time was over") } catch {
-          guard !Task.isCancelled else { return }
+          guard !Task.isCancelled else { return false }
           services.logger.error(
             "cannot remove a credential; retrying", metadata: ["workspace": "\(workspace.id)", "error": "\(error)"])
-          failed = true
+          isDone = false
         }
       } else {
         await workspace.update { $0[CredentialsFeature.self].ends[name]?.isReported = true }
@@ -132,7 +132,7 @@ package struct CredentialsFeature: ExpiringFeature {
         try? await workspace.commit(.credentialsExpiring, ["name": name, "ends": wallTime(Date(timeIntervalSince1970: end.end))])
       }
     }
-    if failed { try? await Task.sleep(for: .seconds(5)) }
+    return isDone
   }
 
   private func showExpiring(_ workspace: Workspace) async {

@@ -213,8 +213,8 @@ extension DatasetsFeature {
   package func nextExpiry(in record: WorkspaceRecord) -> Double? { record[DatasetsFeature.self].mounted.compactMap(\.expires).min() }
 
   /// Detaches the datasets that have expired.
-  package func expire(_ workspace: Workspace) async {
-    var failed = false
+  package func expire(_ workspace: Workspace) async -> Bool {
+    var isDone = true
     for dataset in workspace.record[DatasetsFeature.self].mounted where dataset.isOver {
       do {
         _ = try await changing(workspace) {
@@ -224,14 +224,14 @@ extension DatasetsFeature {
           return try await detach(workspace, dataset.target, .lazy, why: "its time was over")
         }
       } catch {
-        guard !Task.isCancelled else { return }
+        guard !Task.isCancelled else { return false }
         services.logger.error(
           "cannot detach a dataset; retrying",
           metadata: ["workspace": "\(workspace.id)", "target": "\(dataset.target)", "error": "\(error)"])
-        failed = true
+        isDone = false
       }
     }
-    if failed { try? await Task.sleep(for: .seconds(5)) }
+    return isDone
   }
 
   /// Reconciles the mounts with the record after a restart of the agent. A mount that is not on record is detached; one that is on record

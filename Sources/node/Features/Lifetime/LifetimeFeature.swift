@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Linux
 internal import Foundation
+internal import Linux
 internal import Workspaces
 
 /// Stops a workspace after its maximum lifetime.
@@ -14,9 +14,10 @@ package struct LifetimeFeature: ExpiringFeature {
     return Date.now.timeIntervalSince1970 + Double(seconds) - Double(Clock.boottime - started) / 1e9
   }
 
-  package func expire(_ workspace: Workspace) async {
+  package func expire(_ workspace: Workspace) async -> Bool {
     let seconds = workspace.spec.lifecycle.maxLifetimeSeconds ?? 0
     _ = try? await workspace.stop(
       grace: nil, by: "the agent: maximum lifetime", reason: Reason(.lifetime, "maximum lifetime of \(seconds) s exceeded"))
+    return true
   }
 }
